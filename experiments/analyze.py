@@ -1,0 +1,39 @@
+"""Learn which Key and Value channels a trained transformer needs.
+
+python experiments/analyze.py                                    # bundled model and text, minutes on 2 cores
+python experiments/analyze.py checkpoint=model.pt dataset=text dataset.path=book.txt target_sparsity=0.9
+python experiments/analyze.py checkpoint=gpt2 dataset=fineweb_edu logger=wandb logger.project=masks
+python experiments/analyze.py --cfg job                          # show every key
+"""
+
+import logging
+
+import hydra
+from omegaconf import DictConfig
+
+from mechint import config as configuration
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base=configuration.VERSION_BASE, config_path="../conf", config_name="analyze")
+@configuration.entry
+def main(config: DictConfig) -> float:
+    """Compose, analyse, say where to look; returns the masked model's KL, which a sweeper may minimise."""
+    from mechint.analysis import summary_lines
+
+    output_dir = configuration.output_directory()
+    analysis = configuration.build_analysis(config)
+    record = analysis.run(
+        output_dir,
+        configuration.plain_config(config),
+        group=configuration.sweep_name(),
+        bar=False if configuration.is_sweep() else None,
+    )
+    for line in summary_lines(record, output_dir):
+        log.info(line)
+    return record["metrics"]["masked"]["kl"]
+
+
+if __name__ == "__main__":
+    configuration.launch(main)

@@ -1,0 +1,77 @@
+"""llama.cpp's `.gguf` files: weights (quantised or not), configuration and tokenizer in one."""
+
+import contextlib
+import importlib.util
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedTokenizerBase as Tokenizer
+
+from mechint.checkpoints.checkpoint import LoadedModel, LoadOptions
+from mechint.checkpoints.huggingface import architecture_notes, refuse_adapter
+from mechint.checkpoints.instantiate import causal_class, from_pretrained
+from mechint.checkpoints.pickles import refuse_placeholder
+from mechint.checkpoints.quiet import one_line, quiet
+from mechint.checkpoints.tokenizer import checked
+from mechint.errors import UserError
+
+
+def load_gguf(file: Path, options: LoadOptions) -> LoadedModel:
+    """The model in a GGUF file with its weights unpacked, and its tokenizer.
+
+    Raises `UserError` if the packages of the `gguf` extra are missing, and for damaged files and
+    architectures that transformers cannot read from GGUF.
+    """
+    missing = [name for name in ("gguf", "accelerate") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{file.name} needs {' and '.join(missing)} to be read; pip install 'mechint[gguf]'")
+    refuse_placeholder(file)
+    refuse_adapter(file.parent)
+    config, tokenizer = _read_metadata(file, options.own_tokenizer)
+    model_class, config = causal_class(config)
+    with _silent():
+        model, notes = from_pretrained(
+            model_class,
+            file,
+            options,
+            str(file.parent),
+            gguf_file=file.name,
+            config=config,
+            # Otherwise transformers may fetch kernels and compute on packed blocks, which have no gradients.
+            quantization_config=GgufConfig(dequantize=True),
+            local_files_only=True,
+        )
+    _forget_quantization(model)
+    return LoadedModel(model, (file,), tokenizer, (*architecture_notes(config), *notes))
+
+
+def _read_metadata(file: Path, with_tokenizer: bool) -> tuple[PreTrainedConfig, Tokenizer | None]:
+    directory, name = str(file.parent), file.name
+    try:
+        with _silent():
+            config = AutoConfig.from_pretrained(directory, gguf_file=name, local_files_only=True)
+            if not with_tokenizer:
+                return config, None
+            tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name, local_files_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{file} is not a GGUF file that transformers can read ({one_line(error)})"
+        ) from error
+    return config, checked(tokenizer, str(file))
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    # The weights are plain by now; the leftovers would make save_pretrained refuse them (transformers 5.23).
+    setattr(model, "hf_quantizer", None)  # noqa: B010 (PyTorch types module attributes as tensors)
+    setattr(model, "is_quantized", False)  # noqa: B010
+    if hasattr(model.config, "quantization_config"):
+        delattr(model.config, "quantization_config")
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    # For some architectures transformers' GGUF reader draws a progress bar past its own switch for them.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield

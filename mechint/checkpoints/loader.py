@@ -1,0 +1,113 @@
+"""From what the user typed as `checkpoint=` to a frozen model."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from mechint.checkpoints.checkpoint import Checkpoint, LoadOptions, sha256_of, short_name
+from mechint.checkpoints.gguf import load_gguf
+from mechint.checkpoints.huggingface import load_directory, load_safetensors
+from mechint.checkpoints.location import Location, locate
+from mechint.checkpoints.nanogpt import load_nanogpt
+from mechint.checkpoints.quiet import one_line
+from mechint.checkpoints.tokenizer import find_tokenizer
+from mechint.errors import UserError
+
+_READERS = {
+    "bundled": load_directory,
+    "huggingface": load_directory,
+    "safetensors": load_safetensors,
+    "gguf": load_gguf,
+    "nanogpt": load_nanogpt,
+}
+_ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class CheckpointLoader:
+    """Loads every kind of checkpoint into transformers' own model classes.
+
+    `attention` is the implementation ("auto": transformers' choice), `tokenizer` a directory or hub id to use
+    instead of the checkpoint's own, `revision` a branch, tag or commit of a hub id, `num_heads` the number of
+    attention heads of a nanoGPT-style checkpoint that does not name it.
+    """
+
+    attention: str = "auto"
+    tokenizer: str | None = None
+    revision: str | None = None
+    num_heads: int | None = None
+
+    def load(self, source: str, device: torch.device, dtype: str) -> Checkpoint:
+        """The frozen model, in eval mode on `device`, with its tokenizer.
+
+        `dtype` is float32, bfloat16, float16 or "auto": float32 on a CPU, the checkpoint's own elsewhere.
+        Raises `UserError` for everything that cannot be loaded or analysed.
+        """
+        options = self._options(device, dtype)
+        _check_device(device)
+        tokenizer = None if self.tokenizer is None else find_tokenizer(self.tokenizer)
+        location = locate(source, self.revision)
+        loaded = _READERS[location.format](location.path, options)
+        _freeze(loaded.model, device)
+        return Checkpoint(
+            model=loaded.model,
+            tokenizer=loaded.tokenizer if tokenizer is None else tokenizer,
+            source=location.source,
+            sha256=sha256_of(loaded.weight_files),
+            format=location.format,
+            name=short_name(location.source),
+            notes=(*loaded.notes, *self._settings_without_effect(location)),
+        )
+
+    def _options(self, device: torch.device, dtype: str) -> LoadOptions:
+        if dtype != "auto" and dtype not in _DTYPES:
+            raise UserError(f"dtype={dtype} is not known; use auto, {', '.join(_DTYPES)}")
+        own_dtype = "auto" if device.type != "cpu" else torch.float32
+        precision = _DTYPES.get(dtype, own_dtype)
+        if self.attention not in _ATTENTION:
+            raise UserError(f"model.attention={self.attention} is not known; use {', '.join(_ATTENTION)}")
+        if self.attention == "flash_attention_2":
+            _check_flash_attention(device, precision)
+        attention = None if self.attention == "auto" else self.attention
+        return LoadOptions(precision, attention, self.tokenizer is None, self.num_heads)
+
+    def _settings_without_effect(self, location: Location) -> list[str]:
+        notes = []
+        if self.revision is not None and not location.on_hub:
+            notes.append("model.revision has no effect: the checkpoint is not on the hub")
+        if self.num_heads is not None and location.format != "nanogpt":
+            notes.append("model.num_heads has no effect: the checkpoint's configuration names its heads")
+        return notes
+
+
+def _check_flash_attention(device: torch.device, dtype: torch.dtype | str) -> None:
+    if device.type == "cpu" or dtype == torch.float32:
+        raise UserError(
+            "model.attention=flash_attention_2 needs a GPU and dtype=bfloat16 or float16; use sdpa"
+        )
+    # Without the package transformers would fetch a replacement kernel from the hub.
+    if importlib.util.find_spec("flash_attn") is None:
+        raise UserError(
+            "model.attention=flash_attention_2 needs the package flash-attn; install it, or use sdpa"
+        )
+
+
+def _check_device(device: torch.device) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(
+            f"device={device} cannot be used ({one_line(error, 120)}); use device=cpu or auto"
+        ) from error
+
+
+def _freeze(model: PreTrainedModel, device: torch.device) -> None:
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    try:
+        torch.nn.Module.to(model, device)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(f"the model does not fit on {device}; use dtype=bfloat16 or device=cpu") from error

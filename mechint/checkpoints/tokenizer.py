@@ -1,0 +1,70 @@
+"""A checkpoint's own tokenizer, or another one in its place."""
+
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mechint.checkpoints.hub import download_tokenizer, looks_like_hub_id
+from mechint.checkpoints.quiet import one_line, quiet
+from mechint.errors import UserError
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
+    """The fast tokenizer of a directory, None if it holds no tokenizer files.
+
+    Raises `UserError` where there are such files and they do not make a working fast tokenizer.
+    """
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        return None
+    try:
+        with quiet():
+            if (
+                not (directory / "tokenizer_config.json").is_file()
+                and (directory / "tokenizer.json").is_file()
+            ):
+                # The architecture's default class would add its own special tokens, outside the vocabulary.
+                tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+            else:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    directory, local_files_only=True, trust_remote_code=False
+                )
+    except Exception as error:
+        raise UserError(
+            f"the tokenizer in {directory} cannot be loaded ({one_line(error, 120)}); "
+            "repair it or name another with model.tokenizer=PATH_OR_HUB_ID"
+        ) from error
+    return checked(tokenizer, str(directory))
+
+
+def find_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """The tokenizer in a directory, in a `tokenizer.json` file or on the hub.
+
+    Raises `UserError` if there is none.
+    """
+    path = Path(source).expanduser()
+    if path.is_file():
+        path = path.parent
+    elif not path.is_dir():
+        if not looks_like_hub_id(source):
+            raise UserError(f"model.tokenizer={source}: there is no such directory; give one, or a hub id")
+        path = download_tokenizer(source)
+    tokenizer = read_tokenizer(path)
+    if tokenizer is None:
+        raise UserError(f"model.tokenizer={source}: {path} holds no tokenizer (tokenizer.json)")
+    return tokenizer
+
+
+def checked(tokenizer: PreTrainedTokenizerBase, where: str) -> PreTrainedTokenizerBase:
+    """The tokenizer itself, once it has shown that it is a fast one and knows some text.
+
+    Raises `UserError` otherwise: transformers builds an empty tokenizer from some incomplete sets of files.
+    """
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer in {where} is not a fast one; save it with a tokenizer.json")
+    if not tokenizer("a", add_special_tokens=False).input_ids:
+        raise UserError(
+            f"the tokenizer in {where} is empty (incomplete files?); save it with a tokenizer.json"
+        )
+    return tokenizer

@@ -1,0 +1,15 @@
+"""2. Text -> calibration and evaluation tokens.
+
+documents (python_docs, text, huggingface) -> two sides (splits) -> one stream of tokens a side (tokenise,
+byte_counts) -> rows of T+1 tokens (packing) -> TokenData. Files of ready tokens (tokens) join at the stream.
+"""
+
+from mechint.data.dataset import Dataset
+from mechint.data.huggingface import HuggingFaceText
+from mechint.data.python_docs import PythonDocs
+from mechint.data.text import TextFiles
+from mechint.data.text_dataset import TextDataset
+from mechint.data.token_data import TokenData
+from mechint.data.tokens import TokenFiles
+
+__all__ = ["Dataset", "HuggingFaceText", "PythonDocs", "TextDataset", "TextFiles", "TokenData", "TokenFiles"]

@@ -1,0 +1,145 @@
+"""What every dataset has in common: rows of one length, so many tokens on each side."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from mechint.data.packing import TokenStream, cut_rows, even_rows, num_rows, seeded_rows
+from mechint.data.token_data import TokenData, digest_of_rows
+from mechint.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+DEFAULT_SEQUENCE_LENGTH = 256
+
+
+class Sides(NamedTuple):
+    """Calibration and evaluation tokens before they are cut into rows, and what a reader must know."""
+
+    calibration: TokenStream
+    evaluation: TokenStream
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Dataset(ABC):
+    """A source of calibration and evaluation tokens.
+
+    sequence_length: inputs per row; None = 256, or the model's positions where there are fewer.
+    calibration_tokens, evaluation_tokens: at most so many predicted tokens on each side.
+    """
+
+    sequence_length: int | None = None
+    calibration_tokens: int = 131_072
+    evaluation_tokens: int = 65_536
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """A short name for results and figures, made of letters, digits, '.', '_' and '-'."""
+
+    @abstractmethod
+    def sides(self, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Sides:
+        """The tokens of both sides, in two streams that share no text."""
+
+    def load(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer_name: str,
+        vocab_size: int,
+        max_positions: int | None,
+        seed: int,
+    ) -> TokenData:
+        """The tokens for one checkpoint; the seed picks and orders calibration rows and nothing else.
+
+        Raises UserError if a setting is impossible, the source cannot be read or holds too little, or the
+        tokenizer is missing or does not fit the vocabulary.
+        """
+        length = self._row_length(max_positions)
+        calibration, evaluation, notes = self.sides(tokenizer, seed)
+        self._check_enough(calibration, evaluation, length)
+        available = num_rows(len(calibration.ids), length)
+        chosen = seeded_rows(available, self.calibration_tokens // length, seed)
+        learn = cut_rows(calibration.ids, chosen, length)  # [N, T+1]
+        available = num_rows(len(evaluation.ids), length)
+        chosen = even_rows(available, self.evaluation_tokens // length)
+        measure = cut_rows(evaluation.ids, chosen, length)  # [M, T+1]
+        highest = int(max(learn.max(), measure.max()))
+        if highest >= vocab_size:
+            raise UserError(self.vocabulary_message(highest, vocab_size, tokenizer_name))
+        num_bytes = None
+        if evaluation.byte_counts is not None:
+            num_bytes = int(cut_rows(evaluation.byte_counts, chosen, length)[:, 1:].sum())
+        else:
+            notes += ("bits per byte are unknown: nothing tells how many bytes of text a token stands for",)
+        notes += _shortage("calibration", len(learn), self.calibration_tokens, length)
+        notes += _shortage("evaluation", len(measure), self.evaluation_tokens, length)
+        return TokenData(
+            name=self.title,
+            tokenizer=tokenizer_name,
+            calibration=torch.from_numpy(learn),
+            evaluation=torch.from_numpy(measure),
+            evaluation_bytes=num_bytes,
+            evaluation_digest=digest_of_rows(measure),
+            notes=notes,
+        )
+
+    def vocabulary_message(self, highest: int, vocab_size: int, tokenizer_name: str) -> str:
+        """What is wrong, and what to do, when a token id is outside the checkpoint's vocabulary."""
+        return (
+            f"tokenizer {tokenizer_name} gives token id {highest}, but the checkpoint's vocabulary has only "
+            f"{vocab_size} entries: give the checkpoint's own tokenizer with model.tokenizer=DIRECTORY"
+        )
+
+    def _row_length(self, max_positions: int | None) -> int:
+        """T, the inputs per row, once all sizes are known to be possible."""
+        length = self.sequence_length
+        if length is None:
+            length = min(DEFAULT_SEQUENCE_LENGTH, max_positions or DEFAULT_SEQUENCE_LENGTH)
+        _check_whole("sequence_length", length)
+        if max_positions is not None and length > max_positions:
+            raise UserError(
+                f"dataset.sequence_length={length} is more than the {max_positions} positions of the "
+                f"checkpoint: give dataset.sequence_length={max_positions} or less"
+            )
+        for key in ("calibration_tokens", "evaluation_tokens"):
+            tokens = getattr(self, key)
+            _check_whole(key, tokens)
+            if tokens < length:
+                raise UserError(
+                    f"dataset.{key}={tokens} is less than one sequence of {length} tokens: raise it, or "
+                    f"lower dataset.sequence_length"
+                )
+        return length
+
+    def _check_enough(self, calibration: TokenStream, evaluation: TokenStream, length: int) -> None:
+        """Raise UserError if a side, here the shorter one, does not fill one row."""
+        tokens, side = min((len(calibration.ids), "calibration"), (len(evaluation.ids), "evaluation"))
+        if num_rows(tokens, length) == 0:
+            shorter = f", or dataset.sequence_length={tokens - 1} or less" if tokens > 1 else ""
+            raise UserError(
+                f"the {side} side of dataset {self.title} has only {tokens} tokens, and one sequence with "
+                f"its last target takes {length + 1}: give more text{shorter}"
+            )
+
+
+def safe_title(*parts: str | None) -> str:
+    """The parts that are there, joined by '-', fit for a directory name."""
+    return "-".join(re.sub(r"[^A-Za-z0-9._-]+", "-", part).strip("-") for part in parts if part)
+
+
+def _check_whole(key: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"dataset.{key} must be a whole number of at least 1, not {value!r}")
+
+
+def _shortage(side: str, rows: int, wanted: int, length: int) -> tuple[str, ...]:
+    if rows == wanted // length:
+        return ()
+    return (f"only {rows * length:,} of {wanted:,} {side} tokens are available",)

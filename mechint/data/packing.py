@@ -1,0 +1,34 @@
+"""One long stream of tokens -> rows of T inputs and, shifted by one, T targets."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class TokenStream(NamedTuple):
+    """Token ids, integers [S], and the bytes of text each stands for, [S] (None where unknown)."""
+
+    ids: np.ndarray
+    byte_counts: np.ndarray | None
+
+
+def num_rows(num_tokens: int, length: int) -> int:
+    """Rows of length + 1 tokens with stride length: each token but the first is a target at most once."""
+    return max(0, (num_tokens - 1) // length)
+
+
+def cut_rows(values: np.ndarray, rows: np.ndarray, length: int) -> np.ndarray:
+    """The chosen rows [N] of values [S] as int64 [N, T+1]; a memory map is read only where needed."""
+    positions = rows[:, None] * length + np.arange(length + 1)  # [N, T+1]
+    return values[positions].astype(np.int64)
+
+
+def even_rows(available: int, wanted: int) -> np.ndarray:
+    """Row numbers [<= wanted] spread evenly over all that are available, in order."""
+    wanted = min(available, wanted)
+    return np.arange(wanted) * available // wanted
+
+
+def seeded_rows(available: int, wanted: int, seed: int) -> np.ndarray:
+    """Row numbers [<= wanted] chosen without replacement, in random order."""
+    return np.random.default_rng(seed).choice(available, min(available, wanted), replace=False)

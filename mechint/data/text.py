@@ -1,0 +1,93 @@
+"""Documents from text files."""
+
+import glob
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from mechint.data.dataset import safe_title
+from mechint.data.splits import Document, DocumentSplit, split_as_given, split_documents
+from mechint.data.text_dataset import TextDataset
+from mechint.data.tokenise import DocumentEncoder
+from mechint.errors import UserError
+
+SUFFIXES = (".txt", ".text", ".md", ".rst")
+
+
+@dataclass(kw_only=True)
+class TextFiles(TextDataset):
+    """UTF-8 text files.
+
+    path: a file, a directory (all text files below it) or a glob.
+    evaluation_path: the same for the evaluation side; None = a part of `path` is held out.
+    document_separator: what stands between two documents of one file; None = a file is one document.
+    """
+
+    path: str | None = None
+    evaluation_path: str | None = None
+    document_separator: str | None = "<|endoftext|>"
+
+    @property
+    def title(self) -> str:
+        return safe_title("text", Path(self.path or "").name)
+
+    def document_split(self, encoder: DocumentEncoder | None = None) -> DocumentSplit:  # noqa: ARG002
+        """Hold out documents of `path`, or take those of `evaluation_path`."""
+        if self.path is None:
+            raise UserError("dataset=text needs a file, a directory or a glob: give dataset.path=...")
+        documents = self._documents(self.path)
+        if self.evaluation_path is None:
+            return split_documents(documents, self.evaluation_fraction)
+        calibration, evaluation, notes = split_as_given(documents, self._documents(self.evaluation_path))
+        if self.evaluation_fraction != TextFiles.evaluation_fraction:
+            notes += ("dataset.evaluation_fraction has no effect: dataset.evaluation_path is given",)
+        return DocumentSplit(calibration, evaluation, notes)
+
+    def _documents(self, path: str) -> list[Document]:
+        """All documents below a path. Raises UserError if there is none."""
+        texts = [text for file in text_files(path) for text in self._texts(read_text(file))]
+        documents = [Document.of(text) for text in texts if text.strip()]
+        if not documents:
+            raise UserError(f"{path} is empty: give a path with text in it")
+        return documents
+
+    def _texts(self, text: str) -> list[str]:
+        return text.split(self.document_separator) if self.document_separator else [text]
+
+
+def text_files(path: str) -> list[Path]:
+    """The files that a path means, in natural order (part2 before part10). Raises UserError if none."""
+    root = Path(path).expanduser()
+    if root.is_file():
+        return [root]
+    if root.is_dir():
+        found = [file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and _visible(file, root)]
+        problem = f"no {', '.join(SUFFIXES)} file below {path}: name the files with a glob"
+    else:
+        # Path.glob takes no absolute patterns.
+        found = [Path(name) for name in glob.glob(str(root), recursive=True)]  # noqa: PTH207
+        problem = f"no file, directory or glob {path} (seen from {Path.cwd()}): give another path"
+    files = sorted((file for file in found if file.is_file()), key=_natural)
+    if not files:
+        raise UserError(problem)
+    return files
+
+
+def read_text(file: Path) -> str:
+    """The text of a UTF-8 file, line ends as they are. Raises UserError if it cannot be read."""
+    try:
+        return file.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{file} is not UTF-8 text (byte {error.start}): convert it, for example with iconv -t utf-8"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read {file} ({error.strerror}): give a readable path") from None
+
+
+def _visible(file: Path, root: Path) -> bool:
+    return not any(part.startswith(".") for part in file.relative_to(root).parts)
+
+
+def _natural(file: Path) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(file))]

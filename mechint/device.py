@@ -1,0 +1,23 @@
+"""Where a run computes."""
+
+from __future__ import annotations
+
+import torch
+
+from mechint.errors import UserError
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a `device=` setting; "auto" is the first CUDA device, or the CPU where there is none.
+
+    Raises UserError for a device that does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"device={name} is not known; use auto, cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: no CUDA device is available here; use device=cpu")
+    return device

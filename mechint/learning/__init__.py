@@ -1,0 +1,30 @@
+"""Learning masks: methods, objectives, schedules and the trainer."""
+
+from mechint.learning.annealed_sigmoid import AnnealedSigmoid
+from mechint.learning.hard_concrete import HardConcrete
+from mechint.learning.objectives import KlObjective, NllObjective
+from mechint.learning.optimizers import NormalizedSGD
+from mechint.learning.schedules import (
+    ConstantSchedule,
+    CosineSchedule,
+    CubicSchedule,
+    ExponentialSchedule,
+    LinearSchedule,
+)
+from mechint.learning.topk import TopK
+from mechint.learning.trainer import MaskTrainer
+
+__all__ = [
+    "AnnealedSigmoid",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "CubicSchedule",
+    "ExponentialSchedule",
+    "HardConcrete",
+    "KlObjective",
+    "LinearSchedule",
+    "MaskTrainer",
+    "NllObjective",
+    "NormalizedSGD",
+    "TopK",
+]

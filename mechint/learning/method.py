@@ -1,0 +1,89 @@
+"""What every mask method has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.masking.masked_model import MaskedModel
+from mechint.masking.units import Pools, Scope, Unit, Units, make_pools, make_units
+
+Ablation = Literal["zero", "mean"]
+
+
+@dataclass(kw_only=True)
+class MaskMethod:
+    """Which units a mask is made of, where they compete, and how a method scores them.
+
+    unit: `channel`, `rope_pair` or `head`. scope: units compete `global`ly, `per_layer` or `per_head`. tie_kv: one mask for K and
+    V. key_sparsity, value_sparsity: targets of their own. ablation: what a removed channel becomes, `zero` or its `mean`
+    over the calibration data.
+
+    A method owns scores [U]; the higher, the longer a unit is kept.
+    """
+
+    unit: Unit = "channel"
+    scope: Scope = "global"
+    tie_kv: bool = False
+    key_sparsity: float | None = None
+    value_sparsity: float | None = None
+    ablation: Ablation = "zero"
+
+    def __post_init__(self) -> None:
+        if self.ablation not in get_args(Ablation):
+            raise UserError(f"mask.ablation={self.ablation} is not known; use one of {', '.join(get_args(Ablation))}")
+        for name in ("key_sparsity", "value_sparsity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"mask.{name}={value} must lie in [0, 1]; it is the fraction of units removed")
+
+    def prepare(self, masked: MaskedModel, target_sparsity: float, generator: torch.Generator) -> None:
+        """Make the units, their pools and fresh scores for a model."""
+        self.units: Units = make_units(masked, self.unit, self.tie_kv)
+        self.pools: Pools = make_pools(
+            self.units, target_sparsity, self.scope, self.key_sparsity, self.value_sparsity
+        )
+        self.start(masked.device, generator)
+
+    def start(self, device: torch.device, generator: torch.Generator) -> None:
+        """Make fresh scores."""
+        raise AssertionError("subclasses own the scores")
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer updates, as torch parameter groups."""
+        raise AssertionError("subclasses own the scores")
+
+    def gates(self, share: float, progress: float) -> Tensor:
+        """Gates [U] of the next forward pass, differentiable in the scores.
+
+        share: the part of the target sparsity to reach now. progress: part of the run done. Both in [0, 1].
+        """
+        raise AssertionError("subclasses say how scores become gates")
+
+    def penalty(self, share: float) -> Tensor | None:  # noqa: ARG002
+        """What is added to the objective, if anything."""
+        return None
+
+    def scores(self) -> Tensor:
+        """The current scores [U], detached."""
+        raise AssertionError("subclasses own the scores")
+
+    def temperature_at(self, progress: float) -> float | None:  # noqa: ARG002
+        """The surrogate's temperature, for methods that have one."""
+        return None
+
+    def hard_mask(self, share: float = 1.0) -> Tensor:
+        """The hard mask, bool [U], of exactly the scheduled count."""
+        return self.pools.select(self.scores(), share)
+
+
+def importance(scores: Tensor) -> Tensor:
+    """Rank-preserving rescaling of scores [U] to [0, 1], linear between the lowest and the highest score."""
+    low, high = scores.min(), scores.max()
+    if high == low:
+        return torch.ones_like(scores)
+    return (scores - low) / (high - low)

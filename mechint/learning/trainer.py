@@ -1,0 +1,135 @@
+"""The loop that learns a mask while every weight stays frozen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.learning.dense_outputs import DenseOutputs
+from mechint.learning.method import MaskMethod
+from mechint.learning.objectives import KlObjective, Objective
+from mechint.learning.schedules import ConstantSchedule, SparsitySchedule
+from mechint.masking.masked_model import MaskedModel
+
+Metrics = dict[str, float | None]
+
+
+@dataclass
+class Training:
+    """What a training run leaves: its history and what it cost.
+
+    history: one entry per logged step. tokens: tokens that went through a forward and backward pass.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(kw_only=True)
+class MaskTrainer:
+    """Learns a method's scores by gradient descent on an objective under hard or soft gates.
+
+    batch_size: sequences per step. log_every: steps between two logged lines. learning_rate_decay: the learning rate falls linearly
+    to this fraction of itself over the run. dense_cache_gib: up to this size the dense model's outputs are kept and not
+    computed again.
+    """
+
+    batch_size: int = 8
+    log_every: int = 10
+    learning_rate_decay: float = 1.0
+    dense_cache_gib: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.log_every < 1:
+            raise UserError("trainer.batch_size and trainer.log_every must be at least 1")
+
+    def train(
+        self,
+        masked: MaskedModel,
+        rows: Tensor,
+        method: MaskMethod,
+        objective: Objective,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: SparsitySchedule | ConstantSchedule,
+        steps: int,
+        generator: torch.Generator,
+        on_step: Callable[[int, Metrics, bool], None],
+    ) -> Training:
+        """Learn from calibration rows [N, T + 1]; `on_step(step, metrics, logged)` is called after every step."""
+        assert not any(p.requires_grad for p in masked.model.parameters()), "weights are frozen"
+        dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
+        assert_dense_start(masked, rows[: self.batch_size, :-1])
+        optimizer = make_optimizer(method.parameter_groups())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step / steps))
+        if masked.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(masked.device)
+        run, start, before = Training(), time.perf_counter(), method.hard_mask(0.0)
+        for step, chosen in enumerate(_batches(len(rows), self.batch_size, steps, generator)):
+            progress = step / max(steps - 1, 1)
+            share = schedule(progress)
+            batch = rows[chosen].to(masked.device)  # [B, T + 1]
+            gates = method.units.to_channels(method.gates(share, progress))  # [N]
+            logits = masked.logits(batch[:, :-1], gates)  # [B, T, V]
+            loss = objective(logits, batch[:, 1:], dense(chosen) if objective.needs_dense else None)
+            penalty = method.penalty(share)
+            (loss if penalty is None else loss + penalty).backward()
+            learning_rate = optimizer.param_groups[0]["lr"]
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            now = method.hard_mask(share)
+            metrics = {
+                "loss": loss.item(),
+                "scheduled_sparsity": _scheduled(method, share),
+                "sparsity": 1 - now.float().mean().item(),
+                "temperature": method.temperature_at(progress),
+                "learning_rate": learning_rate,
+                "changed_units": int((now != before).sum()),
+            }
+            before = now
+            logged = step % self.log_every == 0 or step == steps - 1
+            if logged:
+                run.history.append({"step": step, **metrics})
+            on_step(step, metrics, logged)
+            run.tokens += batch[:, 1:].numel()
+        run.steps, run.seconds = steps, time.perf_counter() - start
+        if masked.device.type == "cuda":
+            run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
+        return run
+
+    def _rate(self, progress: float) -> float:
+        return 1 + (self.learning_rate_decay - 1) * progress
+
+
+def _scheduled(method: MaskMethod, share: float) -> float:
+    pools = method.pools
+    sizes = torch.bincount(pools.of_unit).double()
+    return share * float((sizes * pools.share).sum() / sizes.sum())
+
+
+def _batches(num_rows: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Row numbers [B] for each step: every row once per pass over the data, in a fresh order each pass."""
+    waiting = torch.empty(0, dtype=torch.long)
+    for _ in range(steps):
+        while len(waiting) < batch_size:
+            waiting = torch.cat([waiting, torch.randperm(num_rows, generator=generator)])
+        chosen, waiting = waiting[:batch_size], waiting[batch_size:]
+        yield chosen
+
+
+@torch.no_grad()
+def assert_dense_start(masked: MaskedModel, tokens: Tensor) -> None:
+    """Check on tokens [B, T] that the all-ones mask is the dense model, KL = 0 exactly."""
+    tokens = tokens.to(masked.device)
+    ones = torch.ones(masked.space.num_channels, device=masked.device)
+    kl = KlObjective()(masked.logits(tokens, ones), tokens, masked.logits(tokens)).item()
+    assert kl == 0, f"the all-ones mask changes the model (KL {kl})"

@@ -1,0 +1,45 @@
+"""The steps of a run as a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from mechint.loggers.logger import Logger, RunInfo
+from mechint.loggers.values import plain
+
+
+class JsonlLogger(Logger):
+    """Writes `metrics.jsonl` into the output directory: one JSON object per logged step.
+
+    Each line is written and flushed as a whole, so the file can be read while the run goes on and a killed
+    run leaves complete lines. NaN and infinity, which JSON does not have, become null. A file of an earlier
+    run in the same directory is replaced, because two runs in one curve would be neither.
+    """
+
+    name = "jsonl"
+
+    def __init__(self) -> None:
+        self._file: TextIO | None = None
+
+    def start(self, run: RunInfo) -> None:
+        run.output_dir.mkdir(parents=True, exist_ok=True)
+        self._file = (run.output_dir / "metrics.jsonl").open("w", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        assert self._file is not None, "log() before start()"
+        line = {"step": step} | {name: _json_number(value) for name, value in metrics.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def finish(self, succeeded: bool) -> None:  # noqa: ARG002
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _json_number(value: Any) -> Any:
+    value = plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,96 @@
+"""What a person sees while a run goes on."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from mechint.loggers.values import flatten
+
+log = logging.getLogger(__name__)
+
+LINES_PER_RUN = 10
+
+
+class Progress:
+    """The step, a few numbers and the time left: a bar on a terminal, otherwise about ten log lines per run.
+
+    `bar` forces one or the other; None means a bar where stderr is a terminal. Sweeps force lines, since
+    the bars of several jobs at once would overwrite each other. Lines go through `logging`, so they also
+    reach a job's log file.
+    """
+
+    def __init__(self, bar: bool | None = None) -> None:
+        self.bar = sys.stderr.isatty() if bar is None else bar
+        self._open = ExitStack()
+        self._tqdm: tqdm | None = None
+        self._total = 0
+        self._started = 0.0
+        self._next_line = 0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self, total: int, title: str = "") -> None:
+        """Begin to count `total` steps, under a title such as "learning masks"."""
+        self.close()
+        self._total, self._started, self._title = total, time.monotonic(), title
+        self._next_line = self._line_every
+        if self.bar:
+            self._tqdm = self._open.enter_context(
+                tqdm(
+                    total=total,
+                    desc=title or None,
+                    leave=False,
+                    mininterval=0.5,
+                    dynamic_ncols=True,
+                    file=sys.stderr,
+                )
+            )
+            # Without this a log line would be printed into the middle of the bar.
+            self._open.enter_context(logging_redirect_tqdm())
+
+    def update(self, step: int, values: Mapping[str, Any]) -> None:
+        """Report that `step` steps of the total are done, with the numbers of the last one."""
+        if self._tqdm is not None:
+            self._tqdm.set_postfix(
+                {name: _number(value) for name, value in flatten(values).items()}, refresh=False
+            )
+            self._tqdm.update(step - self._tqdm.n)
+        elif step >= self._next_line or step == self._total:
+            self._next_line = step - step % self._line_every + self._line_every
+            log.info(self._line(step, values))
+
+    def message(self, text: str) -> None:
+        """Say something in between, above the bar if there is one."""
+        log.info(text)
+
+    def close(self) -> None:
+        """Take the bar away; harmless when there is none."""
+        self._open.close()
+        self._tqdm = None
+
+    @property
+    def _line_every(self) -> int:
+        return max(1, round(self._total / LINES_PER_RUN))
+
+    def _line(self, step: int, values: Mapping[str, Any]) -> str:
+        seconds_left = (time.monotonic() - self._started) / max(step, 1) * (self._total - step)
+        numbers = [f"{name} {_number(value)}" for name, value in flatten(values).items()]
+        title = [self._title] if self._title else []
+        left = f"{tqdm.format_interval(seconds_left)} left"
+        return "  ".join([*title, f"step {step}/{self._total}", *numbers, left])
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,127 @@
+"""A frozen model whose Key and Value channels can be switched on and off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mechint.errors import UserError
+from mechint.masking.attention import LayerGate, enable_hooks, hooks, restore_attention
+from mechint.masking.space import ChannelSpace, LayerShape
+
+
+class MaskedModel:
+    """A frozen causal language model seen as a function of its channel gates.
+
+    The gates are one flat tensor [N] over `space` (1 keeps a channel, 0 removes it). Masks act per KV head on the final keys and
+    values, after projection, bias, QK-norm and RoPE, so removing K channel c drops the term q_c k_c from every query head
+    of the group, and removing V channel c drops that coordinate of the heads' output.
+
+    Raises UserError when not every attention layer can be reached exactly once.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        assert not model.training, "load the model in eval mode"
+        self.model = model
+        self.implementation = enable_hooks(model)
+        try:
+            self._modules, self.space = _find_layers(model)
+        except Exception:
+            restore_attention(model, self.implementation)
+            raise
+        self.fill: Tensor | None = None  # [N]: what removed channels become; None is zero
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's weights are."""
+        return self.model.device
+
+    def logits(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Next-token logits [B, T, V] for tokens [B, T] under gates [N] (None: the dense model)."""
+        with self.gated(gates):
+            return self.model(input_ids=tokens, use_cache=False).logits
+
+    @contextmanager
+    def gated(self, gates: Tensor | None) -> Iterator[None]:
+        """Apply gates [N] to every forward pass of `model` inside the block."""
+        if gates is None:
+            yield
+            return
+        with hooks([(module, self._layer_gate(i, gates)) for i, module in enumerate(self._modules)]):
+            yield
+
+    def _layer_gate(self, position: int, gates: Tensor) -> LayerGate:
+        views = [self.space.view(gates, position, kind) for kind in ("k", "v")]
+        fills = [None, None]
+        if self.fill is not None:
+            fills = [self.space.view(self.fill, position, kind) for kind in ("k", "v")]
+        return LayerGate(*views, *fills)
+
+    @contextmanager
+    def recording(self, recorder: LayerRecorder) -> Iterator[None]:
+        """Call `recorder` with every layer's (position, query, key, value) inside the block, changing nothing."""
+
+        def hook_for(position: int):
+            def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+                recorder(position, query, key, value)
+                return key, value
+
+            return hook
+
+        with hooks([(module, hook_for(i)) for i, module in enumerate(self._modules)]):
+            yield
+
+    def close(self) -> None:
+        """Give the model back its own attention implementation."""
+        restore_attention(self.model, self.implementation)
+
+
+class LayerRecorder:
+    """Called with a layer's position, query [B, H, T, C], key [B, G, T, C] and value [B, G, T, C]."""
+
+    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Look at one layer's states."""
+        raise AssertionError("subclasses say what to record")
+
+
+def _find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:
+    """Find the attention layers by running the model once on a few tokens and seeing who calls."""
+    if getattr(model.config, "num_kv_shared_layers", 0):
+        raise UserError(
+            f"architecture {model.config.model_type!r} shares keys and values between layers, which is not supported; "
+            "use a model in which every layer has its own"
+        )
+    calls: list[tuple[nn.Module, LayerShape]] = []
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def see(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        calls.append(
+            (
+                module,
+                LayerShape(
+                    name=names[id(module)],
+                    index=int(getattr(module, "layer_idx", len(calls))),
+                    num_query_heads=query.shape[1],
+                    num_kv_heads=key.shape[1],
+                    key_width=key.shape[3],
+                    value_width=value.shape[3],
+                ),
+            )
+        )
+        return key, value
+
+    with hooks([(module, see) for module in model.modules()]), torch.no_grad():
+        model(input_ids=torch.zeros(1, 4, dtype=torch.long, device=model.device), use_cache=False)
+
+    expected = model.config.get_text_config().num_hidden_layers
+    if len(calls) != expected or len({id(module) for module, _ in calls}) != expected:
+        raise UserError(
+            f"architecture {model.config.model_type!r} is not supported: {len(calls)} of its {expected} layers "
+            "use transformers' attention interface; use a model whose every layer is softmax attention"
+        )
+    calls.sort(key=lambda call: call[1].index)
+    return [module for module, _ in calls], ChannelSpace(tuple(shape for _, shape in calls))

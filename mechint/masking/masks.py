@@ -1,0 +1,131 @@
+"""A finished mask, per layer, and its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.masking.space import ChannelSpace
+from mechint.records import write_atomically
+
+TENSORS = ("k_mask", "v_mask", "k_importance", "v_importance")
+
+
+@dataclass(frozen=True)
+class LayerMask:
+    """The channels one attention layer keeps.
+
+    k_mask, v_mask: bool [G, C], True keeps the channel. k_importance, v_importance: float [G, C] in [0, 1], in the order in
+    which the method would keep units. sparsity: fraction of the layer's channels removed, K and V together.
+    """
+
+    k_mask: Tensor
+    v_mask: Tensor
+    k_importance: Tensor
+    v_importance: Tensor
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the layer's K and V channels that are removed."""
+        total = self.k_mask.numel() + self.v_mask.numel()
+        return 1 - (int(self.k_mask.sum()) + int(self.v_mask.sum())) / total
+
+
+MaskSet = dict[str, LayerMask]
+
+
+def masks_by_layer(space: ChannelSpace, keep: Tensor, importance: Tensor) -> MaskSet:
+    """Cut flat tensors, keep bool [N] and importance float [N], into one LayerMask per layer, in layer order."""
+    keep, importance = keep.cpu(), importance.float().cpu()
+    return {
+        layer.name: LayerMask(
+            *(space.view(keep, i, kind).clone() for kind in ("k", "v")),
+            *(space.view(importance, i, kind).clone() for kind in ("k", "v")),
+        )
+        for i, layer in enumerate(space.layers)
+    }
+
+
+def flat_keep(space: ChannelSpace, masks: MaskSet) -> Tensor:
+    """The bool tensor [N] of a MaskSet whose layers are those of `space`.
+
+    Raises UserError where names or shapes differ.
+    """
+    parts = []
+    for layer in space.layers:
+        mask = masks.get(layer.name)
+        shapes = ((layer.num_kv_heads, layer.key_width), (layer.num_kv_heads, layer.value_width))
+        if mask is None or (tuple(mask.k_mask.shape), tuple(mask.v_mask.shape)) != shapes:
+            raise UserError(f"the mask does not fit layer {layer.name!r} of this model; use the checkpoint it was made for")
+        parts += [mask.k_mask.flatten(), mask.v_mask.flatten()]
+    return torch.cat(parts)
+
+
+def save_masks(masks: MaskSet, directory: Path, metadata: Mapping[str, str]) -> list[Path]:
+    """Write final_masks.pt and final_masks.safetensors, atomically, and return their paths.
+
+    The safetensors file holds "<module path>.<tensor>" and keeps the layers' order, and `metadata`, in its header.
+    """
+    pickled, flat = directory / "final_masks.pt", directory / "final_masks.safetensors"
+    content = {
+        name: {tensor: getattr(mask, tensor) for tensor in TENSORS} | {"sparsity": mask.sparsity}
+        for name, mask in masks.items()
+    }
+    with write_atomically(pickled) as temporary:
+        torch.save(content, temporary)
+    tensors = {f"{name}.{tensor}": getattr(mask, tensor).contiguous() for name, mask in masks.items() for tensor in TENSORS}
+    with write_atomically(flat) as temporary:
+        save_file(tensors, temporary, metadata={**metadata, "layers": json.dumps(list(masks))})
+    return [pickled, flat]
+
+
+def load_masks(path: Path) -> MaskSet:
+    """Read a mask file (.safetensors or .pt); nothing in it is ever executed.
+
+    Raises UserError for a missing, damaged or foreign file.
+    """
+    try:
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+        return {name: _layer_mask(name, tensors, path) for name, tensors in content.items()}
+    except FileNotFoundError as error:
+        raise UserError(f"no mask file at {path}; give a finished run's final_masks.safetensors") from error
+
+
+def _read_safetensors(path: Path) -> dict[str, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            layers = json.loads((file.metadata() or {})["layers"])
+            return {name: {tensor: file.get_tensor(f"{name}.{tensor}") for tensor in TENSORS} for name in layers}
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is not a mask file ({error}); give a finished run's final_masks.safetensors") from error
+
+
+def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # torch.load raises many kinds for damaged files
+        reason = str(error).strip().split("\n")[0][:200]
+        raise UserError(f"{path} cannot be read as a mask file ({reason}); give a finished run's final_masks.pt") from error
+    if not isinstance(content, dict) or not content or not all(isinstance(v, dict) for v in content.values()):
+        raise UserError(f"{path} is not a mask file; give a finished run's final_masks.pt")
+    return content
+
+
+def _layer_mask(name: object, tensors: Mapping[str, object], path: Path) -> LayerMask:
+    found = [tensors.get(tensor) for tensor in TENSORS]
+    if not isinstance(name, str) or not all(isinstance(tensor, Tensor) and tensor.ndim == 2 for tensor in found):
+        raise UserError(f"{path}: layer {name!r} lacks {', '.join(TENSORS)} of shape [KV heads, channels]; it is not a mask file")
+    k_mask, v_mask, k_importance, v_importance = (tensor for tensor in found if isinstance(tensor, Tensor))
+    if k_mask.shape != k_importance.shape or v_mask.shape != v_importance.shape:
+        raise UserError(f"{path}: masks and importance of layer {name!r} differ in shape; the file is damaged")
+    return LayerMask(k_mask.bool(), v_mask.bool(), k_importance.float(), v_importance.float())

@@ -1,0 +1,184 @@
+"""Units: what one mask bit switches, and how many of them a target leaves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.masking.masked_model import MaskedModel
+from mechint.masking.rotary import rotary_partners
+from mechint.masking.space import ChannelSpace
+
+Unit = Literal["channel", "rope_pair", "head"]
+Scope = Literal["global", "per_layer", "per_head"]
+
+
+@dataclass(frozen=True)
+class Units:
+    """The units of a model: U of them, each switching one or more of the N channels.
+
+    of_channel: LongTensor [N], the unit of each channel. layer, head: LongTensor [U], position of the unit's layer and its KV head.
+    has_key, has_value: bool [U], whether the unit switches K channels, V channels (both with `tie_kv`).
+    """
+
+    space: ChannelSpace
+    of_channel: Tensor
+    layer: Tensor
+    head: Tensor
+    has_key: Tensor
+    has_value: Tensor
+
+    @property
+    def count(self) -> int:
+        """U, the number of units."""
+        return len(self.layer)
+
+    def to_channels(self, values: Tensor) -> Tensor:
+        """Spread a per-unit tensor [U] to the channels [N]; differentiable."""
+        return values[self.of_channel.to(values.device)]
+
+    def pools(self, scope: Scope) -> Tensor:
+        """The pool of each unit, LongTensor [U]: units compete for places only inside their pool.
+
+        Inside a layer or a head, K and V compete with each other.
+        """
+        if scope == "global":
+            return torch.zeros_like(self.layer)
+        if scope == "per_layer":
+            return self.layer
+        heads = self.layer * (int(self.head.max()) + 1) + self.head
+        return torch.unique(heads, return_inverse=True)[1]
+
+
+def make_units(masked: MaskedModel, unit: Unit = "channel", tie_kv: bool = False) -> Units:
+    """Group the channels of a model into units.
+
+    `rope_pair` joins the two key channels that are rotated together (values stay single); `head` joins all key
+    channels of a KV head, and all its value channels; `tie_kv` joins what it finds at the same place in K and V.
+
+    Raises UserError for an unknown unit, or for `tie_kv` where K and V differ in width.
+    """
+    if unit not in get_args(Unit):
+        raise UserError(f"mask.unit={unit} is not known; use one of {', '.join(get_args(Unit))}")
+    space = masked.space
+    labels = space.labels()
+    layer, kind, head, channel = (labels[name].clone() for name in ("layer", "kind", "head", "channel"))
+    if tie_kv and any(shape.key_width != shape.value_width for shape in space.layers):
+        raise UserError("mask.tie_kv=true needs keys and values of the same width; use mask.tie_kv=false for this model")
+    if unit == "rope_pair":
+        channel = _first_of_pair(masked, layer, kind, channel, tie_kv)
+    elif unit == "head":
+        channel = torch.zeros_like(channel)
+    group_kind = torch.zeros_like(kind) if tie_kv else kind
+    keys = torch.stack([layer, group_kind, head, channel], dim=1)  # [N, 4]
+    rows, of_channel = torch.unique(keys, dim=0, return_inverse=True)  # sorted: layer by layer, K before V
+    touches = torch.zeros(len(rows), 2, dtype=torch.bool)
+    touches[of_channel, kind] = True
+    return Units(space, of_channel, rows[:, 0], rows[:, 2], has_key=touches[:, 0], has_value=touches[:, 1])
+
+
+def _first_of_pair(masked: MaskedModel, layer: Tensor, kind: Tensor, channel: Tensor, tie_kv: bool) -> Tensor:
+    """Name each rotated key channel after the smaller channel of its pair."""
+    channel = channel.clone()
+    for position, partners in enumerate(rotary_partners(masked)):
+        chosen = (layer == position) & ((kind == 0) | tie_kv)
+        channel[chosen] = torch.minimum(channel[chosen], partners[channel[chosen]])
+    return channel
+
+
+@dataclass(frozen=True)
+class Pools:
+    """Pools of units and how many units each keeps at a given sparsity.
+
+    of_unit: LongTensor [U]. share: float [pools], the pool's own final sparsity as a fraction of units removed.
+    """
+
+    of_unit: Tensor
+    share: Tensor
+
+    def quotas(self, progress: float) -> Tensor:
+        """Units kept per pool, LongTensor [pools], when `progress` in [0, 1] of the final sparsity is reached.
+
+        The sum is exactly round(total kept): remainders go to the pools that lose most by rounding down.
+        """
+        sizes = torch.bincount(self.of_unit, minlength=len(self.share)).double()
+        exact = sizes * (1 - progress * self.share)
+        floor = exact.floor()
+        missing = round_half_up(float(exact.sum())) - int(floor.sum())
+        order = torch.argsort(exact - floor, descending=True, stable=True)
+        floor[order[:missing]] += 1
+        return floor.long()
+
+    def select(self, scores: Tensor, progress: float = 1.0) -> Tensor:
+        """The hard mask, bool [U]: in every pool the units with the highest scores [U], as many as its quota.
+
+        Equal scores are decided by the unit's number, so the choice is deterministic.
+        """
+        rank = self.ranks(scores)
+        return rank < self.quotas(progress).to(scores.device)[self.of_unit.to(scores.device)]
+
+    def ranks(self, scores: Tensor) -> Tensor:
+        """Rank of every unit inside its pool, LongTensor [U]; 0 is the highest score."""
+        pools = self.of_unit.to(scores.device)
+        order = torch.argsort(scores.detach(), descending=True, stable=True)
+        order = order[torch.argsort(pools[order], stable=True)]
+        sizes = torch.bincount(pools, minlength=len(self.share))
+        starts = sizes.cumsum(0) - sizes
+        ranks = torch.empty_like(order)
+        ranks[order] = torch.arange(len(order), device=order.device) - starts[pools[order]]
+        return ranks
+
+
+def round_half_up(value: float) -> int:
+    """Round to the nearest integer; halves go up, and float noise does not decide."""
+    return int(value + 0.5 + 1e-9)
+
+
+def make_pools(
+    units: Units,
+    target_sparsity: float,
+    scope: Scope = "global",
+    key_sparsity: float | None = None,
+    value_sparsity: float | None = None,
+) -> Pools:
+    """Decide where units compete and which share of each pool is removed.
+
+    With `key_sparsity` and/or `value_sparsity`, K and V have pools of their own; the one that is not given is
+    solved for, so that the whole meets `target_sparsity`.
+
+    Raises UserError for an unknown scope or for targets that contradict each other.
+    """
+    if scope not in get_args(Scope):
+        raise UserError(f"mask.scope={scope} is not known; use one of {', '.join(get_args(Scope))}")
+    of_unit = units.pools(scope)
+    shares = torch.full((units.count,), target_sparsity, dtype=torch.double)
+    if key_sparsity is not None or value_sparsity is not None:
+        if bool((units.has_key & units.has_value).any()):
+            raise UserError("mask.key_sparsity and mask.value_sparsity need separate K and V units; use mask.tie_kv=false")
+        key, value = _split_target(units, target_sparsity, key_sparsity, value_sparsity)
+        of_unit = torch.unique(of_unit * 2 + units.has_value.long(), return_inverse=True)[1]
+        shares = torch.where(units.has_key, key, value).double()
+    share = torch.zeros(int(of_unit.max()) + 1, dtype=torch.double).scatter_(0, of_unit, shares)
+    return Pools(of_unit, share)
+
+
+def _split_target(
+    units: Units, target: float, key_sparsity: float | None, value_sparsity: float | None
+) -> tuple[float, float]:
+    keys, values = int(units.has_key.sum()), int(units.has_value.sum())
+    if key_sparsity is None:
+        assert value_sparsity is not None
+        key_sparsity = (target * (keys + values) - value_sparsity * values) / keys
+    if value_sparsity is None:
+        value_sparsity = (target * (keys + values) - key_sparsity * keys) / values
+    for name, other, sparsity in (("key", "value", key_sparsity), ("value", "key", value_sparsity)):
+        if not 0 <= sparsity <= 1:
+            raise UserError(
+                f"mask.{other}_sparsity leaves {sparsity:.3f} for mask.{name}_sparsity to reach target_sparsity={target}; "
+                "change one of them, or give both"
+            )
+    return key_sparsity, value_sparsity

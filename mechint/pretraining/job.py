@@ -1,0 +1,88 @@
+"""The pretraining job: text in, a checkpoint directory with its recipe and held-out loss out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from mechint.data import TokenData
+from mechint.errors import UserError
+from mechint.pretraining.architectures import settle
+from mechint.pretraining.pretrainer import Pretrainer, held_out
+from mechint.records import write_json
+
+log = logging.getLogger(__name__)
+
+# Training windows start anywhere inside rows this many times as long.
+ROW_WINDOWS = 8
+
+
+class Architecture(Protocol):
+    """What builds a fresh model."""
+
+    def build(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> PreTrainedModel:
+        """A freshly initialised model."""
+        ...
+
+
+class DatasetMaker(Protocol):
+    """Makes a dataset whose rows have the given length."""
+
+    def __call__(self, *, sequence_length: int) -> Any:
+        """A dataset of the framework."""
+        ...
+
+
+def pretrain(
+    architecture: Architecture,
+    make_dataset: DatasetMaker,
+    pretrainer: Pretrainer,
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizer_name: str,
+    positions: int,
+    steps: int,
+    seed: int,
+    device: torch.device,
+    output_dir: Path,
+    recipe: dict[str, Any],
+) -> dict[str, Any]:
+    """Train a model, save it in bf16 as a Hugging Face directory, and measure what was saved on the evaluation side.
+
+    The evaluation side is the same that an analysis of the model on this dataset measures on, and is never trained on. Returns the record that is
+    written to training.json.
+    """
+    if steps < 1 or positions < 2:
+        raise UserError("steps must be at least 1 and positions at least 2")
+
+    def load(length: int) -> TokenData:
+        dataset = make_dataset(sequence_length=length)
+        return dataset.load(tokenizer, tokenizer_name, len(tokenizer), None, seed)
+
+    training, evaluation = load(ROW_WINDOWS * positions), load(positions)
+    torch.manual_seed(seed)
+    model = architecture.build(tokenizer, positions).to(device)
+    num_parameters = sum(p.numel() for p in model.parameters())
+    log.info("%d parameters, %d training tokens", num_parameters, training.calibration_tokens)
+    start = time.perf_counter()
+    pretrainer.train(model, training.calibration, positions, steps, seed)
+    seconds = time.perf_counter() - start
+    settle(model)
+    model.to(torch.bfloat16).save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    saved = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32).to(device).eval()
+    measured = held_out(saved, evaluation.evaluation, evaluation.evaluation_bytes, pretrainer.batch_size)
+    record = {
+        "recipe": recipe,
+        "parameters": saved.num_parameters(),
+        "training_tokens": training.calibration_tokens,
+        "training_seconds": seconds,
+        "held_out": measured,
+        "held_out_digest": evaluation.evaluation_digest,
+    }
+    write_json(output_dir / "training.json", record)
+    return record

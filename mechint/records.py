@@ -1,0 +1,66 @@
+"""Files that are written whole or not at all, and the digest that names a configuration."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+# The one file of a run that other programs read.
+RESULT = "result.json"
+
+# Keys that say where results go and how they are shown, not what is computed.
+PRESENTATION_KEYS = frozenset({"output_dir", "logger", "visualizer", "resume"})
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Yield a temporary path in the same directory; it becomes `path` only when the block succeeds.
+
+    Readers therefore see the former file or the new one, never half of either.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON can hold it: paths become strings, non-finite floats become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as indented JSON, atomically."""
+    with write_atomically(path) as temporary:
+        temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def config_digest(config: Mapping[str, Any], checkpoint_sha256: str) -> str:
+    """Digest of everything that decides a run's numbers: its configuration and the weights it read.
+
+    Keys that only say where results go or how they are shown are left out, and so is the checkpoint's path:
+    the same weights under another name give the same digest.
+    """
+    content = {key: value for key, value in config.items() if key not in PRESENTATION_KEYS | {"checkpoint"}}
+    text = json.dumps(plain({**content, "checkpoint_sha256": checkpoint_sha256}), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

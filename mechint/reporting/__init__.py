@@ -1,0 +1,18 @@
+"""Figures and report of a run, made from its saved files only."""
+
+from mechint.reporting.importance_overview import ImportanceOverview
+from mechint.reporting.layer_importance import LayerImportance
+from mechint.reporting.report import write_report
+from mechint.reporting.run_files import RunFiles
+from mechint.reporting.sparsity_curves import SparsityCurves
+from mechint.reporting.visualizer import RunFigure, Visualizer
+
+__all__ = [
+    "ImportanceOverview",
+    "LayerImportance",
+    "RunFigure",
+    "RunFiles",
+    "SparsityCurves",
+    "Visualizer",
+    "write_report",
+]

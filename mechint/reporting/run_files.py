@@ -1,0 +1,129 @@
+"""What a finished run left in its directory: all that figures and reports are made from."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mechint.errors import UserError
+from mechint.masking.masks import MaskSet, load_masks
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run as its files tell it.
+
+    result: the content of result.json. masks: module path -> LayerMask, ordered by layer index.
+    history: the lines of metrics.jsonl, one dict per logged step; empty where the method takes no steps.
+    """
+
+    directory: Path
+    result: dict[str, Any]
+    masks: MaskSet
+    history: list[dict[str, Any]]
+
+    @classmethod
+    def read(cls, directory: str | Path) -> RunFiles:
+        """Read a finished run.
+
+        Raises UserError where a file is missing or damaged, where the run did not finish, and where the files
+        belong to different runs.
+        """
+        directory = Path(directory)
+        result = _read_result(directory / "result.json")
+        masks = _read_masks(directory)
+        layers = sorted(result["layers"], key=lambda layer: layer["index"])
+        names = [layer["name"] for layer in layers]
+        if set(names) != set(masks):
+            raise UserError(
+                f"{directory}: masks and result.json name different layers, so they are of different runs; "
+                "give a directory that one run wrote"
+            )
+        return cls(
+            directory,
+            result,
+            {name: masks[name] for name in names},
+            _read_history(directory / "metrics.jsonl"),
+        )
+
+    @property
+    def model_name(self) -> str:
+        """The model's short name, for titles."""
+        checkpoint = self.result["checkpoint"]
+        return str(checkpoint.get("name") or re.split(r"[/\\]", str(checkpoint["source"]).rstrip("/\\"))[-1])
+
+    @property
+    def layers(self) -> list[dict[str, Any]]:
+        """The per-layer entries of result.json, ordered by layer index; counts are units."""
+        return sorted(self.result["layers"], key=lambda layer: layer["index"])
+
+    def metric(self, model: str, name: str) -> float | None:
+        """A number of the "dense", "empty", "masked" or "complement" model; None if absent or not finite."""
+        return (self.result["metrics"].get(model) or {}).get(name)
+
+    def loss(self, model: str) -> float | None:
+        """Mean next-token loss on evaluation data in nats per token."""
+        return self.metric(model, "loss")
+
+    def kept(self, layer: str) -> int:
+        """How many channels, K and V together, the layer of this module path keeps."""
+        mask = self.masks[layer]
+        return int(mask.k_mask.sum()) + int(mask.v_mask.sum())
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no result.json in {path.parent}; give the output directory of a finished run"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({_one_line(error)}); run the analysis again") from error
+    if not isinstance(result, dict) or "checkpoint" not in result:
+        raise UserError(f"{path} was not written by an analysis; give the output directory of a finished run")
+    if not result.get("metrics") or not result.get("layers"):
+        status, reason = result.get("status", "unknown"), result.get("error")
+        detail = f": {_one_line(reason)}" if reason else ""
+        raise UserError(
+            f"the run in {path.parent} has no numbers (status {status}{detail}); let it finish or repeat it"
+        )
+    return result
+
+
+def _read_masks(directory: Path) -> MaskSet:
+    """Read either mask file; they hold the same tensors."""
+    path = directory / "final_masks.safetensors"
+    return load_masks(path if path.exists() else directory / "final_masks.pt")
+
+
+def _read_history(path: Path) -> list[dict[str, Any]]:
+    """Read the logged steps; a last line cut short by a killed process is left out."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read ({_one_line(error)}); remove it to draw without curves"
+        ) from error
+    history = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise UserError(
+                f"{path}: line {number} is not JSON; remove the file to draw without curves"
+            ) from error
+        if isinstance(entry, dict) and "step" in entry:
+            history.append(entry)
+    return history
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())[:200]

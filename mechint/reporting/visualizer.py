@@ -1,0 +1,35 @@
+"""Draws the figures that its configuration lists, and writes the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from mechint.reporting.report import write_report
+from mechint.reporting.run_files import RunFiles
+
+
+class RunFigure(Protocol):
+    """One kind of picture of a run."""
+
+    def draw(self, run: RunFiles, dpi: int) -> list[Path]:
+        """Write the picture or pictures into the run's directory and return their paths."""
+        ...
+
+
+class Visualizer:
+    """Turns a run's files into figures and a report; neither model nor data is needed.
+
+    figures: objects with `draw(run, dpi)`; a new one is one class file and one line in conf/visualizer/.
+    dpi: dots per inch of the PNG files.
+    """
+
+    def __init__(self, figures: Sequence[RunFigure], dpi: int = 150) -> None:
+        self.figures = list(figures)
+        self.dpi = dpi
+
+    def draw(self, run: RunFiles) -> list[Path]:
+        """Write every figure and then the report that links them; return their paths, the report last."""
+        drawn = [path for figure in self.figures for path in figure.draw(run, self.dpi)]
+        return [*drawn, write_report(run, drawn)]
