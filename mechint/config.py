@@ -33,8 +33,6 @@ VERSION_BASE = "1.3"
 # Nothing outside these modules is ever built from a configuration.
 ALLOWED_TARGETS = ("mechint.", "torch.optim.")
 
-CONF = str(Path(__file__).resolve().parents[1] / "conf")
-
 log = logging.getLogger(__name__)
 
 
@@ -154,7 +152,7 @@ def check(node: Any, path: str = "") -> None:
     try:
         inspect.signature(get_object(str(target))).bind_partial(**keywords)
     except TypeError as error:
-        raise UserError(f"{path or 'config'}: {error} of {target}; see conf/ for the known keys") from error
+        raise UserError(f"{path or 'config'}: {error} ({target}); see conf/ for the known keys") from error
 
 
 def build_analysis(config: DictConfig) -> Any:

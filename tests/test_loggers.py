@@ -450,8 +450,8 @@ def test_progress_bar_shows_the_numbers_and_goes_away(capsys, monkeypatch):
         progress.update(3, {"loss": 1.25, "sparsity": 0.5})
         progress.message("half-way")
     error = capsys.readouterr().err
-    assert "learning masks:  75%" in error
-    assert "loss=1.2500, sparsity=0.5000" in error
+    assert "learning masks  75%" in error
+    assert "| 3/4, 00:00 left, loss=1.2500, sparsity=0.5000" in error
     assert "\nhalf-way\n" in error.replace("\r", "\n")
     assert error.endswith("\r")  # the bar's own line is empty again
     assert len(root.handlers) == 1

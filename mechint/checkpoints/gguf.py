@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GgufConfig, PreTrainedConfig
 from transformers import PreTrainedTokenizerBase as Tokenizer
 
 from mechint.checkpoints.checkpoint import LoadedModel, LoadOptions
@@ -39,11 +39,11 @@ def load_gguf(file: Path, options: LoadOptions) -> LoadedModel:
             str(file.parent),
             gguf_file=file.name,
             config=config,
-            # Otherwise transformers may fetch kernels and compute on packed blocks, which have no gradients.
+            # Otherwise transformers may fetch kernels to compute on packed blocks, and such a model cannot be
+            # saved again.
             quantization_config=GgufConfig(dequantize=True),
             local_files_only=True,
         )
-    _forget_quantization(model)
     return LoadedModel(model, (file,), tokenizer, (*architecture_notes(config), *notes))
 
 
@@ -60,14 +60,6 @@ def _read_metadata(file: Path, with_tokenizer: bool) -> tuple[PreTrainedConfig, 
             f"{file} is not a GGUF file that transformers can read ({one_line(error)})"
         ) from error
     return config, checked(tokenizer, str(file))
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
-    # The weights are plain by now; the leftovers would make save_pretrained refuse them (transformers 5.23).
-    setattr(model, "hf_quantizer", None)  # noqa: B010 (PyTorch types module attributes as tensors)
-    setattr(model, "is_quantized", False)  # noqa: B010
-    if hasattr(model.config, "quantization_config"):
-        delattr(model.config, "quantization_config")
 
 
 @contextlib.contextmanager

@@ -114,8 +114,7 @@ def _config_content(directory: Path) -> dict[str, Any]:
 
 
 def _drop_code_choices(config: PreTrainedConfig) -> None:
-    """A configuration may name kernels and patches to use; which code runs is not the checkpoint's choice."""
-    config._attn_implementation = None
+    """Which kernels and patches run is not the checkpoint's choice (attention is chosen when it is loaded)."""
     config._experts_implementation = None
     if hasattr(config, "fusion_config"):
         delattr(config, "fusion_config")

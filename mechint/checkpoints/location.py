@@ -1,5 +1,6 @@
 """What a `checkpoint=` string names: a bundled model, a file, a directory or a hub id."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,18 +30,20 @@ def locate(source: str, revision: str | None) -> Location:
         raise UserError("checkpoint= is empty; give a file, a directory, a hub id or bundled:NAME")
     if source.startswith("bundled:"):
         return Location("bundled", bundled_directory(source.removeprefix("bundled:")), source)
-    path = Path(source).expanduser().absolute()
+    path = Path(os.path.abspath(Path(source).expanduser()))  # noqa: PTH100 (keeps symbolic links)
     if path.is_dir():
         return Location("huggingface", path, str(path))
     if path.exists():
         return Location(_format(path), path, str(path))
-    if any(character in source for character in "*?[") or source.startswith(("glob(", "choice(", "range(")):
+    if any(character in source for character in "*?[") or source.startswith("glob("):
         raise UserError(
             f"checkpoint={source} is a pattern, not one checkpoint; to analyse several: "
             f"-m sweep=checkpoints 'checkpoint_glob={source.removeprefix('glob(').removesuffix(')')}'"
         )
+    if source in bundled_names():
+        raise UserError(f"checkpoint {source}: did you mean checkpoint=bundled:{source}?")
     if path.suffix.lower() in _FORMATS or not looks_like_hub_id(source):
-        raise UserError(f"checkpoint {source}: there is no such file or directory{_nearby(path, source)}")
+        raise UserError(f"checkpoint {source}: there is no such file or directory; {_nearby(path)}")
     return Location("huggingface", download_model(source, revision), source, on_hub=True)
 
 
@@ -53,12 +56,10 @@ def _format(path: Path) -> str:
     return _FORMATS[path.suffix.lower()]
 
 
-def _nearby(path: Path, source: str) -> str:
-    if source in bundled_names():
-        return f"; did you mean checkpoint=bundled:{source}?"
+def _nearby(path: Path) -> str:
     there = sorted(other.name for other in path.parent.glob("*") if other.suffix.lower() in _FORMATS)
     if there:
-        return f"; {path.parent} holds {', '.join(there[:4])}{' ...' if len(there) > 4 else ''}"
+        return f"{path.parent} holds {', '.join(there[:4])}{' ...' if len(there) > 4 else ''}"
     if not path.parent.is_dir():
-        return f"; {path.parent} does not exist either"
-    return f"; {path.parent} holds no checkpoint files"
+        return f"{path.parent} does not exist either"
+    return f"{path.parent} holds no checkpoint files"

@@ -37,8 +37,9 @@ class HuggingFaceText(TextDataset):
         wanted = {False: self.calibration_tokens, True: self.evaluation_tokens}  # by Document.held_out
         useful = {False: POOL * self.calibration_tokens, True: self.evaluation_tokens}
         found = {False: 0, True: 0}
-        documents = []
-        for text in self._texts():
+        documents: list[Document] = []
+        notes = ()
+        for number, text in enumerate(self._texts(), start=1):
             document = Document.of(text)
             side = document.held_out(self.evaluation_fraction)
             if found[side] <= useful[side]:
@@ -46,8 +47,10 @@ class HuggingFaceText(TextDataset):
                 found[side] += sum(len(encoder.encode(piece).ids) for piece in document.pieces())
             # One token more than wanted, because the first is never a target.
             if all(found[side] > wanted[side] for side in wanted):
+                notes = (f"the first {number:,} documents of the stream, in stored order",)
                 break
-        return split_documents(documents, self.evaluation_fraction)
+        split = split_documents(documents, self.evaluation_fraction)
+        return split._replace(notes=split.notes + notes)
 
     def _texts(self) -> Iterator[str]:
         """The text column row by row, without empty rows. Raises UserError if there is no such column."""

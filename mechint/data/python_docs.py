@@ -25,9 +25,9 @@ class PythonDocs(TextDataset):
     def document_split(self, encoder: DocumentEncoder | None = None) -> DocumentSplit:  # noqa: ARG002
         """Training text and held-out text, as the bundled models were trained on."""
         documents = [Document.of(text, name) for name, text in python_topics().items()]
-        calibration, evaluation, notes = split_documents(documents, self.evaluation_fraction)
+        split = split_documents(documents, self.evaluation_fraction)
         note = f"text of the documentation in Python {platform.python_version()}; it differs between versions"
-        return DocumentSplit(calibration, evaluation, (*notes, note))
+        return split._replace(notes=(*split.notes, note))
 
 
 def python_topics() -> dict[str, str]:

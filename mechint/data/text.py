@@ -38,10 +38,11 @@ class TextFiles(TextDataset):
         documents = self._documents(self.path)
         if self.evaluation_path is None:
             return split_documents(documents, self.evaluation_fraction)
-        calibration, evaluation, notes = split_as_given(documents, self._documents(self.evaluation_path))
-        if self.evaluation_fraction != TextFiles.evaluation_fraction:
-            notes += ("dataset.evaluation_fraction has no effect: dataset.evaluation_path is given",)
-        return DocumentSplit(calibration, evaluation, notes)
+        split = split_as_given(documents, self._documents(self.evaluation_path))
+        if self.evaluation_fraction == TextFiles.evaluation_fraction:
+            return split
+        note = "dataset.evaluation_fraction has no effect: dataset.evaluation_path is given"
+        return split._replace(notes=(*split.notes, note))
 
     def _documents(self, path: str) -> list[Document]:
         """All documents below a path. Raises UserError if there is none."""

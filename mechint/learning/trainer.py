@@ -14,7 +14,6 @@ from mechint.errors import UserError
 from mechint.learning.dense_outputs import DenseOutputs
 from mechint.learning.method import MaskMethod
 from mechint.learning.objectives import KlObjective, Objective
-from mechint.learning.schedules import ConstantSchedule, SparsitySchedule
 from mechint.masking.masked_model import MaskedModel
 
 Metrics = dict[str, float | None]
@@ -59,7 +58,7 @@ class MaskTrainer:
         method: MaskMethod,
         objective: Objective,
         make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
-        schedule: SparsitySchedule | ConstantSchedule,
+        schedule: Callable[[float], float],
         steps: int,
         generator: torch.Generator,
         on_step: Callable[[int, Metrics, bool], None],

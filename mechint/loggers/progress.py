@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -17,6 +18,8 @@ from mechint.loggers.values import flatten
 log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 10
+# Short enough for two numbers on 80 columns.
+BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
 
 
 class Progress:
@@ -47,16 +50,19 @@ class Progress:
         self._total, self._started, self._title = total, time.monotonic(), title
         self._next_line = self._line_every
         if self.bar:
-            self._tqdm = self._open.enter_context(
-                tqdm(
-                    total=total,
-                    desc=title or None,
-                    leave=False,
-                    mininterval=0.5,
-                    dynamic_ncols=True,
-                    file=sys.stderr,
-                )
+            # By itself tqdm draws nothing on a terminal that does not know its size, as in some containers.
+            columns, rows = shutil.get_terminal_size()
+            bar = tqdm(
+                total=total,
+                desc=title or None,
+                bar_format=BAR,
+                ncols=columns,
+                nrows=rows,
+                leave=False,
+                mininterval=0.5,
+                file=sys.stderr,
             )
+            self._tqdm = self._open.enter_context(bar)
             # Without this a log line would be printed into the middle of the bar.
             self._open.enter_context(logging_redirect_tqdm())
 

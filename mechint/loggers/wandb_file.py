@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from mechint.loggers.room import require_room
 
 MAGIC = b":W&B"
 FILE_HEADER = 7
 BLOCK = 32768
 WHOLE, LAST = 1, 4
+FLUSH_SECONDS = 15.0
+FULL_DISK_SECONDS = 1.0
 
 
 def read_records(path: Path) -> Iterator[Any]:
@@ -59,3 +64,26 @@ def where_cut_off(path: Path) -> str | None:
         if kind == "history":
             last = f"after step {record.history.step.num}"
     return last
+
+
+def wait_for_end(file: Path) -> str | None:
+    """Where a run file ends too early, once its writer has had the time to end it.
+
+    An offline run's finish() returns while W&B's own process is still writing. On a full disk there is little
+    to wait for.
+    """
+    started = time.monotonic()
+    while last := where_cut_off(file):
+        waited = time.monotonic() - started
+        if waited > FLUSH_SECONDS or (waited > FULL_DISK_SECONDS and not _has_room(file.parent)):
+            break
+        time.sleep(0.02)
+    return last
+
+
+def _has_room(directory: Path) -> bool:
+    try:
+        require_room(directory)
+    except OSError:
+        return False
+    return True

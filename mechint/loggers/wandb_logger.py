@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from mechint.errors import UserError
 from mechint.loggers.logger import Logger, RunInfo
 from mechint.loggers.room import require_room
 from mechint.loggers.values import flatten, plain
-from mechint.loggers.wandb_file import where_cut_off
+from mechint.loggers.wandb_file import wait_for_end
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Mode = Literal["auto", "online", "offline"]
-FLUSH_SECONDS = 15.0
-FULL_DISK_SECONDS = 1.0
 
 
 class WandbLogger(Logger):
@@ -183,7 +180,7 @@ class WandbLogger(Logger):
             raise TimeoutError(f"not uploaded within {self.finish_timeout:g} s; to go on: {sync}") from None
         if not offline:
             return f"W&B run: {url}"
-        if last := _where_cut_off_for_good(file):
+        if last := wait_for_end(file):
             raise OSError(f"{file.name} is cut off {last}, the disk may be full")
         why = f" ({self._why_offline})" if self._why_offline else ""
         return f"The W&B run was kept offline{why}; upload it with: {sync}"
@@ -199,29 +196,6 @@ def _has_login() -> bool:
     except wandb.Error as error:
         log.warning("the W&B login cannot be used: %s", str(error).split("\n")[0])
         return False
-
-
-def _where_cut_off_for_good(file: Path) -> str | None:
-    """Where a run file ends too early, once its writer has had the time to end it.
-
-    An offline run's finish() returns while W&B's own process is still writing. On a full disk there is little
-    to wait for.
-    """
-    started = time.monotonic()
-    while last := where_cut_off(file):
-        waited = time.monotonic() - started
-        if waited > FLUSH_SECONDS or (waited > FULL_DISK_SECONDS and not _has_room(file.parent)):
-            break
-        time.sleep(0.02)
-    return last
-
-
-def _has_room(directory: Path) -> bool:
-    try:
-        require_room(directory)
-    except OSError:
-        return False
-    return True
 
 
 @contextmanager

@@ -10,7 +10,7 @@ attention changes. The padding and sliding-window masks are registered under the
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from mechint.errors import UserError
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+# Called with the attention module, query, key and value; returns the key and value to attend to.
+Hook = Callable[[nn.Module, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 # The name under which a layer's hook is kept on its attention module.
 HOOK = "_mechint_hook"
@@ -103,7 +106,7 @@ def restore_attention(model: PreTrainedModel, implementation: str) -> None:
 
 
 @contextmanager
-def hooks(pairs: list[tuple[nn.Module, Any]]) -> Iterator[None]:
+def hooks(pairs: Sequence[tuple[nn.Module, Hook]]) -> Iterator[None]:
     """Attach a hook to each attention module for the time of the block."""
     for module, hook in pairs:
         setattr(module, HOOK, hook)

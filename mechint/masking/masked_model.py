@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mechint.errors import UserError
-from mechint.masking.attention import LayerGate, enable_hooks, hooks, restore_attention
-from mechint.masking.space import ChannelSpace, LayerShape
+from mechint.masking.attention import Hook, LayerGate, enable_hooks, hooks, restore_attention
+from mechint.masking.space import KINDS, ChannelSpace, LayerShape
 
 
 class MaskedModel:
@@ -55,17 +55,16 @@ class MaskedModel:
             yield
 
     def _layer_gate(self, position: int, gates: Tensor) -> LayerGate:
-        views = [self.space.view(gates, position, kind) for kind in ("k", "v")]
-        fills = [None, None]
-        if self.fill is not None:
-            fills = [self.space.view(self.fill, position, kind) for kind in ("k", "v")]
-        return LayerGate(*views, *fills)
+        key, value = (self.space.view(gates, position, kind) for kind in KINDS)
+        if self.fill is None:
+            return LayerGate(key, value)
+        return LayerGate(key, value, *(self.space.view(self.fill, position, kind) for kind in KINDS))
 
     @contextmanager
     def recording(self, recorder: LayerRecorder) -> Iterator[None]:
         """Call `recorder` with every layer's (position, query, key, value) inside the block, changing nothing."""
 
-        def hook_for(position: int):
+        def hook_for(position: int) -> Hook:
             def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
                 recorder(position, query, key, value)
                 return key, value

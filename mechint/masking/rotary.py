@@ -46,8 +46,8 @@ def has_rotary_embedding(masked: MaskedModel) -> bool:
 
 def _energies_over_positions(masked: MaskedModel) -> list[Tensor]:
     """For each layer the change of every channel's squared key over positions, [samples, C]."""
-    vocab = masked.model.get_input_embeddings().weight.shape[0]
-    tokens = torch.linspace(0, vocab - 1, NUM_TOKENS, device=masked.device).long()[:, None]  # [B, 1]
+    highest = masked.model.config.get_text_config().vocab_size - 1
+    tokens = torch.linspace(0, highest, NUM_TOKENS, device=masked.device).long()[:, None]  # [B, 1]
     squares: list[list[Tensor]] = [[] for _ in masked.space.layers]
     for position in POSITIONS:
         recorder = _Keys()

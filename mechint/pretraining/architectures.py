@@ -57,10 +57,10 @@ class Gpt2Architecture:
         )
         model = GPT2LMHeadModel(config)
         if self.kv_tied:
-            for module in model.modules():
-                if hasattr(module, "c_attn"):
-                    parametrize.register_parametrization(module.c_attn, "weight", TiedKeyValue())
-                    parametrize.register_parametrization(module.c_attn, "bias", TiedKeyValue())
+            for name, module in model.named_modules():
+                if name.endswith(".c_attn"):
+                    parametrize.register_parametrization(module, "weight", TiedKeyValue())
+                    parametrize.register_parametrization(module, "bias", TiedKeyValue())
         return model
 
 

@@ -65,7 +65,8 @@ def pretrain(
 
     training, evaluation = load(ROW_WINDOWS * positions), load(positions)
     torch.manual_seed(seed)
-    model = architecture.build(tokenizer, positions).to(device)
+    model = architecture.build(tokenizer, positions)
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps to() and loses its signature
     num_parameters = sum(p.numel() for p in model.parameters())
     log.info("%d parameters, %d training tokens", num_parameters, training.calibration_tokens)
     start = time.perf_counter()
@@ -74,7 +75,8 @@ def pretrain(
     settle(model)
     model.to(torch.bfloat16).save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
-    saved = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32).to(device).eval()
+    saved = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32).eval()
+    saved.to(device)
     measured = held_out(saved, evaluation.evaluation, evaluation.evaluation_bytes, pretrainer.batch_size)
     record = {
         "recipe": recipe,

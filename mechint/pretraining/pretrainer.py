@@ -65,7 +65,8 @@ class Pretrainer:
             yield rows[row[:, None], columns]
 
     def _optimizers(self, model: PreTrainedModel) -> list[torch.optim.Optimizer]:
-        matrices, others = [], []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for name, parameter in model.named_parameters():
             is_matrix = parameter.ndim == 2 and not any(part in name for part in EMBEDDINGS)
             (matrices if is_matrix else others).append(parameter)

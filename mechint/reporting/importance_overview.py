@@ -40,7 +40,6 @@ TALLEST_ROW, LOWEST_ROW, ROOM = (
 WIDEST_CHANNEL, NARROWEST_PANEL, WIDEST_PANEL = 0.08, 2.8, 6.0  # inches
 
 
-@dataclass(frozen=True)
 class ImportanceOverview:
     """kv_channel_importance.png: K left, V right; a block per layer, a row per KV head, a column per channel.
 
@@ -55,7 +54,7 @@ class ImportanceOverview:
         widths = [columns_width(run, "K"), BARS, columns_width(run, "V"), BARS]
         height = max(0.4, blocks.row_height * blocks.bottom)
         with figure_style():
-            figure = new_figure(sum(widths) + 0.9, height + HEADER + FOOTER + 0.75)
+            figure = new_figure(sum(widths) + 0.9, height + HEADER + FOOTER + 0.95)
             grid = figure.add_gridspec(3, 4, width_ratios=widths, height_ratios=[HEADER, height, FOOTER])
             headline(
                 figure, grid[0, :], f"{run.model_name}: which K and V channels matter", headline_lines(run)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,6 @@ LONGEST_NAME = 100
 DOTTED_FROM = 4  # points; smaller cells have no room for a dot
 
 
-@dataclass(frozen=True)
 class LayerImportance:
     """<module path>_importance.png, one per layer: K above V, one row per KV head, one column per channel.
 

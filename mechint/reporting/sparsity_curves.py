@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -24,7 +23,6 @@ OBJECTIVES = {"kl": "KL(dense || masked)\n[nats per token]", "nll": "next-token 
 SMOOTHED_FROM = 40  # points; below that the eye does it
 
 
-@dataclass(frozen=True)
 class SparsityCurves:
     """sparsity_curves.png: objective, sparsity (scheduled, actual), temperature, switched units over steps.
 
@@ -112,9 +110,7 @@ def draw_temperature(axes: Axes, run: RunFiles, steps: Values) -> None:
 
 def draw_changed_units(axes: Axes, run: RunFiles, steps: Values) -> None:
     """Units that each logged step switched on or off in the hard mask."""
-    changed = column(run, "changed_units")
-    axes.fill_between(steps, changed, color=CHANGED, alpha=0.35, linewidth=0)
-    line(axes, steps, changed, CHANGED, width=0.9)
+    line(axes, steps, column(run, "changed_units"), CHANGED, width=0.9)
     axes.set_ylabel("units")
     axes.set_ylim(bottom=0)
     axes.set_title("Units that the step switched on or off")
@@ -137,7 +133,7 @@ def line(axes: Axes, steps: Values, values: Values, colour: str, width: float = 
 
 def finish(axes: Axes, last: bool) -> None:
     """Shared axis of steps: ticks everywhere, numbers below the last panel only."""
-    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.01)
     axes.grid(axis="y", color="#e6e8eb", linewidth=0.6)
     axes.set_axisbelow(True)

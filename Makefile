@@ -1,0 +1,32 @@
+# make demo: set up, then analyse the bundled model on the bundled text.   make test: set up, then run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+CONSTRAINTS := .ci/constraints.txt
+
+.PHONY: setup demo test check
+setup: $(VENV)/ready
+
+# A torch that the Python at hand already has (on a CUDA machine, say) is kept; otherwise the pinned one is installed first.
+$(VENV)/ready: pyproject.toml $(CONSTRAINTS)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else "Python 3.10 to 3.13 is needed, not %d.%d; choose one with make PYTHON=python3.12" % v)'
+	@test -x $(PY) || if $(PYTHON) -c 'import torch' 2>/dev/null; \
+		then echo "keeping the torch of $(PYTHON)" && $(PYTHON) -m venv --system-site-packages $(VENV); \
+		else $(PYTHON) -m venv $(VENV); fi
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $(CONSTRAINTS))"
+	@grep -v '^torch==' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint $(VENV)/constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(PY) experiments/analyze.py
+
+test: setup
+	@$(PY) -m pytest
+
+# Format, lint and types, without changing anything.
+check: setup
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/mypy

@@ -1,0 +1,52 @@
+"""Tiny models and data that every test file may use; nothing is downloaded."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+# Before anything imports wandb, transformers or torch: no test reaches the network or fights for cores.
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from architectures import tiny_model
+from transformers import PreTrainedModel
+
+from mechint.data.byte_tokenizer import byte_tokenizer
+from mechint.masking import MaskedModel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real models and texts that lie beside the project on some machines."""
+    path = ROOT.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip(f"no real models and texts at {path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def make_masked() -> Callable[[str], MaskedModel]:
+    """A tiny random model of an architecture, ready to be masked."""
+    return lambda name: MaskedModel(tiny_model(name))
+
+
+@pytest.fixture(scope="session")
+def tokens() -> torch.Tensor:
+    """Token ids [B, T] within every tiny model's vocabulary."""
+    return torch.randint(3, 97, (2, 16), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="session")
+def byte_model_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint directory: a tiny random Llama that reads bytes."""
+    directory = tmp_path_factory.mktemp("checkpoints") / "tiny_bytes"
+    model: PreTrainedModel = tiny_model("llama", vocab_size=256)
+    model.save_pretrained(directory)
+    byte_tokenizer().save_pretrained(directory)
+    return directory
