@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import socket
 from pathlib import Path
 
@@ -84,10 +85,15 @@ def test_dtype(tmp_path):
     assert load_directory(tmp_path, LoadOptions(dtype="auto")).model.dtype == torch.bfloat16
 
 
-def test_unused_weights_and_settings_are_noted(llama_directory):
+def test_unused_weights_and_settings_are_noted_without_a_warning(llama_directory):
     file = llama_directory / "model.safetensors"
     save_file({**load_file(file), "value_head.weight": torch.ones(1)}, file, {"format": "pt"})
+    handler, records = logging.Handler(), []
+    handler.emit = records.append
+    logging.getLogger("transformers").addHandler(handler)
     notes = load(llama_directory, num_heads=3, revision="main").notes
+    logging.getLogger("transformers").removeHandler(handler)
+    assert not records
     assert len(notes) == 3
     assert "value_head.weight" in notes[0]
     assert "model.revision has no effect" in notes[1]
@@ -95,12 +101,12 @@ def test_unused_weights_and_settings_are_noted(llama_directory):
 
 
 def test_the_checkpoint_does_not_choose_the_code_that_runs(llama_directory):
-    change_config(
-        llama_directory, attn_implementation="someone/kernel", auto_map={"AutoConfig": "own.Config"}
-    )
+    kernels = {"attn_implementation": "some/kernel", "experts_implementation": "some/kernel"}
+    change_config(llama_directory, **kernels, fusion_config={"x": 1}, auto_map={"AutoConfig": "own.Config"})
     (llama_directory / "own.py").write_text("raise SystemExit('this code ran')")
     checkpoint = load(llama_directory)
     assert checkpoint.model.config._attn_implementation == "sdpa"
+    assert checkpoint.model.config._experts_implementation != "some/kernel"
     assert any("its own code" in note for note in checkpoint.notes)
     assert load(llama_directory, attention="eager").model.config._attn_implementation == "eager"
 

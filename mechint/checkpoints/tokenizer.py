@@ -18,18 +18,15 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
     """
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
         return None
+    file = directory / "tokenizer.json"
     try:
         with quiet():
-            if (
-                not (directory / "tokenizer_config.json").is_file()
-                and (directory / "tokenizer.json").is_file()
-            ):
+            if file.is_file() and not (directory / "tokenizer_config.json").is_file():
                 # The architecture's default class would add its own special tokens, outside the vocabulary.
-                tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+                tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
             else:
-                tokenizer = AutoTokenizer.from_pretrained(
-                    directory, local_files_only=True, trust_remote_code=False
-                )
+                options = {"local_files_only": True, "trust_remote_code": False}
+                tokenizer = AutoTokenizer.from_pretrained(directory, **options)
     except Exception as error:
         raise UserError(
             f"the tokenizer in {directory} cannot be loaded ({one_line(error, 120)}); "
