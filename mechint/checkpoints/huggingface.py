@@ -114,7 +114,7 @@ def _config_content(directory: Path) -> dict[str, Any]:
 
 
 def _drop_code_choices(config: PreTrainedConfig) -> None:
-    """Which kernels and patches run is not the checkpoint's choice (attention is chosen when it is loaded)."""
+    """Which kernels and patches run is not the checkpoint's choice (attention is chosen on loading)."""
     config._experts_implementation = None
     if hasattr(config, "fusion_config"):
         delattr(config, "fusion_config")

@@ -50,12 +50,12 @@ def refuse_placeholder(path: Path) -> None:
 def _cause(error: Exception) -> str:
     # torch.load wraps the actual cause in paragraphs of advice that do not apply here.
     inner = re.search(r"WeightsUnpickler error:\s*([^\n]+)", str(error))
-    return inner[1].strip() if inner else one_line(error, width=120)
+    return inner[1].strip() if inner else f"{type(error).__name__}: {one_line(error, width=120)}"
 
 
 def _needs_code(path: Path, needed: str) -> str:
     return (
         f"{path} holds more than weights ({needed}) and would have to run code to load, which is refused; "
-        f"if you trust it, re-save the weights: c = torch.load('{path.name}', weights_only=False); "
+        f"if you trust it, re-save the state dict: c = torch.load('{path.name}', weights_only=False); "
         "torch.save({'model': c['model'], 'model_args': {'n_head': NUMBER_OF_HEADS}}, 'clean.pt')"
     )

@@ -33,4 +33,4 @@ def quiet() -> Iterator[None]:
 def one_line(error: BaseException, width: int = 240) -> str:
     """The error's message as one line of at most `width` characters, without terminal colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return textwrap.shorten(text, width, placeholder=" ...").rstrip(".") or type(error).__name__
+    return textwrap.shorten(text.strip().rstrip("."), width, placeholder=" ...") or type(error).__name__

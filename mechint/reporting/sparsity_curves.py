@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from mechint.reporting.finding import headline_lines
 from mechint.reporting.run_files import RunFiles
-from mechint.reporting.style import INK, LINE, QUIET, figure_style, headline, new_figure, save, write
+from mechint.reporting.style import (
+    INK,
+    LINE,
+    QUIET,
+    figure_style,
+    headline,
+    new_figure,
+    save,
+    write,
+    write_lines,
+)
 
 Values = NDArray[np.float64]
 
@@ -53,14 +63,7 @@ class SparsityCurves:
                 plot(axes, run, steps)
                 finish(axes, last=row == len(panels))
             if not panels:
-                note = figure.add_subplot(grid[1])
-                note.axis("off")
-                note.text(
-                    0,
-                    0.5,
-                    "No learning steps were logged: this method scores channels without training.",
-                    size=9,
-                )
+                write_lines(figure.add_subplot(grid[1]), [("No learning steps were logged.", {"size": 9})])
             return [save(figure, run.directory / self.filename, dpi)]
 
 

@@ -113,7 +113,7 @@ def write_lines(axes: Axes, lines: Sequence[tuple[str, dict[str, Any]]], down: f
 def headline(figure: Figure, place: SubplotSpec, title: str, lines: list[str]) -> None:
     """Write a bold title and quiet lines below it, at the left edge of `place`."""
     looks = [
-        (title, {"size": 11.5, "weight": "bold"}),
+        (printable(title, 70), {"size": 11.5, "weight": "bold"}),
         *((line, {"size": 8.5, "color": QUIET}) for line in lines),
     ]
     write_lines(figure.add_subplot(place), looks, down=3)

@@ -1,0 +1,122 @@
+"""Every configuration option composes, resolves and fits the class it names."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mechint import config as configuration
+from mechint.errors import UserError
+
+CONF = ROOT / "conf"
+ANALYZE_GROUPS = [
+    "model",
+    "dataset",
+    "optimizer",
+    "sparsity_schedule",
+    "mask",
+    "objective",
+    "logger",
+    "visualizer",
+    "trainer",
+    "experiment",
+    "sweep",
+]
+# Options whose mandatory keys a user gives on the command line.
+NEEDED = {
+    ("dataset", "text"): ["dataset.path=book.txt"],
+    ("dataset", "tokens"): ["dataset.path=tokens"],
+    ("dataset", "hf"): ["dataset.name=some/text"],
+}
+
+
+def options(group: str) -> list[str]:
+    """The option names of a configuration group."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    """A configuration as a run would see it."""
+    configuration.register()
+    with initialize_config_dir(config_dir=str(CONF), version_base=configuration.VERSION_BASE):
+        config = compose(name, overrides, return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        hydra = config.pop("hydra")
+    config._metadata.object_type = None
+    OmegaConf.set_struct(config, False)
+    config["hydra"] = hydra
+    return config
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(group, option) for group in ANALYZE_GROUPS for option in options(group) if (group, option) != ("mask", "options")],
+)
+def test_every_option_fits_its_class(group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "a.pt").touch()
+    config = composed("analyze", [f"{group}={option}", *NEEDED.get((group, option), [])])
+    run_dir = OmegaConf.to_container(config.hydra.run, resolve=True)
+    assert run_dir["dir"].startswith("outputs/runs/")  # type: ignore[index, call-overload]
+    sweep_dir = OmegaConf.to_container(config.hydra.sweep.copy(), resolve=False)
+    assert sweep_dir["subdir"] == "${hydra.job.num}"  # type: ignore[index, call-overload]
+    del config["hydra"]
+    configuration.check(config)
+    plain = configuration.plain_config(config)
+    assert plain["checkpoint"] == "bundled:baseline"
+    for key in ("model", "mask", "objective", "sparsity_schedule", "trainer", "visualizer", "dataset"):
+        assert configuration.build(config[key]) is not None
+
+
+def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = composed("analyze", ["checkpoint=ckpts/step_100/model.pt", "dataset=tokens"])
+    assert named.hydra.run.dir.startswith("outputs/runs/tokens_step_100")
+    assert named.hydra.sweep.dir.startswith("outputs/sweeps/2")
+    chosen = composed("analyze", ["output_dir=results"])
+    assert chosen.hydra.run.dir == chosen.hydra.sweep.dir == "results"
+    Path("outputs/runs/x").mkdir(parents=True)
+    assert configuration.job_directory(None, "outputs/runs/x") == "outputs/runs/x-2"
+
+
+@pytest.mark.parametrize("architecture", options("architecture"))
+def test_pretraining_options(architecture: str) -> None:
+    config = composed("pretrain", [f"architecture={architecture}"])
+    assert config.name == architecture
+    del config["hydra"]
+    configuration.check(config)
+    assert configuration.build(config.architecture).num_layers == 4
+
+
+def test_a_command_line_choice_wins_over_a_methods_own_optimizer() -> None:
+    assert composed("analyze", ["mask=hard_concrete"]).optimizer._target_ == "torch.optim.Adam"
+    assert composed("analyze", ["mask=hard_concrete", "optimizer=sgd"]).optimizer._target_ == "torch.optim.SGD"
+
+
+def test_loggers_combine() -> None:
+    config = composed("analyze", ["logger=[wandb,tensorboard]", "logger.project=mine"])
+    assert set(config.logger.sinks) == {"wandb", "tensorboard"}
+    assert config.logger.sinks.wandb.project == "mine"
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": "os.system", "command": "true"}, "not allowed"),
+        ({"_target_": "mechint.learning.TopK", "temprature": 1}, "temprature"),
+        ({"figures": [{"_target_": "subprocess.run"}]}, "not allowed"),
+    ],
+)
+def test_only_known_classes_and_keys_are_built(node: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        configuration.build(OmegaConf.create(node))
+
+
+def test_every_file_is_about_one_thing() -> None:
+    sizes = {path: path.read_text().count("\n") for path in ROOT.glob("mechint/**/*.py")}
+    assert max(sizes.values()) <= 300, {str(path): size for path, size in sizes.items() if size > 300}
