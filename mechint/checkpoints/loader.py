@@ -1,6 +1,5 @@
 """From what the user typed as `checkpoint=` to a frozen model."""
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,7 @@ _READERS = {
     "gguf": load_gguf,
     "nanogpt": load_nanogpt,
 }
-_ATTENTION = ("auto", "sdpa", "eager", "flash_attention_2")
+_ATTENTION = ("auto", "sdpa", "eager")
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -69,8 +68,6 @@ class CheckpointLoader:
         precision = _DTYPES.get(dtype, own_dtype)
         if self.attention not in _ATTENTION:
             raise UserError(f"model.attention={self.attention} is not known; use {', '.join(_ATTENTION)}")
-        if self.attention == "flash_attention_2":
-            _check_flash_attention(device, precision)
         attention = None if self.attention == "auto" else self.attention
         return LoadOptions(precision, attention, self.tokenizer is None, self.num_heads)
 
@@ -81,18 +78,6 @@ class CheckpointLoader:
         if self.num_heads is not None and location.format != "nanogpt":
             notes.append("model.num_heads has no effect: the checkpoint's configuration names its heads")
         return notes
-
-
-def _check_flash_attention(device: torch.device, dtype: torch.dtype | str) -> None:
-    if device.type == "cpu" or dtype == torch.float32:
-        raise UserError(
-            "model.attention=flash_attention_2 needs a GPU and dtype=bfloat16 or float16; use sdpa"
-        )
-    # Without the package transformers would fetch a replacement kernel from the hub.
-    if importlib.util.find_spec("flash_attn") is None:
-        raise UserError(
-            "model.attention=flash_attention_2 needs the package flash-attn; install it, or use sdpa"
-        )
 
 
 def _check_device(device: torch.device) -> None:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from mechint.learning.lagrangian import SparsityConstraint, mean_per_pool
-from mechint.learning.method import MaskMethod
+from mechint.learning.method import LearnedMethod
 from mechint.learning.schedules import Shape, Temperature
 
 
 @dataclass(kw_only=True)
-class AnnealedSigmoid(MaskMethod):
+class AnnealedSigmoid(LearnedMethod):
     """Forward 1[logit > 0], backward the slope of sigmoid(logit / temperature), with the temperature annealed.
 
     The number of open gates is pushed to the target by a Lagrangian on the sigmoids; the final mask keeps exactly the target's count by

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from mechint.learning.lagrangian import SparsityConstraint, mean_per_pool
-from mechint.learning.method import MaskMethod
+from mechint.learning.method import LearnedMethod
 
 LOW, HIGH = -0.1, 1.1  # the interval the concrete distribution is stretched to
 
 
 @dataclass(kw_only=True)
-class HardConcrete(MaskMethod):
+class HardConcrete(LearnedMethod):
     """Random gates z = clip(1.2 sigmoid((logit u + log_alpha) / temperature) - 0.1, 0, 1), u uniform.
 
     The expected number of open gates is pushed to the target by a Lagrangian; the final mask keeps exactly the target's count

@@ -53,6 +53,18 @@ class MaskMethod:
         """Make fresh scores."""
         raise AssertionError("subclasses own the scores")
 
+    def scores(self) -> Tensor:
+        """The current scores [U], detached."""
+        raise AssertionError("subclasses own the scores")
+
+    def hard_mask(self, share: float = 1.0) -> Tensor:
+        """The hard mask, bool [U], of exactly the scheduled count."""
+        return self.pools.select(self.scores(), share)
+
+
+class LearnedMethod(MaskMethod):
+    """A method whose scores are learned by gradient descent."""
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer updates, as torch parameter groups."""
         raise AssertionError("subclasses own the scores")
@@ -68,17 +80,26 @@ class MaskMethod:
         """What is added to the objective, if anything."""
         return None
 
-    def scores(self) -> Tensor:
-        """The current scores [U], detached."""
-        raise AssertionError("subclasses own the scores")
-
     def temperature_at(self, progress: float) -> float | None:  # noqa: ARG002
         """The surrogate's temperature, for methods that have one."""
         return None
 
-    def hard_mask(self, share: float = 1.0) -> Tensor:
-        """The hard mask, bool [U], of exactly the scheduled count."""
-        return self.pools.select(self.scores(), share)
+
+class ScoringMethod(MaskMethod):
+    """A method that computes its scores from statistics of the dense model, without learning steps."""
+
+    def start(self, device: torch.device, generator: torch.Generator) -> None:
+        """Nothing is known before `score`."""
+        self._scores = torch.zeros(self.units.count, device=device)
+        self._generator = generator
+
+    def scores(self) -> Tensor:
+        """Scores [U]."""
+        return self._scores
+
+    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+        """Compute the scores from calibration rows [N, T + 1]; return how many tokens went through the model."""
+        raise AssertionError("subclasses say what a unit is worth")
 
 
 def importance(scores: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechint.learning.method import MaskMethod
+from mechint.learning.method import LearnedMethod
 from mechint.learning.schedules import Shape, Temperature
 
 
 @dataclass(kw_only=True)
-class TopK(MaskMethod):
+class TopK(LearnedMethod):
     """Hard global top-k mask with a sigmoid surrogate around the threshold.
 
     Forward, the k units with the highest scores are on and the others off, so what is trained is what is measured. Backward, the

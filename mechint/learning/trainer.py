@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.method import MaskMethod
+from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.learning.objectives import KlObjective, Objective
 from mechint.masking.masked_model import MaskedModel
 
@@ -63,46 +63,68 @@ class MaskTrainer:
         generator: torch.Generator,
         on_step: Callable[[int, Metrics, bool], None],
     ) -> Training:
-        """Learn from calibration rows [N, T + 1]; `on_step(step, metrics, logged)` is called after every step."""
+        """Learn from calibration rows [N, T + 1]; `on_step(step, metrics, logged)` is called after every step.
+
+        A method that only scores takes no steps: objective, optimizer and schedule do not concern it.
+        """
         assert not any(p.requires_grad for p in masked.model.parameters()), "weights are frozen"
-        dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
         assert_dense_start(masked, rows[: self.batch_size, :-1])
-        optimizer = make_optimizer(method.parameter_groups())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step / steps))
         if masked.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(masked.device)
-        run, start, before = Training(), time.perf_counter(), method.hard_mask(0.0)
+        start = time.perf_counter()
+        if isinstance(method, ScoringMethod):
+            run = Training(tokens=method.score(masked, rows, self.batch_size))
+        else:
+            assert isinstance(method, LearnedMethod)
+            run = self._learn(masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step)
+        run.seconds = time.perf_counter() - start
+        if masked.device.type == "cuda":
+            run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
+        return run
+
+    def _learn(
+        self,
+        masked: MaskedModel,
+        rows: Tensor,
+        method: LearnedMethod,
+        objective: Objective,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
+        schedule: Callable[[float], float],
+        steps: int,
+        generator: torch.Generator,
+        on_step: Callable[[int, Metrics, bool], None],
+    ) -> Training:
+        dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
+        optimizer = make_optimizer(method.parameter_groups())
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step / steps))
+        run, before = Training(steps=steps), torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
         for step, chosen in enumerate(_batches(len(rows), self.batch_size, steps, generator)):
             progress = step / max(steps - 1, 1)
             share = schedule(progress)
             batch = rows[chosen].to(masked.device)  # [B, T + 1]
-            gates = method.units.to_channels(method.gates(share, progress))  # [N]
-            logits = masked.logits(batch[:, :-1], gates)  # [B, T, V]
+            gates = method.gates(share, progress)  # [U]
+            logits = masked.logits(batch[:, :-1], method.units.to_channels(gates))  # [B, T, V]
             loss = objective(logits, batch[:, 1:], dense(chosen) if objective.needs_dense else None)
             penalty = method.penalty(share)
             (loss if penalty is None else loss + penalty).backward()
-            learning_rate = optimizer.param_groups[0]["lr"]
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            now = method.hard_mask(share)
+            now = gates.detach() > 0.5
             metrics = {
                 "loss": loss.item(),
                 "scheduled_sparsity": _scheduled(method, share),
                 "sparsity": 1 - now.float().mean().item(),
                 "temperature": method.temperature_at(progress),
-                "learning_rate": learning_rate,
+                "learning_rate": optimizer.param_groups[0]["lr"],
                 "changed_units": int((now != before).sum()),
             }
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
             before = now
             logged = step % self.log_every == 0 or step == steps - 1
             if logged:
                 run.history.append({"step": step, **metrics})
             on_step(step, metrics, logged)
             run.tokens += batch[:, 1:].numel()
-        run.steps, run.seconds = steps, time.perf_counter() - start
-        if masked.device.type == "cuda":
-            run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
         return run
 
     def _rate(self, progress: float) -> float:

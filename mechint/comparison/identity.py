@@ -1,0 +1,82 @@
+"""What a run is, apart from its seed and sparsity: the options by which runs are grouped and told apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mechint.records import PRESENTATION_KEYS
+
+# Root keys of the configuration that do not make another curve: what is swept, where things are, where it ran.
+# dtype is told by the checkpoint's entry, which knows what "auto" became.
+NOT_OPTIONS = PRESENTATION_KEYS | {"checkpoint", "target_sparsity", "seed", "device", "dtype"}
+
+# Options that change no number.
+WITHOUT_EFFECT = frozenset({"trainer.log_every", "trainer.dense_cache_gib"})
+
+Options = dict[str, Any]
+
+
+def options(result: Mapping[str, Any]) -> Options:
+    """The options of a run under dotted names, the most telling first.
+
+    The names of result.json come before the configuration's, which also holds every detail that has no name there.
+    """
+    mask, data = result.get("mask") or {}, result.get("dataset") or {}
+    names = ("method", "unit", "scope", "ablation", "tie_kv", "objective", "schedule")
+    found = {name: mask.get(name) for name in names}
+    found["data"] = data.get("name")
+    found["evaluation_data"] = data.get("evaluation_digest")
+    found["sequence_length"] = data.get("sequence_length")
+    found["calibration_tokens"] = data.get("calibration_tokens")
+    found["steps"] = (result.get("cost") or {}).get("steps")
+    found["dtype"] = (result.get("checkpoint") or {}).get("dtype")
+    config = result.get("config") or {}
+    rest = _flat({key: value for key, value in config.items() if key not in NOT_OPTIONS})
+    return found | {key: value for key, value in rest.items() if key not in found and key not in WITHOUT_EFFECT}
+
+
+def key_of(checkpoint_sha256: str, options_: Options) -> str:
+    """A string that two runs share exactly if they differ in nothing but seed and sparsity."""
+    return json.dumps([checkpoint_sha256, options_], sort_keys=True, default=str)
+
+
+def telling(all_options: Sequence[Options], start: Sequence[object]) -> list[str]:
+    """The fewest names of options, from the first on, whose values tell the entries apart as far as they can be.
+
+    start: what tells them apart already, one value per entry. An option that only goes along with an earlier one,
+    as a method's own settings go along with the method, is left out.
+    """
+    parts = [json.dumps(value, default=str) for value in start]
+    chosen = []
+    for name in dict.fromkeys(name for entry in all_options for name in entry):
+        finer = [
+            f"{part} {json.dumps(entry.get(name), default=str)}"
+            for part, entry in zip(parts, all_options, strict=True)
+        ]
+        if len(set(finer)) > len(set(parts)):
+            chosen.append(name)
+            parts = finer
+    return chosen
+
+
+def shown(name: str, value: Any) -> str:
+    """An option in a label or a sentence: 'TopK' for the method, 'unit=head' for others."""
+    if name == "method":
+        return str(value)
+    if name == "evaluation_data":
+        return f"evaluation data {str(value)[:8]}"
+    return f"{name}={value}"
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> Options:
+    """Nested dictionaries as one with dotted names; a class path loses its modules."""
+    flat: Options = {}
+    for key, value in node.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = str(value).rsplit(".", 1)[-1] if key == "_target_" else value
+    return flat
