@@ -2,6 +2,7 @@
 
 python experiments/analyze.py                                    # bundled model and text, minutes on 2 cores
 python experiments/analyze.py checkpoint=model.pt dataset=text dataset.path=book.txt target_sparsity=0.9
+python experiments/analyze.py -m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt' target_sparsity=0.5,0.9 output_dir=study
 python experiments/analyze.py checkpoint=gpt2 dataset=fineweb_edu logger=wandb logger.project=masks
 python experiments/analyze.py --cfg job                          # show every key
 """
@@ -21,6 +22,7 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> float:
     """Compose, analyse, say where to look; returns the masked model's KL, which a sweeper may minimise."""
     from mechint.analysis import summary_lines
+    from mechint.preparation import SHARED
 
     output_dir = configuration.output_directory()
     analysis = configuration.build_analysis(config)
@@ -29,6 +31,8 @@ def main(config: DictConfig) -> float:
         configuration.plain_config(config),
         group=configuration.sweep_name(),
         bar=False if configuration.is_sweep() else None,
+        resume=config.resume,
+        preparation=SHARED if configuration.is_sweep() else None,
     )
     for line in summary_lines(record, output_dir):
         log.info(line)

@@ -16,15 +16,15 @@ import torch
 
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import TokenData
-from mechint.device import pick_device
 from mechint.errors import UserError
 from mechint.learning.method import MaskMethod, importance
 from mechint.learning.objectives import Objective
 from mechint.learning.trainer import MaskTrainer, Metrics, Training
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
 from mechint.masking import MaskedModel, MaskSet, masks_by_layer, save_masks
-from mechint.measurement import channel_means, measure
-from mechint.records import RESULT, write_json
+from mechint.measurement import channel_means
+from mechint.preparation import Preparation, Prepared
+from mechint.records import RESULT, config_digest, write_json
 from mechint.reporting import RunFiles, Visualizer
 from mechint.results import (
     Record,
@@ -37,6 +37,7 @@ from mechint.results import (
     layer_table,
     start_record,
 )
+from mechint.run_directories import Occupant, clear_run, finished_run, refuse_other_run
 
 log = logging.getLogger(__name__)
 
@@ -71,49 +72,75 @@ class Analysis:
             )
         if self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed={self.seed} must be a whole number from 0 to 2^63 - 1")
 
-    def run(self, output_dir: Path, config: Record, group: str | None = None, bar: bool | None = None) -> Record:
+    def run(
+        self,
+        output_dir: Path,
+        config: Record,
+        group: str | None = None,
+        bar: bool | None = None,
+        resume: bool = True,
+        preparation: Preparation | None = None,
+    ) -> Record:
         """Learn and measure a mask, leave every file of a run in `output_dir`, and return the content of result.json.
 
         config: what is recorded as the run's configuration. group: the sweep this run belongs to, for loggers.
-        bar: whether to show a progress bar (None: on a terminal).
+        bar: whether to show a progress bar (None: on a terminal). resume: whether to leave a finished run of the same
+        configuration and checkpoint as it is. preparation: shares models and tokens with other runs.
+
+        Raises UserError where `output_dir` holds another run.
         """
-        record = start_record(config)
+        digest = self._digest(output_dir, config)
+        refuse_other_run(output_dir, config, digest)
+        if resume and (finished := finished_run(output_dir, digest)):
+            log.info("this run is already done; resume=false would repeat it: %s", output_dir)
+            return finished
+        clear_run(output_dir)
+        record = {**start_record(config), "config_digest": digest}
         write_json(output_dir / RESULT, record)
         name = f"{output_dir.parent.name}/{output_dir.name}"
         logger = LoggerGroup(self._all_loggers())
         logger.start(RunInfo(name=name, group=group, job_type="analyze", config=config, output_dir=output_dir))
+        preparation = preparation or Preparation()
         try:
-            self._work(output_dir, record, logger, Progress(bar=bar))
+            self._work(output_dir, record, preparation, logger, Progress(bar=bar))
         except BaseException as error:
-            end_record(record, "failed", error)
-            record["traceback"] = traceback.format_exc()
+            preparation.forget()  # whatever state it is in
             logger.finish(succeeded=False)
-            write_json(output_dir / RESULT, record)
+            _write_failure(output_dir, record, error)
             raise
         return record
+
+    def _digest(self, output_dir: Path, config: Record) -> str:
+        try:
+            return config_digest(config, self.loader.fingerprint(self.checkpoint))
+        except BaseException as error:
+            record_failure(output_dir, config, error)
+            raise
 
     def _all_loggers(self) -> list[Logger]:
         """The loggers asked for, and metrics.jsonl, which is part of every run."""
         streamed = any(isinstance(logger, JsonlLogger) for logger in self.loggers)
         return self.loggers if streamed else [JsonlLogger(), *self.loggers]
 
-    def _work(self, output_dir: Path, record: Record, logger: LoggerGroup, progress: Progress) -> None:
+    def _work(
+        self, output_dir: Path, record: Record, preparation: Preparation, logger: LoggerGroup, progress: Progress
+    ) -> None:
         started = time.perf_counter()
+        prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
+        checkpoint, masked, data = prepared.checkpoint, prepared.masked, prepared.data
+        # Here, so that a run draws the same numbers whether or not it had to load the model.
         generator = seed_everything(self.seed)
-        checkpoint = self.loader.load(self.checkpoint, pick_device(self.device), self.dtype)
-        data = self.dataset.load(
-            checkpoint.tokenizer, checkpoint.name, checkpoint.vocab_size, checkpoint.max_positions, self.seed
-        )
         describe_inputs(record, checkpoint, data)
-        masked = MaskedModel(checkpoint.model)
         describe_model(record, masked)
         describe_method(record, self.method, self.objective, self.schedule)
         write_json(output_dir / RESULT, record)
 
         training = self._learn(masked, data, generator, logger, progress)
-        masks = self._measure(masked, data, training, record)
-        record["cost"]["total_seconds"] = time.perf_counter() - started
+        masks = self._measure(prepared, training, record)
+        record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
         mask_files = save_masks(masks, output_dir, {"checkpoint_sha256": checkpoint.sha256})
         end_record(record, "done")
         run = RunFiles(directory=output_dir, result=record, masks=masks, history=training.history)
@@ -147,14 +174,13 @@ class Analysis:
                 on_step,
             )
 
-    def _measure(self, masked: MaskedModel, data: TokenData, training: Training, record: Record) -> MaskSet:
+    def _measure(self, prepared: Prepared, training: Training, record: Record) -> MaskSet:
         """Measure the final hard mask on evaluation data and describe it in the record."""
         units = self.method.units
         scores = self.method.scores().cpu()
         keep, importance_ = self.method.pools.select(scores), importance(scores)
         kept = units.to_channels(keep)
-        variants = {"dense": None, "empty": torch.zeros_like(kept), "masked": kept, "complement": ~kept}
-        metrics = measure(masked, data.evaluation, variants, data.evaluation_bytes, self.trainer.batch_size)
+        metrics = prepared.measure(kept, self.trainer.batch_size)
         describe_mask(record, units, self.target_sparsity, keep, importance_)
         describe_outcome(record, metrics, training)
         return masks_by_layer(units.space, kept, units.to_channels(importance_))
@@ -170,6 +196,18 @@ class Analysis:
         record["not_logged"] = logger.not_logged
         if advice:
             log.info(advice)
+
+
+def record_failure(output_dir: Path, config: Record, error: BaseException) -> None:
+    """Leave the error of a run that failed before it could begin, unless another run's result is there."""
+    if Occupant.of(output_dir).gives_way_to(None):
+        _write_failure(output_dir, start_record(config), error)
+
+
+def _write_failure(output_dir: Path, record: Record, error: BaseException) -> None:
+    end_record(record, "failed", error)
+    record["traceback"] = "".join(traceback.format_exception(error))
+    write_json(output_dir / RESULT, record)
 
 
 def seed_everything(seed: int) -> torch.Generator:

@@ -18,7 +18,7 @@ SCHEMA_VERSION = 1
 RESULT = "result.json"
 
 # Keys that say where results go and how they are shown, not what is computed.
-PRESENTATION_KEYS = frozenset({"output_dir", "logger", "visualizer", "resume"})
+PRESENTATION_KEYS = frozenset({"output_dir", "logger", "visualizer", "resume", "checkpoint_glob"})
 
 
 @contextmanager
@@ -55,12 +55,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def config_digest(config: Mapping[str, Any], checkpoint_sha256: str) -> str:
-    """Digest of everything that decides a run's numbers: its configuration and the weights it read.
+def config_digest(config: Mapping[str, Any], checkpoint_fingerprint: str) -> str:
+    """Digest of everything that decides a run's numbers: its configuration and the checkpoint it read.
 
     Keys that only say where results go or how they are shown are left out, and so is the checkpoint's path:
-    the same weights under another name give the same digest.
+    the same checkpoint under another name gives the same digest.
     """
     content = {key: value for key, value in config.items() if key not in PRESENTATION_KEYS | {"checkpoint"}}
-    text = json.dumps(plain({**content, "checkpoint_sha256": checkpoint_sha256}), sort_keys=True)
+    text = json.dumps(plain({**content, "checkpoint": checkpoint_fingerprint}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

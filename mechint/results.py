@@ -17,7 +17,7 @@ from mechint.learning.objectives import Objective
 from mechint.learning.trainer import Training
 from mechint.masking import ChannelSpace, MaskedModel, Units
 from mechint.measurement import faithfulness, loss_degradation_percent
-from mechint.records import SCHEMA_VERSION, config_digest
+from mechint.records import SCHEMA_VERSION
 
 PACKAGES = ("mechint", "torch", "transformers", "tokenizers", "hydra-core", "numpy")
 
@@ -51,7 +51,6 @@ def now() -> str:
 
 def describe_inputs(record: Record, checkpoint: Checkpoint, data: TokenData) -> None:
     """Say which weights and which tokens the numbers belong to."""
-    record["config_digest"] = config_digest(record["config"], checkpoint.sha256)
     record["checkpoint"] = {
         "source": checkpoint.source,
         "name": checkpoint.name,

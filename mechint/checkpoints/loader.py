@@ -1,6 +1,9 @@
 """From what the user typed as `checkpoint=` to a frozen model."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -12,8 +15,11 @@ from mechint.checkpoints.location import Location, locate
 from mechint.checkpoints.nanogpt import load_nanogpt
 from mechint.checkpoints.quiet import one_line
 from mechint.checkpoints.tokenizer import find_tokenizer
+from mechint.checkpoints.weights import weight_files
 from mechint.errors import UserError
 
+# Files that decide, with the weights beside them, what a model computes and which tokens it reads.
+_DESCRIPTIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _READERS = {
     "bundled": load_directory,
     "huggingface": load_directory,
@@ -55,11 +61,26 @@ class CheckpointLoader:
             model=loaded.model,
             tokenizer=loaded.tokenizer if tokenizer is None else tokenizer,
             source=location.source,
-            sha256=sha256_of(loaded.weight_files),
+            sha256=_sha256(loaded.weight_files),
             format=location.format,
             name=short_name(location.source),
             notes=(*loaded.notes, *self._settings_without_effect(location)),
         )
+
+    def fingerprint(self, source: str) -> str:
+        """Hex SHA-256 of what a checkpoint's numbers depend on: weights, and configuration and tokenizer beside them.
+
+        Reads the files, once as long as they stay the same, but does not load the model; a hub id is downloaded.
+        Raises `UserError` where there is no such checkpoint.
+        """
+        location = locate(source, self.revision)
+        in_directory = location.path.is_dir()
+        weights = weight_files(location.path) if in_directory else (location.path,)
+        directory = location.path if in_directory else location.path.parent
+        reads_beside = in_directory or location.format == "safetensors"
+        beside = [directory / name for name in _DESCRIPTIONS if reads_beside]
+        digests = [_sha256(weights), *(_sha256((file,)) for file in beside if file.is_file())]
+        return hashlib.sha256("\n".join(digests).encode()).hexdigest() if len(digests) > 1 else digests[0]
 
     def _options(self, device: torch.device, dtype: str) -> LoadOptions:
         if dtype != "auto" and dtype not in _DTYPES:
@@ -78,6 +99,17 @@ class CheckpointLoader:
         if self.num_heads is not None and location.format != "nanogpt":
             notes.append("model.num_heads has no effect: the checkpoint's configuration names its heads")
         return notes
+
+
+def _sha256(files: tuple[Path, ...]) -> str:
+    """`sha256_of`, which takes seconds per gigabyte, without reading unchanged files again."""
+    stats = [file.stat() for file in files]
+    return _sha256_when(files, tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats))
+
+
+@lru_cache(maxsize=64)
+def _sha256_when(files: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> str:  # noqa: ARG001
+    return sha256_of(files)
 
 
 def _check_device(device: torch.device) -> None:

@@ -11,7 +11,8 @@ from mechint.comparison.overlap import Overlap
 from mechint.comparison.spread import Spread
 from mechint.reporting import RunFiles
 
-# Does a difference exceed the spread between seeds? "unknown": a side has fewer than two runs, or the number has no seeds.
+# Does a difference exceed the spread between seeds? "unknown": a side has fewer than two runs, or the number
+# does not depend on the seed.
 Verdict = Literal["exceeds", "within", "unknown"]
 
 
@@ -50,9 +51,10 @@ class VariantLayer:
 class Variant:
     """One of the compared things: a run, or several runs that differ in the seed.
 
-    metrics: name -> numbers over the runs; the names are those of METRICS, absent where no run has the number (runs
-    of the replaced tool have none at all). layers: by layer index. sparsity, ...: fraction of channels removed.
-    quoted: what the replaced tool reported, each a sentence with its warning; empty for runs of this package.
+    metrics: name -> numbers over the runs; the names are those of METRICS, absent where no run has the number
+    (runs of the replaced tool have none at all). layers: by layer index. sparsity, ...: fraction of channels
+    removed. quoted: what the replaced tool reported, each a sentence with its warning; empty for runs of this
+    package.
     """
 
     name: str
@@ -79,7 +81,8 @@ class Variant:
 class Metric:
     """A number that variants are compared by.
 
-    better: which direction is better. seeded: whether it varies with the seed of mask learning; the dense model does not.
+    better: which direction is better. seeded: whether it varies with the seed of mask learning; the dense
+    model does not.
     """
 
     name: str
@@ -90,7 +93,7 @@ class Metric:
     seeded: bool = True
 
 
-# In the order in which they are shown. loss and kl are in nats per token; loss is comparable on equal evaluation data only.
+# In the order in which they are shown; comparable on equal evaluation data only.
 METRICS = (
     Metric("loss", "masked loss", "nats/token", "lower", 4),
     Metric("dense_loss", "dense loss", "nats/token", "lower", 4, seeded=False),
@@ -120,10 +123,10 @@ class MetricDifference:
 class PlaceDelta:
     """variant - baseline at one place: a layer of the baseline, or a third of the layers.
 
-    title: "layer 3", or "early layers 0-1". depth: middle of the place, 0 to 1. sparsity, k_sparsity, v_sparsity: differences of the
-    fraction of channels removed (positive: the variant is sparser). importance: difference of the mean
-    importance. kept: difference in kept channels; None where the layers' shapes differ. verdict: is the difference in sparsity
-    larger than the spread between seeds.
+    title: "layer 3", or "early layers 0-1". depth: middle of the place, 0 to 1. sparsity, k_sparsity,
+    v_sparsity: differences of the fraction of channels removed (positive: the variant is sparser).
+    importance: difference of the mean importance. kept: difference in kept channels; None where the layers'
+    shapes differ. verdict: is the difference in sparsity larger than the spread between seeds.
     """
 
     title: str
@@ -140,9 +143,10 @@ class PlaceDelta:
 class Difference:
     """One variant against the baseline.
 
-    metrics: only those that both sides have. layers: one entry per layer of the baseline; where the variant has another number of
-    layers, its side is the mean over the same stretch of relative depth. thirds: early, middle, late; empty below three layers.
-    overlap: None where channels cannot be matched; `no_overlap` then says why. by_depth: depths differ.
+    metrics: only those that both sides have. layers: one entry per layer of the baseline; where the variant
+    has another number of layers, its side is the mean over the same stretch of relative depth. thirds: early,
+    middle, late; empty below three layers. overlap: None where channels cannot be matched; `no_overlap` then
+    says why. by_depth: depths differ.
     """
 
     variant: str
@@ -158,9 +162,10 @@ class Difference:
 class Comparison:
     """Two or more variants and what tells them apart.
 
-    variants: in the order given. baseline: name of the one that all others are held against. differences: every
-    other variant's name -> Difference. flags: what makes the numbers hard or impossible to compare, one sentence each, the gravest first; shown before
-    anything else. notes: smaller remarks (runs left out, duplicates). comparable_loss: False where variants were measured on different evaluation data.
+    variants: in the order given. baseline: name of the one that all others are held against. differences:
+    every other variant's name -> Difference. flags: what makes the numbers hard or impossible to compare, one
+    sentence each, the gravest first; shown before anything else. notes: smaller remarks (runs left out,
+    duplicates). comparable_loss: False where variants were measured on different evaluation data.
     """
 
     variants: tuple[Variant, ...]

@@ -21,7 +21,7 @@ class Unreadable(Exception):
 
 
 def run_directories(root: Path) -> list[Path]:
-    """Every directory from `root` down that holds a result.json, in natural order; hidden directories are skipped.
+    """Every directory from `root` down that holds a result.json, in natural order; hidden ones are skipped.
 
     Raises UserError where `root` is no directory.
     """

@@ -8,7 +8,7 @@ from typing import Any
 
 from mechint.records import PRESENTATION_KEYS
 
-# Root keys of the configuration that do not make another curve: what is swept, where things are, where it ran.
+# Root keys of the configuration that make no other curve: what is swept, where things are, where it ran.
 # dtype is told by the checkpoint's entry, which knows what "auto" became.
 NOT_OPTIONS = PRESENTATION_KEYS | {"checkpoint", "target_sparsity", "seed", "device", "dtype"}
 
@@ -21,7 +21,8 @@ Options = dict[str, Any]
 def options(result: Mapping[str, Any]) -> Options:
     """The options of a run under dotted names, the most telling first.
 
-    The names of result.json come before the configuration's, which also holds every detail that has no name there.
+    The names of result.json come before the configuration's, which also holds every detail that has no name
+    there.
     """
     mask, data = result.get("mask") or {}, result.get("dataset") or {}
     names = ("method", "unit", "scope", "ablation", "tie_kv", "objective", "schedule")
@@ -34,7 +35,9 @@ def options(result: Mapping[str, Any]) -> Options:
     found["dtype"] = (result.get("checkpoint") or {}).get("dtype")
     config = result.get("config") or {}
     rest = _flat({key: value for key, value in config.items() if key not in NOT_OPTIONS})
-    return found | {key: value for key, value in rest.items() if key not in found and key not in WITHOUT_EFFECT}
+    return found | {
+        key: value for key, value in rest.items() if key not in found and key not in WITHOUT_EFFECT
+    }
 
 
 def key_of(checkpoint_sha256: str, options_: Options) -> str:
@@ -43,10 +46,10 @@ def key_of(checkpoint_sha256: str, options_: Options) -> str:
 
 
 def telling(all_options: Sequence[Options], start: Sequence[object]) -> list[str]:
-    """The fewest names of options, from the first on, whose values tell the entries apart as far as they can be.
+    """The fewest names of options, from the first on, that tell the entries apart as far as they can be.
 
-    start: what tells them apart already, one value per entry. An option that only goes along with an earlier one,
-    as a method's own settings go along with the method, is left out.
+    start: what tells them apart already, one value per entry. An option that only goes along with an earlier
+    one, as a method's own settings go along with the method, is left out.
     """
     parts = [json.dumps(value, default=str) for value in start]
     chosen = []

@@ -21,9 +21,10 @@ class Overlap:
     """Intersection over union (IoU) of kept channels, over every pair of a baseline run and a variant run.
 
     iou, k_iou, v_iou: measured; K and V together, K alone, V alone; None where neither mask keeps any.
-    chance_layers: expected for two random masks that keep as many K and V channels of every layer as these do.
-    chance_overall: expected for two random masks of only the same overall counts. baseline_iou, variant_iou:
-    measured between the runs (seeds) of one side; None for a single run. layers: by layer index, K and V together.
+    chance_layers: expected for two random masks that keep as many K and V channels of every layer as these
+    do. chance_overall: expected for two random masks of only the same overall counts. baseline_iou,
+    variant_iou: measured between the runs (seeds) of one side; None for a single run. layers: by layer index,
+    K and V together.
     """
 
     iou: Spread | None
@@ -37,7 +38,7 @@ class Overlap:
 
 
 def overlap(baseline: Sequence[Masks], variant: Sequence[Masks]) -> Overlap:
-    """Overlap of masks whose layers have the same shapes; each side holds the masks of its runs, in layer order."""
+    """Overlap of masks whose layers have the same shapes; a side holds the masks of its runs."""
     pairs = list(product(baseline, variant))
     depth = len(baseline[0])
     return Overlap(
@@ -66,13 +67,13 @@ def iou(a: Masks, b: Masks, kinds: Kinds = "kv") -> float | None:
 
 
 def chance_by_layer(a: Masks, b: Masks) -> float | None:
-    """Expected IoU of independent random masks with the counts of `a` and `b` in every layer, for K and for V."""
+    """Expected IoU of random masks with the counts of `a` and `b` in every layer, for K and for V."""
     counts = [(int(x.sum()), int(y.sum()), x.numel()) for x, y in _parts(a, b, "kv")]
     return expected_iou(counts)
 
 
 def chance_overall(a: Masks, b: Masks) -> float | None:
-    """Expected IoU of independent random masks with the overall counts of `a` and `b`, wherever in the model."""
+    """Expected IoU of random masks with the overall counts of `a` and `b`, wherever in the model."""
     counts = [(int(x.sum()), int(y.sum()), x.numel()) for x, y in _parts(a, b, "kv")]
     kept_a, kept_b, total = (sum(column) for column in zip(*counts, strict=True))
     return expected_iou([(kept_a, kept_b, total)])

@@ -16,7 +16,8 @@ BYTES_PER_ELEMENT = 2
 class StudyRun:
     """One finished run. directory: relative to the tree's root. sparsity: achieved, of units.
 
-    kept_channels of total_channels: K and V, all layers and KV heads. seed, kl, ... are None where not recorded.
+    kept_channels of total_channels: K and V, all layers and KV heads. seed, kl, ... are None where not
+    recorded.
     """
 
     directory: str
@@ -40,8 +41,8 @@ class StudyRun:
 class StudyPoint:
     """The runs of one group at one achieved sparsity: its seeds.
 
-    sparsity: achieved, of units. kv_bytes_per_token: bytes of kept K and V channels per token, over all layers, at
-    BYTES_PER_ELEMENT, nothing padded (mean over runs).
+    sparsity: achieved, of units. kv_bytes_per_token: bytes of kept K and V channels per token, over all
+    layers, at BYTES_PER_ELEMENT, nothing padded (mean over runs).
     """
 
     sparsity: float
@@ -50,7 +51,7 @@ class StudyPoint:
     runs: tuple[StudyRun, ...]
 
     def spread(self, name: str) -> Spread | None:
-        """A number of StudyRun ("loss", "kl", "faithfulness", ...) over the seeds; None where no run has it."""
+        """A number of StudyRun ("loss", "kl", ...) over the seeds; None where no run has it."""
         return Spread.of(getattr(run, name) for run in self.runs)
 
 
@@ -58,8 +59,9 @@ class StudyPoint:
 class StudyGroup:
     """Runs of one checkpoint with one set of options, apart from seed and target sparsity: one curve.
 
-    label: short and unique within the study, names only what differs. points: by sparsity, ascending. dense_loss, empty_loss:
-    nats per token, None where unknown. dense_kv_bytes_per_token: bytes with every channel.
+    label: short and unique within the study, names only what differs. points: by sparsity, ascending.
+    dense_loss, empty_loss: nats per token, None where unknown. dense_kv_bytes_per_token: bytes with every
+    channel.
     """
 
     label: str

@@ -11,6 +11,7 @@ from torch import Tensor
 from mechint.comparison.comparison import METRICS, Variant, VariantLayer
 from mechint.comparison.find import Unreadable, newest_of_each, one_line, read_result, run_directories
 from mechint.comparison.identity import Options, options, shown, telling
+from mechint.comparison.leank import read_leank_run
 from mechint.comparison.old_results import is_old_run, quotations, read_old_run
 from mechint.comparison.overlap import same_shapes
 from mechint.comparison.spread import Spread
@@ -23,23 +24,25 @@ Directories = str | Path | Sequence[str | Path]
 
 
 def read_variant(name: str, directories: Directories) -> tuple[Variant, list[str]]:
-    """A variant from a run's directory, a directory with several runs (its seeds), or a list of those; and notes.
+    """A variant from a run's directory, one with several runs (its seeds), or a list of those; and notes.
 
-    The runs may differ in nothing but the seed; only where they are listed may their checkpoints differ as well.
-    Raises UserError where there is no finished run, or where runs do not belong together.
+    The runs may differ in nothing but the seed; only where they are listed may their checkpoints differ as
+    well. Raises UserError where there is no finished run, or where runs do not belong together.
     """
     listed = [directories] if isinstance(directories, (str, Path)) else list(directories)
     runs: list[RunFiles] = []
     notes: list[str] = []
     for directory in listed:
         found, remarks = _read_runs(name, Path(directory))
-        _require_one_kind(name, Path(directory), found, with_checkpoint=True)
+        _require_one_kind(name, found, Path(directory))
         runs, notes = runs + found, notes + remarks
     if not runs:
         raise UserError(f"variant {name!r} has no directory; give it one, or a list of them")
-    _require_one_kind(name, None, runs, with_checkpoint=False)
+    _require_one_kind(name, runs)
     if not all(same_shapes(_layers(runs[0]), _layers(run)) for run in runs):
-        raise UserError(f"variant {name!r}: its runs are of models of different shapes; compare them as two variants")
+        raise UserError(
+            f"variant {name!r}: its runs are of models of different shapes; compare them as two variants"
+        )
     return make_variant(name, runs), notes
 
 
@@ -56,7 +59,9 @@ def make_variant(name: str, runs: Sequence[RunFiles]) -> Variant:
             _layer(entry, position, [of_run[position] for of_run in masks], len(masks[0]))
             for position, entry in enumerate(runs[0].layers)
         ),
-        sparsity=_spread(masks, lambda of_run: _removed([mask for m in of_run for mask in (m.k_mask, m.v_mask)])),
+        sparsity=_spread(
+            masks, lambda of_run: _removed([mask for m in of_run for mask in (m.k_mask, m.v_mask)])
+        ),
         k_sparsity=_spread(masks, lambda of_run: _removed([m.k_mask for m in of_run])),
         v_sparsity=_spread(masks, lambda of_run: _removed([m.v_mask for m in of_run])),
         quoted=quoted,
@@ -69,6 +74,8 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
         return [RunFiles.read(directory)], []
     if is_old_run(directory):
         return [read_old_run(directory)], []
+    if directory.suffix in {".pth", ".pt"}:
+        return [read_leank_run(directory)], []
     done, notes = [], []
     for found in run_directories(directory):
         try:
@@ -84,24 +91,28 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
     chosen, repeated = newest_of_each(done)
     if not chosen:
         raise UserError(
-            f"variant {name!r}: no finished run (result.json) and no final_masks.pt of the replaced tool in or below "
-            f"{directory}; give the output directory of a run"
+            f"variant {name!r}: no finished run (result.json) in or below {directory}; "
+            "give the output directory of a run"
         )
     return [RunFiles.read(path) for path in chosen], notes + [f"{name}: {note}" for note in repeated]
 
 
-def _require_one_kind(name: str, directory: Path | None, runs: Sequence[RunFiles], with_checkpoint: bool) -> None:
-    """Refuse to average runs that differ in more than the seed.
+def _require_one_kind(name: str, runs: Sequence[RunFiles], directory: Path | None = None) -> None:
+    """Refuse to average runs that differ in more than the seed; below a directory, also in the checkpoint.
 
     Raises UserError that names what differs, and the remedy.
     """
-    all_options = [_options(run, with_checkpoint) for run in runs]
+    all_options = [_options(run, with_checkpoint=directory is not None) for run in runs]
     differing = telling(all_options, [0] * len(runs))
     if not differing:
         return
     values = [", ".join(shown(key, entry.get(key)) for key in differing) for entry in all_options]
     where = f"the runs below {directory}" if directory else "its runs"
-    remedy = f"name one run directory, or compare the whole tree: tree={directory}" if directory else "name one of them"
+    remedy = (
+        f"name one run directory, or compare all of them: tree={directory}"
+        if directory
+        else "name one of them"
+    )
     raise UserError(
         f"variant {name!r}: {where} differ in more than the seed ({' | '.join(dict.fromkeys(values))}), "
         f"so their mean says nothing; {remedy}"

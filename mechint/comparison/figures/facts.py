@@ -27,7 +27,7 @@ def facts_of(comparison: Comparison) -> Facts:
     for describe in DESCRIPTIONS:
         said = {variant.name: describe(variant) for variant in comparison.variants}
         if len(set(said.values())) == 1:
-            common.append(said[comparison.baseline])
+            common += [said[comparison.baseline]] * (describe is not digest_fact)
         else:
             for name, words in said.items():
                 own[name].append(words)
@@ -65,13 +65,21 @@ def method_fact(variant: Variant) -> str:
 
 def data_fact(variant: Variant) -> str:
     """What the numbers were measured on."""
-    data = part(variant, "dataset")
-    name, tokens = data.get("name"), data.get("evaluation_tokens")
-    if not name:
-        return "evaluation data unknown"
-    digest = str(data.get("evaluation_digest") or "")[:6]
-    count = f" ({tokens:,} evaluation tokens{f', {digest}' if digest else ''})" if tokens else ""
-    return f"measured on {name}{count}"
+    name = part(variant, "dataset").get("name")
+    return f"measured on {name}" if name and variant.metrics else "nothing measured"
+
+
+def tokens_fact(variant: Variant) -> str:
+    """How much the numbers were measured on."""
+    tokens = part(variant, "dataset").get("evaluation_tokens")
+    return f"{tokens:,} evaluation tokens" if tokens and variant.metrics else ""
+
+
+def digest_fact(variant: Variant) -> str:
+    """Which tokens exactly, for data that share a name."""
+    digests = {str((run.result.get("dataset") or {}).get("evaluation_digest") or "") for run in variant.runs}
+    shown = sorted(digest[:8] for digest in digests if digest)
+    return f"tokens {', '.join(shown)}" if shown else ""
 
 
 def part(variant: Variant, key: str) -> dict[str, Any]:
@@ -85,6 +93,8 @@ DESCRIPTIONS: Sequence[Callable[[Variant], str]] = (
     shape_fact,
     method_fact,
     data_fact,
+    tokens_fact,
+    digest_fact,
 )
 
 

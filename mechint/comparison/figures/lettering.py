@@ -2,25 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.ft2font import FT2Font
 
 from mechint.reporting.style import printable
+
+# Letters are moved to whole dots, which makes lines a little wider than the letters are.
+HINTING = 1.03
+
+
+@cache
+def _font(bold: bool) -> FT2Font:
+    font = get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))
+    font.set_size(100, 72)
+    return font
 
 
 @cache
 def _advance(character: str, bold: bool) -> float:
     """Width of one character at a size of one point, in points."""
-    path = findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal"))
-    font = get_font(path)
-    font.set_size(100, 72)
-    return float(font.load_char(ord(character)).linearHoriAdvance) / 65536 / 100
+    return float(_font(bold).load_char(ord(character)).linearHoriAdvance) / 65536 / 100
+
+
+def drawable(words: str, bold: bool = False) -> str:
+    """The text on one line, with '?' for characters that the font at hand lacks."""
+    line = printable(words, 10_000)
+    return "".join(character if _font(bold).get_char_index(ord(character)) else "?" for character in line)
 
 
 def width_of(words: str, size: float, bold: bool = False) -> float:
     """Printed width of one line, in points."""
-    return size * sum(_advance(character, bold) for character in printable(words, 10_000))
+    line = "".join(character if _font(bold).get_char_index(ord(character)) else "?" for character in words)
+    return HINTING * size * sum(_advance(character, bold) for character in line)
 
 
 def wrapped(words: str, size: float, width: float, bold: bool = False) -> list[str]:
@@ -29,7 +45,7 @@ def wrapped(words: str, size: float, width: float, bold: bool = False) -> list[s
     A single word that is too wide is broken inside.
     """
     lines = [""]
-    for word in printable(words, 10_000).split(" "):
+    for word in drawable(words, bold).split(" "):
         longer = f"{lines[-1]} {word}".strip()
         if width_of(longer, size, bold) <= width:
             lines[-1] = longer
@@ -45,7 +61,7 @@ def wrapped(words: str, size: float, width: float, bold: bool = False) -> list[s
 
 def shortened(words: str, size: float, width: float, bold: bool = False) -> str:
     """The text on one line of at most `width` points; a longer one loses its middle."""
-    line = printable(words, 10_000)
+    line = drawable(words, bold)
     if width_of(line, size, bold) <= width:
         return line
     for kept in range(len(line) - 1, 0, -1):
@@ -56,8 +72,23 @@ def shortened(words: str, size: float, width: float, bold: bool = False) -> str:
 
 
 def stacked(words: str, size: float, width: float, most: int = 2, bold: bool = False) -> list[str]:
-    """At most `most` lines of at most `width` points; what does not fit is left out of the middle."""
+    """At most `most` lines of at most `width` points; the last one ends in an ellipsis where more would follow."""
     lines = wrapped(words, size, width, bold)
     if len(lines) <= most:
         return lines
-    return [*lines[: most - 1], shortened(" ".join(lines[most - 1 :]), size, width, bold)]
+    last = lines[most - 1]
+    while last and width_of(f"{last}…", size, bold) > width:
+        last = last[:-1]
+    return [*lines[: most - 1], f"{last}…"]
+
+
+def flowed(parts: Sequence[str], size: float, width: float) -> list[str]:
+    """Facts with dots between them, in lines of at most `width` points that break between facts where possible."""
+    lines: list[str] = []
+    for part in map(drawable, parts):
+        longer = f"{lines[-1]}  ·  {part}" if lines else part
+        if lines and width_of(longer, size) <= width:
+            lines[-1] = longer
+        else:
+            lines += wrapped(part, size, width)
+    return lines

@@ -8,7 +8,7 @@ from mechint.comparison.comparison import Comparison
 
 # Blue and orange stand for K and V and are not used here. The first is the baseline's.
 COLOURS = ("#30363d", "#00806a", "#8a4fbf", "#c2317c", "#a67c00", "#5aa02c", "#7a4a21", "#d07aa8")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h")
 
 
 @dataclass(frozen=True)

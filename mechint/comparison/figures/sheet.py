@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
@@ -11,7 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 
 from mechint.comparison.comparison import Comparison
 from mechint.comparison.figures.facts import facts_of
-from mechint.comparison.figures.lettering import shortened, width_of, wrapped
+from mechint.comparison.figures.lettering import flowed, shortened, stacked, width_of, wrapped
 from mechint.comparison.figures.looks import Look, variant_looks
 from mechint.reporting.style import INK, QUIET, new_figure
 from mechint.reporting.wording import plural
@@ -21,7 +22,7 @@ MARGIN = 10.0  # points
 TITLE, TEXT = 11.5, 8.0  # type sizes in points
 LEADING = 1.4  # line pitch over type size
 WARNING, PAPER = "#7a4a00", "#fff4d6"
-MOST_FLAGS = 6
+MOST_FLAGS, FLAG_LINES = 6, 2
 WIDEST_NAME = 235.0  # points; 40 common letters
 
 
@@ -31,7 +32,7 @@ class KeyEntry:
 
     look: Look
     name: str
-    about: str
+    about: Sequence[str]
     bold: bool = False
 
 
@@ -39,10 +40,12 @@ class KeyEntry:
 class Header:
     """Everything above the panels; `draw` needs a place that is `height` points high.
 
-    quiet: lines below the title. flags: warnings, shown in a box.
+    facts: short ones, set in running lines below the title. quiet: whole lines below these. flags: warnings, shown in a
+    box, each cut to two lines; the report has them in full.
     """
 
     title: str
+    facts: Sequence[str]
     quiet: Sequence[str]
     key: Sequence[KeyEntry]
     flags: Sequence[str]
@@ -57,6 +60,7 @@ class Header:
         inner = self.width - 2 * MARGIN
         self._put(shortened(self.title, TITLE, inner, True), MARGIN, down, size=TITLE, weight="bold")
         down += TITLE * LEADING + 2
+        down = self._lines(flowed(self.facts, TEXT, inner), MARGIN, down, color=QUIET)
         for line in self.quiet:
             down = self._lines(wrapped(line, TEXT, inner), MARGIN, down, color=QUIET)
         if self.key:
@@ -84,7 +88,7 @@ class Header:
             name = wrapped(entry.name, TEXT, widest, entry.bold)
             weight = "bold" if entry.bold else "normal"
             end = self._lines(name, left, down, color=entry.look.colour, weight=weight)
-            about = wrapped(entry.about, TEXT, self.width - MARGIN - second)
+            about = flowed(entry.about, TEXT, self.width - MARGIN - second)
             down = max(end, self._lines(about, second, down, color=QUIET)) + 1
         return down
 
@@ -96,7 +100,7 @@ class Header:
             shown.append(f"{plural(len(self.flags) - len(shown), 'further warning')}: see the report.")
         for flag in shown:
             self._put("⚠", MARGIN + 6, down, size=TEXT, color=WARNING)
-            down = self._lines(wrapped(flag, TEXT, inner), MARGIN + 20, down, color=WARNING)
+            down = self._lines(stacked(flag, TEXT, inner, FLAG_LINES), MARGIN + 20, down, color=WARNING)
         self._box = (top, down + 4)
         return down + 4
 
@@ -136,18 +140,28 @@ def new_sheet(header: Header, body: float) -> tuple[Figure, SubFigure]:
     """A figure with the header drawn, and the part below it, `body` inches high, for the panels."""
     top = header.height / POINTS
     figure = new_figure(header.width / POINTS, top + body)
+    figure.get_layout_engine().set(h_pad=0.05, w_pad=0.05, hspace=0.03, wspace=0.02)  # type: ignore[union-attr]
     head, below = figure.subfigures(2, 1, height_ratios=[top, body])
     header.draw(head)
     return figure, below
 
 
-def comparison_header(comparison: Comparison, title: str, width: float, quiet: Sequence[str] = ()) -> Header:
-    """The header of a figure of variants, `width` inches wide: what all share, then a key of the variants."""
+def comparison_header(
+    comparison: Comparison,
+    title: str,
+    width: float,
+    quiet: Sequence[str] = (),
+    extra: Mapping[str, str] = MappingProxyType({}),
+) -> Header:
+    """The header of a figure of variants, `width` inches wide: what all share, then a key of the variants.
+
+    extra: what the figure itself adds to a variant's line in the key.
+    """
     facts, looks = facts_of(comparison), variant_looks(comparison)
     key = []
     for variant in comparison.variants:
         base = variant.name == comparison.baseline
-        about = [*(["baseline"] if base else []), *facts.own[variant.name]]
-        key.append(KeyEntry(looks[variant.name], variant.name, " · ".join(about), bold=base))
-    shared = " · ".join(facts.common)
-    return Header(title, [*filter(None, [shared]), *quiet], key, comparison.flags, width * POINTS)
+        about = ["baseline"] * base + list(facts.own[variant.name])
+        about += [extra[variant.name]] if variant.name in extra else []
+        key.append(KeyEntry(looks[variant.name], variant.name, about, bold=base))
+    return Header(title, facts.common, quiet, key, comparison.flags, width * POINTS)

@@ -1,0 +1,73 @@
+"""Compare runs: what differs, and whether it is more than the spread between seeds.
+
+python experiments/compare.py 'variants={Baseline: DIR0, KV-Tying: DIR1}' baseline=Baseline output_dir=comparison
+python experiments/compare.py variants=names.yaml                # for names such as K=V^T: one line "NAME: DIR" each
+python experiments/compare.py tree=outputs/sweeps/DATE           # every run below it, as curves over sparsity
+python experiments/compare.py tree=outputs logger=wandb logger.project=masks
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from mechint import config as configuration
+from mechint.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base=configuration.VERSION_BASE, config_path="../conf", config_name="compare")
+@configuration.entry
+def main(config: DictConfig) -> None:
+    """Compose, compare, say where to look."""
+    if (config.variants is None) == (config.tree is None):
+        raise UserError("give either 'variants={Baseline: DIR0, KV-Tying: DIR1}' or tree=DIR")
+
+    from mechint.comparison.compare import read_comparison
+    from mechint.comparison.findings import findings_text
+    from mechint.comparison.job import Output, leave_comparison, leave_study
+    from mechint.comparison.study_report import count_in_words
+    from mechint.comparison.tree import read_study
+
+    output = Output(
+        directory=configuration.output_directory(),
+        loggers=[configuration.build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
+        config=configuration.plain_config(config),
+        dpi=config.dpi,
+    )
+    if config.tree is None:
+        comparison = read_comparison(variants(config.variants), config.baseline)
+        figures = [configuration.build(figure) for figure in config.variant_figures]
+        written = leave_comparison(comparison, figures, output)
+        print(findings_text(comparison))
+    else:
+        study = read_study(config.tree)
+        figures = [configuration.build(figure) for figure in config.tree_figures]
+        written = leave_study(study, figures, output)
+        log.info("%s", count_in_words(study))
+        for flag in study.flags:
+            log.warning("%s", flag)
+    for path in written:
+        log.info("%s", path)
+
+
+def variants(given: Any) -> dict[str, Any]:
+    """Names and directories, as given or from a YAML file; raises UserError where they are neither."""
+    if isinstance(given, str):
+        if not Path(given).is_file():
+            raise UserError(
+                f"variants={given}: there is no such file; give {{NAME: DIR, NAME: DIR}} or a YAML file of "
+                "that form"
+            )
+        given = OmegaConf.load(given)
+    plain = OmegaConf.to_container(given, resolve=False) if OmegaConf.is_config(given) else given
+    if not isinstance(plain, dict):
+        raise UserError("variants must name directories: {NAME: DIR, NAME: DIR}")
+    return {str(name): directories for name, directories in plain.items()}
+
+
+if __name__ == "__main__":
+    configuration.launch(main)

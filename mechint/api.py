@@ -1,0 +1,162 @@
+"""The two functions for use from Python; they do what the experiments do, without Hydra.
+
+from mechint import analyze, compare_variants
+
+run = analyze("model.pt", "results/baseline", target_sparsity=0.9)
+compare_variants({"Baseline": "results/baseline", "K=V^T": "results/transposed"}, "comparison")
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mechint.analysis import Analysis
+from mechint.checkpoints import CheckpointLoader
+from mechint.comparison.compare import read_comparison
+from mechint.comparison.comparison import Comparison, ComparisonFigure
+from mechint.comparison.figures import (
+    ChannelsComparison,
+    DeltaHeatmap,
+    ImportanceComparison,
+    OverallSummary,
+    SparsityComparison,
+)
+from mechint.comparison.job import Output, leave_comparison
+from mechint.comparison.variant import Directories
+from mechint.data import Dataset, PythonDocs
+from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
+from mechint.learning.method import MaskMethod
+from mechint.learning.objectives import Objective
+from mechint.loggers import Logger, WandbLogger
+from mechint.reporting import ImportanceOverview, LayerImportance, RunFiles, SparsityCurves, Visualizer
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+def analyze(
+    checkpoint: str = "bundled:baseline",
+    output_dir: str | Path = "outputs/runs/python",
+    *,
+    target_sparsity: float = 0.95,
+    steps: int = 500,
+    seed: int = 0,
+    device: str = "auto",
+    dtype: str = "auto",
+    loader: CheckpointLoader | None = None,
+    dataset: Dataset | None = None,
+    method: MaskMethod | None = None,
+    objective: Objective | None = None,
+    make_optimizer: MakeOptimizer | None = None,
+    schedule: Callable[[float], float] | None = None,
+    trainer: MaskTrainer | None = None,
+    visualizer: Visualizer | None = None,
+    loggers: Sequence[Logger] = (),
+    resume: bool = True,
+) -> RunFiles:
+    """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, and return the run.
+
+    Whatever is None is as in conf/analyze.yaml. A finished run of the same settings in `output_dir` is
+    returned as it is unless `resume` is False. Raises UserError for what a user can mend.
+    """
+    method = method or TopK()
+    # the other methods are made for Adam, as conf/mask says
+    sgd = functools.partial(NormalizedSGD, lr=0.1, momentum=0.9)
+    adam = functools.partial(torch.optim.Adam, lr=0.1)
+    settings: dict[str, Any] = {
+        "checkpoint": checkpoint,
+        "target_sparsity": target_sparsity,
+        "steps": steps,
+        "seed": seed,
+        "device": device,
+        "dtype": dtype,
+        "loader": loader or CheckpointLoader(),
+        "dataset": dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
+        "method": method,
+        "objective": objective or KlObjective(),
+        "make_optimizer": make_optimizer or (sgd if isinstance(method, TopK) else adam),
+        "schedule": schedule or CubicSchedule(end=0.6),
+        "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
+        "visualizer": visualizer or Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves()]),
+        "loggers": list(loggers),
+    }
+    Analysis(**settings).run(Path(output_dir), describe_settings(settings), resume=resume)
+    return RunFiles.read(output_dir)
+
+
+def compare_variants(
+    variant_dirs: Mapping[str, Directories],
+    output_dir: str | Path,
+    project_name: str = "mechint",
+    use_wandb: bool = False,
+    *,
+    baseline: str | None = None,
+    figures: Sequence[ComparisonFigure] | None = None,
+    dpi: int = 150,
+) -> Comparison:
+    """Compare two or more variants, leave figures, findings and report in `output_dir`, and return the comparison.
+
+    variant_dirs: name -> a run's directory, one with several runs that differ in the seed, or a list of
+    those; names are free. project_name: the W&B project, used with `use_wandb`. baseline: what all others are
+    held against; None: the first. figures: None draws all. Raises UserError for what a user can mend.
+    """
+    comparison = read_comparison(variant_dirs, baseline)
+    places = {name: _described(place) for name, place in variant_dirs.items()}
+    output = Output(
+        directory=Path(output_dir),
+        loggers=[WandbLogger(project=project_name)] if use_wandb else [],
+        config={"variants": places, "baseline": comparison.baseline},
+        dpi=dpi,
+    )
+    leave_comparison(comparison, comparison_figures() if figures is None else figures, output)
+    return comparison
+
+
+def comparison_figures() -> list[ComparisonFigure]:
+    """All figures of a comparison, as in conf/compare.yaml."""
+    return [
+        OverallSummary(),
+        DeltaHeatmap(),
+        SparsityComparison(),
+        ImportanceComparison(),
+        ChannelsComparison(),
+    ]
+
+
+# The names under which conf/analyze.yaml knows what an Analysis is made of.
+CONFIG_KEYS = {
+    "loader": "model",
+    "method": "mask",
+    "make_optimizer": "optimizer",
+    "schedule": "sparsity_schedule",
+    "loggers": "logger",
+}
+
+
+def describe_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration to record: plain values, with objects as {_target_: class, their settings}."""
+    return {CONFIG_KEYS.get(name, name): _described(value) for name, value in settings.items()}
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, functools.partial):
+        keywords = {key: _described(item) for key, item in value.keywords.items()}
+        return {"_target_": _class_path(value.func), **keywords}
+    if isinstance(value, (list, tuple)):
+        return [_described(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "__qualname__"):  # a class or a function
+        return {"_target_": _class_path(value)}
+    settings = {key: item for key, item in vars(value).items() if not key.startswith("_")}
+    return {"_target_": _class_path(type(value)), **{key: _described(item) for key, item in settings.items()}}
+
+
+def _class_path(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"

@@ -1,0 +1,17 @@
+"""Pictures of a comparison and of a study, drawn from plain values only."""
+
+from mechint.comparison.figures.channels_comparison import ChannelsComparison
+from mechint.comparison.figures.delta_heatmap import DeltaHeatmap
+from mechint.comparison.figures.importance_comparison import ImportanceComparison
+from mechint.comparison.figures.overall_summary import OverallSummary
+from mechint.comparison.figures.pareto import Pareto
+from mechint.comparison.figures.sparsity_comparison import SparsityComparison
+
+__all__ = [
+    "ChannelsComparison",
+    "DeltaHeatmap",
+    "ImportanceComparison",
+    "OverallSummary",
+    "Pareto",
+    "SparsityComparison",
+]

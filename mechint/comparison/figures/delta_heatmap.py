@@ -1,0 +1,170 @@
+"""Where each variant differs from the baseline, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
+from matplotlib.figure import SubFigure
+
+from mechint.comparison.comparison import Comparison, Difference, PlaceDelta
+from mechint.comparison.figures.facts import several_runs
+from mechint.comparison.figures.lettering import shortened
+from mechint.comparison.figures.looks import variant_looks
+from mechint.comparison.figures.sheet import POINTS, comparison_header, new_sheet
+from mechint.reporting.style import ACCENT, INK, LINE, figure_style, index_ticks, save, write
+
+WIDTH, ROW, TITLE_ROOM, FOOTER = 8.4, 0.21, 0.3, 0.95  # inches
+LAYERS_WIDE, THIRDS_WIDE = 5.9, 1.6  # inches
+# Purple and green are told apart by every common colour blindness and stand for nothing else here.
+MORE, LESS = "#1b7a37", "#6f3390"
+SPARSITY = LinearSegmentedColormap.from_list("sparsity difference", [MORE, "#f7f7f7", LESS])
+IMPORTANCE = LinearSegmentedColormap.from_list("importance difference", [LESS, "#f7f7f7", MORE])
+ROWS = ("K + V", "K", "V", "importance")
+TOPS = (0.0, 1.0, 2.0, 3.3)  # middles of the rows
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Colour scales that all panels share, symmetric around 0: percentage points, and importance."""
+
+    points: float
+    importance: float
+
+    @classmethod
+    def of(cls, comparison: Comparison) -> Scales:
+        """Wide enough for every difference; never so narrow that noise looks like a finding."""
+        places = [
+            place for difference in comparison.differences.values() for place in (*difference.layers, *difference.thirds)
+        ]
+        points = [100 * abs(value) for place in places for value in (place.sparsity, place.k_sparsity, place.v_sparsity)]
+        return cls(max([1.0, *points]), max([0.02, *(abs(place.importance) for place in places)]))
+
+
+class DeltaHeatmap:
+    """delta_heatmap.png: variant - baseline in sparsity (K and V, K, V) and mean importance, per layer and third.
+
+    A dot marks differences in sparsity of K and V together that exceed the spread between seeds.
+    """
+
+    filename: ClassVar[str] = "delta_heatmap.png"
+
+    def draw(self, comparison: Comparison, directory: Path, dpi: int) -> list[Path]:
+        """Draw the figure into `directory` and return its path."""
+        differences = list(comparison.differences.values())
+        scales = Scales.of(comparison)
+        panel = ROW * (len(ROWS) + 0.3) + TITLE_ROOM
+        with figure_style():
+            title = f"What differs from {comparison.baseline}, layer by layer"
+            header = comparison_header(comparison, title, WIDTH, notes(comparison))
+            figure, body = new_sheet(header, panel * len(differences) + FOOTER + 0.2)
+            heights = [*[panel] * len(differences), FOOTER]
+            thirds = any(difference.thirds for difference in differences)
+            widths = [LAYERS_WIDE, THIRDS_WIDE] if thirds else [LAYERS_WIDE + THIRDS_WIDE]
+            grid = body.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
+            looks = variant_looks(comparison)
+            for row, difference in enumerate(differences):
+                last = row == len(differences) - 1
+                axes = body.add_subplot(grid[row, 0])
+                draw_cells(axes, difference.layers, scales, widths[0])
+                layer_axis(axes, comparison, difference, last)
+                name = shortened(difference.variant, 8.5, 400, True)
+                axes.set_title(name, color=looks[difference.variant].colour, weight="bold", size=8.5)
+                axes.set_yticks(TOPS, ROWS)
+                for label, colour in zip(
+                    axes.get_yticklabels(), (INK, ACCENT["K"], ACCENT["V"], INK), strict=True
+                ):
+                    label.set_color(colour)
+                if thirds:
+                    axes = body.add_subplot(grid[row, 1])
+                    draw_cells(axes, difference.thirds, scales, widths[1])
+                    axes.set_xticks(range(len(difference.thirds)), ["early", "middle", "late"][: len(difference.thirds)])
+                    axes.tick_params(labelbottom=last)
+            draw_scales(body, grid[len(differences), :], scales)
+            return [save(figure, directory / self.filename, dpi)]
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What dots mean and how layers were matched."""
+    lines = ["Green: the variant keeps more, or finds it more important; purple: less."]
+    if several_runs(comparison):
+        lines[0] += " Dot: the difference in K + V exceeds the spread between seeds."
+    else:
+        lines[0] += " One run each: whether a difference exceeds the spread between seeds cannot be told."
+    if any(difference.by_depth for difference in comparison.differences.values()):
+        lines.append("Numbers of layers differ: a variant's side is its mean over the same stretch of relative depth.")
+    return lines
+
+
+def draw_cells(axes: Axes, places: Sequence[PlaceDelta], scales: Scales, wide: float) -> None:
+    """Rows of ROWS, a column per place; numbers where cells are wide enough for them."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_yticks([])
+    axes.set(ylim=(len(ROWS) - 0.5 + 0.3, -0.5))
+    if not places:
+        axes.axis("off")
+        return
+    cell = wide * POINTS / len(places)
+    for row, (values, limit, colours, form) in enumerate(table(places, scales)):
+        edges = np.arange(len(places) + 1) - 0.5
+        top = TOPS[row] - 0.5
+        axes.pcolormesh(
+            edges, [top, top + 1], values[None], cmap=colours, vmin=-limit, vmax=limit,
+            edgecolors="white", linewidth=min(0.8, cell / 12),
+        )  # fmt: skip
+        if cell >= 21:
+            for column, value in enumerate(values):
+                words = form.format(round(value, int(form[4])) + 0.0).replace("-", "−")
+                colour = "white" if abs(value) > 0.62 * limit else INK
+                write(axes, words, (column, TOPS[row]), ha="center", va="center", size=6.2, color=colour)
+    for column, place in enumerate(places):
+        if place.verdict == "exceeds":
+            shift = min(0.36, 0.5 - 3 / cell) if cell >= 21 else 0
+            axes.plot([column + shift], [0], marker="o", markersize=min(3.2, 0.5 * cell), color=INK, linestyle="")
+    axes.set_xlim(-0.5, len(places) - 0.5)
+
+
+def table(
+    places: Sequence[PlaceDelta], scales: Scales
+) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float, Colormap, str]]:
+    """Values, limit, colours and number format of each row."""
+    points = [
+        np.array([100 * getattr(place, name) for place in places]) for name in ("sparsity", "k_sparsity", "v_sparsity")
+    ]
+    importance = np.array([place.importance for place in places])
+    rows = [(values, scales.points, SPARSITY, "{:+.1f}") for values in points]
+    return [*rows, (importance, scales.importance, IMPORTANCE, "{:+.2f}")]
+
+
+def layer_axis(axes: Axes, comparison: Comparison, difference: Difference, last: bool) -> None:
+    """The baseline's layer numbers, below the last panel."""
+    indices = [layer.index for layer in comparison[comparison.baseline].layers]
+    ticks = index_ticks(len(indices), 16)
+    axes.set_xticks(list(ticks), [str(indices[position]) for position in ticks])
+    axes.tick_params(labelbottom=last)
+    title = f"layer of {comparison.baseline}" if difference.by_depth else "layer"
+    axes.set_xlabel(shortened(title, 8, 300) if last else "")
+
+
+def draw_scales(place: SubFigure, spot: object, scales: Scales) -> None:
+    """Two colour bars."""
+    grid = spot.subgridspec(2, 2, height_ratios=[0.55, 0.25])  # type: ignore[attr-defined]
+    bars = [
+        (SPARSITY, scales.points, "sparsity: percentage points more (+) or less (−) removed"),
+        (IMPORTANCE, scales.importance, "mean importance: more (+) or less (−), each scaled within its run"),
+    ]
+    for column, (colours, limit, title) in enumerate(bars):
+        axes = place.add_subplot(grid[1, column])
+        bar = place.figure.colorbar(
+            ScalarMappable(Normalize(-limit, limit), colours), cax=axes, orientation="horizontal"
+        )
+        bar.outline.set_edgecolor(LINE)  # type: ignore[operator]
+        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+        axes.set_xlabel(title, size=7)

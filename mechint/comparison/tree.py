@@ -1,0 +1,174 @@
+"""From a directory of runs to a Study: read every result.json, group, average over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mechint.comparison.find import Unreadable, newest_of_each, one_line, read_result, run_directories
+from mechint.comparison.identity import Options, key_of, options, shown, telling
+from mechint.comparison.study import (
+    BYTES_PER_ELEMENT,
+    Study,
+    StudyGroup,
+    StudyPoint,
+    StudyRun,
+    UnfinishedRun,
+)
+from mechint.errors import UserError
+
+# Achieved sparsities that agree to so many decimals are one point.
+DECIMALS = 6
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A finished run as it is grouped."""
+
+    run: StudyRun
+    checkpoint: Mapping[str, Any]
+    options: Options
+
+
+def read_study(root: str | Path) -> Study:
+    """Every run below `root`, from its result.json alone.
+
+    Raises UserError where there is no directory, or no finished run in it.
+    """
+    root = Path(root)
+    unfinished: list[UnfinishedRun] = []
+    done: list[tuple[Path, dict[str, Any]]] = []
+    for directory in run_directories(root):
+        _sort_in(root, directory, done, unfinished)
+    kept, notes = newest_of_each(done)
+    results = dict(done)
+    finished = [_finished(root, directory, results[directory]) for directory in kept]
+    if not finished:
+        listed = f" ({len(unfinished)} failed, running or unreadable)" if unfinished else ""
+        raise UserError(f"no finished run below {root}{listed}; give the output directory of a sweep")
+    groups = _groups(finished)
+    return Study(root, tuple(groups), tuple(unfinished), tuple(_flags(finished)), tuple(notes))
+
+
+def _sort_in(
+    root: Path, directory: Path, done: list[tuple[Path, dict[str, Any]]], unfinished: list[UnfinishedRun]
+) -> None:
+    """Put a run among the finished or the unfinished ones."""
+    name = str(directory.relative_to(root))
+    try:
+        result = read_result(directory)
+        if result["status"] == "done":
+            _finished(root, directory, result)  # whatever it lacks shows here, before anything is averaged
+            done.append((directory, result))
+            return
+    except Unreadable as error:
+        unfinished.append(UnfinishedRun(name, "unreadable", str(error)))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{type(error).__name__} {one_line(error)} in result.json"
+        unfinished.append(UnfinishedRun(name, "unreadable", reason))
+    else:
+        started = f"started {result.get('started')}, did not end" if result["status"] == "running" else ""
+        unfinished.append(
+            UnfinishedRun(name, str(result["status"]), one_line(result.get("error") or started))
+        )
+
+
+def _finished(root: Path, directory: Path, result: Mapping[str, Any]) -> _Finished:
+    metrics, channels = result["metrics"], result["channels"]
+    run = StudyRun(
+        directory=str(directory.relative_to(root)),
+        digest=str(result.get("config_digest") or ""),
+        finished=str(result.get("finished") or ""),
+        seed=(result.get("config") or {}).get("seed"),
+        target=float(result["sparsity"]["target"]),
+        sparsity=float(result["sparsity"]["achieved"]),
+        kept_channels=int(channels["kept"]),
+        total_channels=int(channels["total"]),
+        loss=_number(metrics["masked"].get("loss")),
+        dense_loss=_number(metrics["dense"].get("loss")),
+        empty_loss=_number(metrics["empty"].get("loss")),
+        loss_degradation_percent=_number(result.get("loss_degradation_percent")),
+        kl=_number(metrics["masked"].get("kl")),
+        faithfulness=_number(result.get("faithfulness")),
+        evaluation_digest=str(result["dataset"].get("evaluation_digest") or ""),
+    )
+    return _Finished(run, dict(result["checkpoint"]), options(result))
+
+
+def _groups(finished: Sequence[_Finished]) -> list[StudyGroup]:
+    """One group for each checkpoint and set of options, in the order in which they were found."""
+    members: dict[str, list[_Finished]] = {}
+    for entry in finished:
+        weights = str(entry.checkpoint.get("sha256") or entry.checkpoint.get("source"))
+        members.setdefault(key_of(weights, entry.options), []).append(entry)
+    firsts = [group[0] for group in members.values()]
+    return [
+        StudyGroup(
+            label=label,
+            checkpoint=str(first.checkpoint.get("name") or first.checkpoint.get("source")),
+            method=str(first.options.get("method")),
+            points=tuple(_points([entry.run for entry in group])),
+            dense_loss=first.run.dense_loss,
+            empty_loss=first.run.empty_loss,
+            dense_kv_bytes_per_token=BYTES_PER_ELEMENT * first.run.total_channels,
+        )
+        for label, first, group in zip(_labels(firsts), firsts, members.values(), strict=True)
+    ]
+
+
+def _points(runs: Sequence[StudyRun]) -> list[StudyPoint]:
+    """Runs of one group by achieved sparsity, ascending."""
+    at: dict[float, list[StudyRun]] = {}
+    for run in runs:
+        at.setdefault(round(run.sparsity, DECIMALS), []).append(run)
+    return [
+        StudyPoint(
+            sparsity=sparsity,
+            target=here[0].target,
+            kv_bytes_per_token=BYTES_PER_ELEMENT * sum(run.kept_channels for run in here) / len(here),
+            runs=tuple(here),
+        )
+        for sparsity, here in sorted(at.items())
+    ]
+
+
+def _labels(firsts: Sequence[_Finished]) -> list[str]:
+    """The checkpoint's name, with its digest where two have one name, and the options that differ."""
+    names = [str(entry.checkpoint.get("name") or entry.checkpoint.get("source")) for entry in firsts]
+    weights = [str(entry.checkpoint.get("sha256") or "")[:8] for entry in firsts]
+    shared = {
+        name for name in names if len({w for n, w in zip(names, weights, strict=True) if n == name}) > 1
+    }
+    heads = [f"{name} {w}" if name in shared else name for name, w in zip(names, weights, strict=True)]
+    keys = telling([entry.options for entry in firsts], weights)
+    return [
+        " · ".join([head, *(shown(key, entry.options.get(key)) for key in keys)])
+        for head, entry in zip(heads, firsts, strict=True)
+    ]
+
+
+def _flags(finished: Sequence[_Finished]) -> list[str]:
+    """What makes curves hard to compare with each other."""
+    data = {entry.run.evaluation_digest: str(entry.options.get("data")) for entry in finished}
+    found = []
+    if len(data) > 1:
+        told = "; ".join(f"{name} ({digest[:8]})" for digest, name in data.items())
+        found.append(
+            "DIFFERENT EVALUATION DATA: curves of different data must not be compared with each other; "
+            f"runs are never averaged across them ({told})."
+        )
+    without = [entry.run.directory for entry in finished if entry.run.loss is None]
+    if without:
+        told = ", ".join(without[:5])
+        found.append(f"No finite loss in {len(without)} finished runs, so they are in no curve: {told}.")
+    units = {str(entry.options.get("unit")) for entry in finished}
+    if len(units) > 1:
+        told = ", ".join(sorted(units))
+        found.append(f"Different units ({told}): sparsity counts units, so compare them by KV bytes.")
+    return found
+
+
+def _number(value: object) -> float | None:
+    return None if value is None else float(value)  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""From configuration nodes to objects, and to plain values."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from hydra.utils import get_object, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from mechint.errors import UserError
+from mechint.records import config_digest
+
+# Nothing outside these modules is ever built from a configuration.
+ALLOWED_TARGETS = ("mechint.", "torch.optim.")
+
+
+def build(node: Any, **runtime: Any) -> Any:
+    """Build the object a configuration node describes; keyword arguments given here are added to the node's.
+
+    Only classes of this package and torch's optimizers are allowed. Raises UserError for others, and for keys the class does not know.
+    """
+    check(node)
+    return instantiate(node, **runtime, _convert_="all")
+
+
+def check(node: Any, path: str = "") -> None:
+    """Check every `_target_` below a node: allowed, existing, and with no unknown keyword argument."""
+    if isinstance(node, ListConfig):
+        for number, item in enumerate(node):
+            check(item, f"{path}[{number}]")
+    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
+        return
+    for key in node:
+        if not OmegaConf.is_missing(node, key):
+            check(node[key], f"{path}.{key}" if path else str(key))
+    target = node.get("_target_")
+    if target is None:
+        return
+    if not str(target).startswith(ALLOWED_TARGETS):
+        raise UserError(
+            f"{path or 'config'}: _target_ {target} is not allowed; use a class of mechint or torch.optim"
+        )
+    keywords = {str(key): None for key in node if not str(key).startswith("_")}
+    try:
+        inspect.signature(get_object(str(target))).bind_partial(**keywords)
+    except TypeError as error:
+        raise UserError(f"{path or 'config'}: {error} ({target}); see conf/ for the known keys") from error
+
+
+def build_analysis(config: DictConfig) -> Any:
+    """The `Analysis` that a composed `conf/analyze.yaml` describes."""
+    from mechint.analysis import Analysis  # here, so that showing a configuration does not import torch
+
+    return Analysis(
+        checkpoint=config.checkpoint,
+        target_sparsity=config.target_sparsity,
+        steps=config.steps,
+        seed=config.seed,
+        device=config.device,
+        dtype=config.dtype,
+        loader=build(config.model),
+        dataset=build(config.dataset),
+        method=build(config.mask),
+        objective=build(config.objective),
+        make_optimizer=build(config.optimizer, _partial_=True),
+        schedule=build(config.sparsity_schedule),
+        trainer=build(config.trainer),
+        visualizer=build(config.visualizer),
+        loggers=[build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
+    )
+
+
+def plain_config(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain dictionaries and lists."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def run_config(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration of an analysis, from one that also holds Hydra's own settings."""
+    config = config.copy()
+    OmegaConf.set_readonly(config, False)
+    OmegaConf.set_struct(config, False)
+    config.pop("hydra", None)
+    return plain_config(config)
+
+
+def run_digest(config: DictConfig) -> str:
+    """What names an analysis: see `records.config_digest`.
+
+    Reads the checkpoint's files, but does not load the model. Raises UserError where there is no checkpoint.
+    """
+    return config_digest(run_config(config), build(config.model).fingerprint(config.checkpoint))

@@ -1,0 +1,96 @@
+"""The root keys of each experiment with their types, and what interpolations may call."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from mechint.config import naming
+from mechint.config.building import run_digest
+from mechint.records import RESULT
+from mechint.run_directories import job_name
+
+# Hydra 1.5 drops the keyword; it is named in this one place.
+VERSION_BASE = "1.3"
+
+
+@dataclass
+class AnalyzeSchema:
+    """Types of the root keys of `conf/analyze.yaml`; groups hold the keyword arguments of one class each."""
+
+    checkpoint: str
+    target_sparsity: float
+    steps: int
+    seed: int
+    device: str
+    dtype: str
+    output_dir: str | None
+    resume: bool
+    model: Any
+    dataset: Any
+    optimizer: Any
+    sparsity_schedule: Any
+    mask: Any
+    objective: Any
+    visualizer: Any
+    trainer: Any
+    logger: Any = None  # logger=[] chooses none
+    checkpoint_glob: str | None = None  # sweep=checkpoints
+
+
+@dataclass
+class PretrainSchema:
+    """Types of the root keys of `conf/pretrain.yaml`."""
+
+    name: str
+    positions: int
+    steps: int
+    seed: int
+    device: str
+    tokenizer: str | None
+    output_dir: str | None
+    architecture: Any
+    dataset: Any
+    pretrainer: Any
+
+
+@dataclass
+class CompareSchema:
+    """Types of the root keys of `conf/compare.yaml`. variants: {name: directory or list of them}, or a YAML file."""
+
+    variants: Any
+    baseline: str | None
+    tree: str | None
+    output_dir: str | None
+    dpi: int
+    variant_figures: list[Any]
+    tree_figures: list[Any]
+    logger: Any = None  # logger=[] chooses none
+
+
+def register() -> None:
+    """Make the schemas and resolvers known to Hydra; safe to call more than once."""
+    store = ConfigStore.instance()
+    store.store(name="analyze_schema", node=AnalyzeSchema)
+    store.store(name="pretrain_schema", node=PretrainSchema)
+    store.store(name="compare_schema", node=CompareSchema)
+    OmegaConf.register_new_resolver("slug", naming.slug, replace=True)
+    OmegaConf.register_new_resolver("files", naming.files, replace=True)
+    # cached, so that a directory stays the same for the whole job once it has been made
+    OmegaConf.register_new_resolver("job_directory", naming.job_directory, replace=True, use_cache=True)
+    OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
+
+
+def _job_name(sweep: str, number: int, *, _root_: DictConfig) -> str:
+    """The directory of a sweep's job: its number, unless its run, or another one, is in the sweep already."""
+    directory, digest = Path(sweep), None
+    if directory.is_dir() and any(directory.rglob(RESULT)):
+        # What is wrong with a configuration stops its own job, which also says so, and not the sweep.
+        with suppress(Exception):
+            digest = run_digest(_root_)
+    return job_name(directory, number, digest)

@@ -1,0 +1,208 @@
+"""The jobs of a sweep, followed from their own processes, and kept out of directories that hold other runs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import filter_overrides
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from mechint.config.building import plain_config, run_config, run_digest
+from mechint.config.jobs import USER_ERRORS, choice, fail, is_sweep, one_line, output_directory
+from mechint.errors import UserError
+from mechint.records import RESULT
+from mechint.run_directories import Occupant, refuse_other_run
+from mechint.sweeps import Sweep, slurm_threads, threads_per_job
+
+log = logging.getLogger(__name__)
+
+# The sweep that this process started or works for.
+_sweep: Sweep | None = None
+
+
+def current_sweep() -> Sweep | None:
+    """The sweep that this process started or works for, if any."""
+    return _sweep
+
+
+def forget_sweep() -> None:
+    """Begin afresh, as a program does that starts another application after the first."""
+    global _sweep
+    _sweep = None
+
+
+class JobTracker(Callback):
+    """Hydra tells it when runs, sweeps and jobs begin; it goes to the processes of parallel launchers with them.
+
+    Hydra turns a callback's exceptions into warnings, so what must stop the program leaves it at once.
+    """
+
+    def __init__(self) -> None:
+        self.sweep: Sweep | None = None
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse what Hydra would only find out, or never, after it has written to the directory."""
+        _begin(_check_run, config)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Find out which jobs there will be."""
+        global _sweep
+        self.sweep = _sweep = _begin(_plan, config)
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
+        """Tell the process of a job which sweep it works for."""
+        global _sweep
+        _sweep = self.sweep
+
+
+def _begin(step: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    try:
+        return step(config)
+    except USER_ERRORS as error:
+        fail(error)
+    except Exception:
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _check_run(config: DictConfig) -> None:
+    if sweep := OmegaConf.select(config, "hydra.runtime.choices.sweep"):
+        raise UserError(f"sweep={sweep} starts one job per file: add -m")
+    if config.output_dir and Occupant.of(Path(config.output_dir)).status != "free":
+        HydraConfig.instance().set_config(config)  # for interpolations of ${hydra:...}
+        refuse_other_run(Path(config.output_dir), run_config(config), run_digest(config))
+
+
+def _plan(config: DictConfig) -> Sweep:
+    """The sweep that a configuration describes.
+
+    Raises UserError where it has no job at all, which Hydra takes for success.
+    """
+    hydra = config.hydra
+    jobs = None
+    if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
+        lines = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        overrides = parser.parse_overrides(lines + OmegaConf.to_container(hydra.overrides.task))
+        for override in overrides:
+            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+                raise UserError(_no_value(override.input_line or override.key_or_group))
+        jobs = [
+            " ".join(filter_overrides(job))
+            for job in BasicSweeper.split_arguments(
+                [o for o in overrides if o.is_sweep_override()], max_batch_size=None
+            )[0]
+        ]
+    launcher, count = str(hydra.runtime.choices["hydra/launcher"]), len(jobs or [1])
+    threads = threads_per_job(launcher, int(hydra.launcher.get("n_jobs", count)), count)
+    return Sweep(Path(hydra.sweep.dir).absolute(), jobs, threads)
+
+
+def _no_value(override: str) -> str:
+    pattern = override.partition("=")[2].removeprefix("glob(").removesuffix(")")
+    remedy = f"; to analyse several: -m sweep=checkpoints 'checkpoint_glob={pattern}'"
+    return f"{override} stands for no value at all" + (remedy if override.startswith("checkpoint=") else "")
+
+
+def entry(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:
+    """Report a user's error in a single run as one line with exit code 2; in a sweep, go on with the other jobs.
+
+    A failing job of a tracked sweep logs its traceback, leaves its error in result.json, and returns NaN.
+    """
+
+    @functools.wraps(task)
+    def run(config: DictConfig) -> Any:
+        # Launchers send this function to their processes with copies of the globals it uses; so it uses constant ones.
+        return run_task(task, config)
+
+    return run
+
+
+def run_task(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
+    """Run the task of one Hydra job; see `entry`."""
+    if is_sweep() and _sweep is not None:
+        return _run_job(task, config, _sweep, HydraConfig.get().job.num, output_directory())
+    try:
+        return task(config)
+    except UserError as error:
+        if is_sweep():
+            raise
+        fail(error)
+
+
+def _run_job(
+    task: Callable[[DictConfig], Any], config: DictConfig, sweep: Sweep, number: int, directory: Path
+) -> Any:
+    launcher = choice("hydra/launcher")
+    if launcher.startswith("submitit") and os.environ.get("SLURM_PROCID", "0") != "0":
+        log.warning("one process is enough for a job, this one ends: set hydra.launcher.tasks_per_node=1")
+        return math.nan
+    _set_threads(slurm_threads() if launcher == "submitit_slurm" else sweep.threads)
+    before = _written(directory)
+    sweep.note(number, "running", directory)
+    try:
+        value = task(config)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+        if isinstance(error, Exception):
+            log.error("the job failed, the sweep goes on: %s", reason)
+            _log_traceback(error)
+            if before == _written(directory):
+                _record_failure(directory, config, error)
+        sweep.note(number, "failed", directory, reason)
+        if not isinstance(error, Exception):
+            raise
+        return math.nan
+    untouched = before is not None and before == _written(directory)
+    sweep.note(number, "skipped" if untouched else "done", directory)
+    return value
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+
+
+def _written(directory: Path) -> tuple[int, int] | None:
+    """When the result in a directory was written; it is replaced as a whole, so its number changes too."""
+    try:
+        status = (directory / RESULT).stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_ino
+
+
+def _log_traceback(error: Exception) -> None:
+    """Write an error's traceback to the job's log file, but not to the terminal, where all jobs' lines meet."""
+    text = "".join(traceback.format_exception(error))
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, text, (), None)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+def _record_failure(directory: Path, config: DictConfig, error: Exception) -> None:
+    """Leave the error of a job that failed before its own record began, unless another run's result is there."""
+    from mechint.analysis import record_failure  # here, so that showing a configuration does not import torch
+
+    if not Occupant.of(directory).gives_way_to(None):
+        return
+    try:
+        plain = plain_config(config)
+    except USER_ERRORS:
+        plain = {str(key): value for key, value in OmegaConf.to_container(config).items()}
+    record_failure(directory, plain, error)

@@ -1,0 +1,228 @@
+"""The base of all planted models: an induction circuit among distractors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.learning.method import Ablation
+from mechint.masking import MaskedModel, make_units
+from mechint.masking.units import Unit
+from mechint.measurement import channel_means
+from mechint.planted.blueprint import Blueprint, K, Stream, V
+from mechint.planted.certificate import check, knock_out
+from mechint.planted.model import PlantedModel
+from mechint.planted.planted import Planted, labels
+
+# The KV heads that matter, before they are moved to random places.
+CIRCUIT_HEAD, CONSTANT_HEAD = 0, 1
+
+
+@dataclass(kw_only=True)
+class Induction:
+    """Two layers that continue a repeated row of tokens; every K and V channel it takes is known.
+
+    In layer 0 a head writes each position's previous token; in layer 1 a head finds the position whose previous token is the current
+    one and copies that position's token. Keys and values are one-hot, so each needs a channel of its own. Everything else is
+    a distractor, of five kinds, each of which misleads one family of methods:
+
+    1. loud keys that no query reads (activation norms),
+    2. loud values that no output reads (activation norms),
+    3. loud queries on keys that are the same at all positions, which softmax ignores (products of norms),
+    4. two values that cancel in the output, though each alone is worth more than any planted unit (knock-outs, gradients),
+    5. a value that is always the same: planted under zero ablation, inert under mean ablation.
+
+    The truth holds for the mean KL over all positions. seed decides distractors, places and rows.
+
+    num_tokens: how many different tokens there are. distinct: how many a row shows before it repeats them. skew: token t is
+    drawn in proportion to t^-skew, so that units differ in worth. sharpness: the attention score of a match, in nats. logit: of the answer. loudness: size of the distractors,
+    where planted keys and values have size 1.
+
+    Raises UserError for sizes the circuit does not fit in.
+    """
+
+    num_heads: int = 8
+    num_kv_heads: int = 8
+    head_dim: int = 32
+    num_tokens: int = 16
+    distinct: int = 8
+    skew: float = 1.0
+    sharpness: float = 12.0
+    logit: float = 8.0
+    loudness: float = 3.0
+    unit: Unit = "channel"
+    calibration_rows: int = 512
+    evaluation_rows: int = 64
+
+    name: ClassVar[str] = "induction"
+    # A unit counts as inert up to this KL, in nats.
+    inert: ClassVar[float] = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.num_kv_heads < 2 or self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"planted.{self.name}: num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}, "
+                "which must be at least 2"
+            )
+        needed = max(self.num_tokens + 3, self.distinct + 2)
+        if self.head_dim < needed or not 2 <= self.distinct <= self.num_tokens:
+            raise UserError(
+                f"planted.{self.name}: the circuit needs 2 <= distinct <= num_tokens and head_dim >= {needed}, not "
+                f"distinct={self.distinct}, num_tokens={self.num_tokens}, head_dim={self.head_dim}"
+            )
+
+    @property
+    def length(self) -> int:
+        """T, the inputs of a row: the beginning and `distinct` tokens twice."""
+        return 2 * self.distinct + 1
+
+    def plant(self, seed: int, ablation: Ablation = "zero") -> Planted:
+        """Build the model and its rows, and certify the truth by knock-outs.
+
+        Raises UserError where a planted unit turns out to be inert or an inert one to matter.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        blueprint = self.draw(generator, ablation)
+        masked = MaskedModel(self.build(blueprint))
+        rows, evaluation = (self.rows(count, generator) for count in (self.calibration_rows, self.evaluation_rows))
+        if ablation == "mean":
+            masked.fill = channel_means(masked, rows, batch_size=64)
+        units = make_units(masked, self.unit)
+        planted = Planted(
+            name=self.name,
+            seed=seed,
+            ablation=ablation,
+            unit=self.unit,
+            masked=masked,
+            units=units,
+            rows=rows,
+            evaluation_rows=evaluation,
+            truth=any_of_unit(units.of_channel, blueprint.planted.flatten(), units.count),
+            labels=labels(units, blueprint.purpose.ravel().tolist()),
+        )
+        joint = any_of_unit(units.of_channel, blueprint.joint.flatten(), units.count)
+        return self.certify(planted, joint)
+
+    def certify(self, planted: Planted, joint: Tensor) -> Planted:
+        """The same with its certificate; joint: bool [U], units that are inert together, though not alone."""
+        certificate = knock_out(planted, answers=slice(self.distinct + 1, None))
+        check(planted, certificate, joint, self.inert)
+        return replace(planted, certificate=certificate)
+
+    def rows(self, count: int, generator: torch.Generator) -> Tensor:
+        """Rows [count, T + 1]: the beginning (0), `distinct` different tokens, the same again, and the first of them."""
+        frequency = torch.arange(1.0, self.num_tokens + 1) ** -self.skew
+        order = torch.multinomial(frequency.expand(count, -1), self.distinct, generator=generator) + 1
+        return torch.cat([torch.zeros(count, 1, dtype=torch.long), order, order, order[:, :1]], dim=1)
+
+    def draw(self, generator: torch.Generator, ablation: Ablation) -> Blueprint:
+        """The weights and what each channel is for."""
+        stream = Stream(self.num_tokens, self.num_positions)
+        blueprint = Blueprint(stream, 2, self.num_heads, self.num_kv_heads, self.head_dim)
+        self.previous_token_keys(blueprint, generator)
+        self.induction_keys(blueprint)
+        self.values(blueprint)
+        self.cancelling_pair(blueprint, generator)
+        self.constant_value(blueprint, generator, ablation)
+        self.distractors(blueprint, generator)
+        self.shuffle(blueprint, generator)
+        return blueprint
+
+    def build(self, blueprint: Blueprint) -> PlantedModel:
+        """The model of a blueprint."""
+        return blueprint.build()
+
+    @property
+    def num_positions(self) -> int:
+        """How many positions have a place in the stream."""
+        return self.length
+
+    def previous_token_keys(self, blueprint: Blueprint, generator: torch.Generator) -> None:  # noqa: ARG002
+        """Layer 0: position i looks for position i - 1, up to the first repeated token; later ones are never looked up."""
+        stream, heads = blueprint.stream, blueprint.query_heads(CIRCUIT_HEAD)
+        for i in range(1, self.distinct + 2):
+            blueprint.query[0, heads, i, stream.position(i)] = self.sharpness * math.sqrt(self.head_dim)
+            blueprint.key[0, CIRCUIT_HEAD, i, stream.position(i - 1)] = 1
+            blueprint.mark((0, K, CIRCUIT_HEAD, i), f"previous-token key of position {i}", planted=True)
+
+    def induction_keys(self, blueprint: Blueprint) -> None:
+        """Layer 1: a token looks for the position whose previous token it is."""
+        stream, heads = blueprint.stream, blueprint.query_heads(CIRCUIT_HEAD)
+        for t in range(self.num_tokens):
+            blueprint.query[1, heads, t, stream.token(t)] = self.sharpness * math.sqrt(self.head_dim)
+            blueprint.key[1, CIRCUIT_HEAD, t, stream.previous(t)] = 1
+            blueprint.mark((1, K, CIRCUIT_HEAD, t), f"induction key of token {t + 1}", planted=True)
+
+    def values(self, blueprint: Blueprint) -> None:
+        """Both circuit heads read tokens; layer 0 writes the previous token, layer 1 the answer.
+
+        With grouped queries, the query heads of the group take turns in writing them.
+        """
+        stream, heads = blueprint.stream, blueprint.query_heads(CIRCUIT_HEAD)
+        for t in range(self.num_tokens):
+            writer = heads.start + t % blueprint.group
+            for layer, column, size, text in (
+                (0, stream.previous(t), 1.0, "previous-token value"),
+                (1, stream.answer(t), self.logit, "induction value"),
+            ):
+                blueprint.value[layer, CIRCUIT_HEAD, t, stream.token(t)] = 1
+                blueprint.output[layer, writer, t, column] = size
+                blueprint.mark((layer, V, CIRCUIT_HEAD, t), f"{text} of token {t + 1}", planted=True)
+
+    def cancelling_pair(self, blueprint: Blueprint, generator: torch.Generator) -> None:
+        """Distractor 4, in the induction head: two equal values with opposite outputs."""
+        stream, writer = blueprint.stream, blueprint.query_heads(CIRCUIT_HEAD).start
+        answers = slice(stream.answer(0), stream.answer(self.num_tokens))
+        direction = self.logit / 2 * torch.randn(self.num_tokens, generator=generator, dtype=torch.double)
+        for channel, sign in zip(blueprint.free(1, V, CIRCUIT_HEAD)[-2:], (1, -1), strict=True):
+            blueprint.value[1, CIRCUIT_HEAD, channel, : self.num_tokens] = 1
+            blueprint.output[1, writer, channel, answers] = sign * direction
+            blueprint.mark((1, V, CIRCUIT_HEAD, channel), "one of a cancelling pair", joint=True)
+
+    def constant_value(self, blueprint: Blueprint, generator: torch.Generator, ablation: Ablation) -> None:
+        """Distractor 5, in another head of layer 1: a value that only its bias feeds."""
+        answer = blueprint.stream.answer(int(torch.randint(self.num_tokens, (), generator=generator)))
+        blueprint.value[1, CONSTANT_HEAD, 0, blueprint.stream.bias] = 1
+        blueprint.output[1, blueprint.query_heads(CONSTANT_HEAD).start, 0, answer] = self.logit / 4
+        blueprint.mark((1, V, CONSTANT_HEAD, 0), "constant value", planted=ablation == "zero")
+
+    def distractors(self, blueprint: Blueprint, generator: torch.Generator) -> None:
+        """Distractors 1, 2 and 3, in every channel that is still free."""
+        num_layers, _, num_heads, _ = blueprint.planted.shape
+        for layer in range(num_layers):
+            for head in range(num_heads):
+                for channel in blueprint.free(layer, K, head):
+                    place = (layer, K, head, channel)
+                    if self.may_be_constant(head) and torch.rand((), generator=generator) < 0.5:
+                        heads = blueprint.query_heads(head)
+                        blueprint.query[layer, heads, channel] = self.noise(blueprint.query[layer, heads, channel], generator)
+                        blueprint.key[layer, head, channel, blueprint.stream.bias] = self.loudness
+                        blueprint.mark(place, "constant key")
+                    else:
+                        blueprint.key[layer, head, channel] = self.noise(blueprint.key[layer, head, channel], generator)
+                        blueprint.mark(place, "key without a query")
+                for channel in blueprint.free(layer, V, head):
+                    blueprint.value[layer, head, channel] = self.noise(blueprint.value[layer, head, channel], generator)
+                    blueprint.mark((layer, V, head, channel), "value without an output")
+
+    def may_be_constant(self, head: int) -> bool:  # noqa: ARG002
+        """Whether a constant key is inert in this KV head."""
+        return True
+
+    def shuffle(self, blueprint: Blueprint, generator: torch.Generator) -> None:
+        """Move everything to random places."""
+        blueprint.shuffle(generator, keys=True)
+
+    def noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
+        """Gaussian weights as loud as the distractors."""
+        return self.loudness * torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+
+def any_of_unit(of_channel: Tensor, channels: Tensor, num_units: int) -> Tensor:
+    """Whether any channel of a unit is set, bool [U], from bool [N]."""
+    return torch.zeros(num_units, dtype=torch.long).index_add_(0, of_channel, channels.long()) > 0

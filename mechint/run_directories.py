@@ -1,0 +1,123 @@
+"""Which run a directory holds: finished runs are found again, and different runs never mix."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from mechint.errors import UserError
+from mechint.records import PRESENTATION_KEYS, RESULT
+
+MASKS = ("final_masks.safetensors", "final_masks.pt")
+
+# What one run leaves beside logs; what an earlier attempt left of it goes before the next one begins.
+RUN_FILES = (
+    RESULT,
+    *MASKS,
+    "metrics.jsonl",
+    "circuit_analysis_report.md",
+    "sparsity_curves.png",
+    "*_importance.png",
+    "tensorboard/events.out.tfevents.*",
+)
+
+Status = Literal["free", "running", "done", "failed", "foreign"]
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """What is in a directory: nothing, a run by its `digest`, or files that no run here wrote (`foreign`)."""
+
+    status: Status
+    digest: str | None
+    result: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, directory: Path) -> Occupant:
+        """Look into a directory, which need not exist."""
+        try:
+            result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            masks = any((directory / name).exists() for name in MASKS)
+            return cls("foreign" if masks else "free", None, {})
+        except (OSError, ValueError):
+            return cls("foreign", None, {})
+        status = result.get("status") if isinstance(result, dict) else None
+        if status not in ("running", "done", "failed"):
+            return cls("foreign", None, {})
+        return cls(status, result.get("config_digest"), result)
+
+    def gives_way_to(self, digest: str | None) -> bool:
+        """Whether a run of this digest may use the directory: it is free, its own, or of a run that failed."""
+        own = digest is not None and digest == self.digest
+        return own or self.status in ("free", "failed")
+
+
+def finished_run(directory: Path, digest: str) -> dict[str, Any] | None:
+    """The result of the run of this digest if it is done and its masks are still there."""
+    occupant = Occupant.of(directory)
+    masks = any((directory / name).exists() for name in MASKS)
+    return (
+        dict(occupant.result) if occupant.status == "done" and occupant.digest == digest and masks else None
+    )
+
+
+def job_name(sweep: Path, number: int, digest: str | None) -> str:
+    """The directory of a sweep's job, relative to the sweep's.
+
+    That is wherever its run is already done; else its number, with -2, -3, ... when another run has that.
+    """
+    if digest is not None:
+        for path in sorted(sweep.rglob(RESULT)):
+            if finished_run(path.parent, digest):
+                return str(path.parent.relative_to(sweep))
+    return next(name for name in _names(number) if Occupant.of(sweep / name).gives_way_to(digest))
+
+
+def _names(number: int) -> Iterator[str]:
+    yield str(number)
+    yield from (f"{number}-{again}" for again in count(2))
+
+
+def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) -> None:
+    """Raise UserError where a directory holds something that a run of this configuration must not replace."""
+    occupant = Occupant.of(directory)
+    if occupant.gives_way_to(digest):
+        return
+    if occupant.status == "foreign":
+        held = "holds files of another program or a damaged result.json"
+    else:
+        unfinished = "" if occupant.status == "done" else ", which has not finished"
+        held = f"holds another run{unfinished} ({_difference(occupant.result.get('config', {}), config)})"
+    raise UserError(f"{directory} {held}; give another output_dir, or remove that directory")
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first keys in which two configurations differ, e.g. 'seed=0 there, 1 here'."""
+    old, new = dict(_flat(there)), dict(_flat(here))
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    if not keys:
+        return "the checkpoint's content differs"
+    told = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in keys[:3])
+    return told + (", ..." if len(keys) > 3 else "")
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if not path and key in PRESENTATION_KEYS:
+            continue
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def clear_run(directory: Path) -> None:
+    """Remove the files of an earlier attempt at a run, and nothing else."""
+    for pattern in RUN_FILES:
+        for path in directory.glob(pattern):
+            path.unlink()

@@ -1,0 +1,66 @@
+"""Gradients integrated from the empty to the dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.learning.method import ScoringMethod
+from mechint.learning.objectives import kl_per_position
+from mechint.masking.masked_model import MaskedModel
+from mechint.scoring.gradients import SequenceLoss, gate_gradients, sequence_nll, unit_gradients
+
+IntegratedObjective = Literal["kl", "nll"]
+
+
+@dataclass(kw_only=True)
+class IntegratedGradients(ScoringMethod):
+    """Integrated gradients of the gates (Sundararajan et al. 2017; EAP-IG, Hanna et al. 2024), K and V alike.
+
+    A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) - L(empty); the score is minus the
+    attribution, how much the unit lowers the loss, or its absolute value with signed=False.
+    path_steps: S. path_objective: L, `kl` from the dense model (its last step, m = 1, is zero by definition) or `nll` of the text.
+
+    Raises UserError for settings without meaning.
+    """
+
+    path_steps: int = 5
+    path_objective: IntegratedObjective = "kl"
+    signed: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.path_steps < 1:
+            raise UserError(f"mask.path_steps={self.path_steps} must be at least 1")
+        if self.path_objective not in get_args(IntegratedObjective):
+            raise UserError(f"mask.path_objective={self.path_objective} is not known; use kl or nll")
+
+    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+        """S forward and backward passes over rows [N, T + 1], and a forward pass for the KL; returns their tokens."""
+        total = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
+        tokens = 0
+        for batch in rows.split(batch_size):
+            loss: SequenceLoss = sequence_nll
+            if self.path_objective == "kl":
+                loss = kl_from_dense(masked, batch)
+                tokens += batch[:, 1:].numel()
+            for step in range(1, self.path_steps + 1):
+                gates = torch.full((masked.space.num_channels,), step / self.path_steps)
+                total += (
+                    unit_gradients(self.units, gate_gradients(masked, batch, gates, loss)).double().sum(0)
+                )
+                tokens += batch[:, 1:].numel()
+        attribution = total / (self.path_steps * len(rows))
+        self._scores = -attribution if self.signed else attribution.abs()
+        return tokens
+
+
+@torch.no_grad()
+def kl_from_dense(masked: MaskedModel, batch: Tensor) -> SequenceLoss:
+    """Mean over positions of KL(dense || masked) of every sequence, as a loss for rows [B, T + 1]."""
+    dense = masked.logits(batch[:, :-1].to(masked.device))
+    return lambda logits, _: kl_per_position(dense, logits).mean(1)

@@ -1,0 +1,77 @@
+"""Scores of single channels made comparable and summed into units."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.learning.method import ScoringMethod
+from mechint.masking.masked_model import MaskedModel
+from mechint.masking.space import KINDS
+from mechint.masking.units import Units
+
+Normalise = Literal["none", "share", "zscore"]
+
+
+@dataclass(kw_only=True)
+class ChannelScorer(ScoringMethod):
+    """A method that scores every channel; a unit's score is the sum over its channels.
+
+    normalise: how scores of different layers, and of K and V, become comparable before units compete: `none` leaves them;
+    `share` divides them by their mean over the layer's K or V units, so that a score is the unit's share of its layer's total;
+    `zscore` also subtracts that mean and divides by the standard deviation (FLAP, An et al. 2023).
+
+    Raises UserError for an unknown way to normalise.
+    """
+
+    normalise: Normalise = "none"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalise not in get_args(Normalise):
+            choices = ", ".join(get_args(Normalise))
+            raise UserError(f"mask.normalise={self.normalise} is not known; use one of {choices}")
+
+    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+        """Score every channel on rows [N, T + 1], then the units; return how many tokens went through the model."""
+        channels = torch.zeros(masked.space.num_channels, dtype=torch.double, device=masked.device)
+        tokens = self.score_channels(masked, rows, batch_size, channels)
+        self._scores = combine(self.units, sum_by_kind(self.units, channels), self.normalise)
+        return tokens
+
+    def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:
+        """Write the scores of all channels into `channels` [N]; return how many tokens went through the model."""
+        raise AssertionError("subclasses say what a channel is worth")
+
+
+def sum_by_kind(units: Units, channels: Tensor) -> Tensor:
+    """Channel scores [N] summed over each unit's K channels and over its V channels, [2, U]."""
+    kind = units.space.labels()["kind"]
+    sums = channels.new_zeros(len(KINDS), units.count)
+    return sums.index_put_(
+        (kind.to(channels.device), units.of_channel.to(channels.device)), channels, accumulate=True
+    )
+
+
+def combine(units: Units, by_kind: Tensor, normalise: Normalise) -> Tensor:
+    """Unit scores [U] from the scores [2, U] of their K and V parts, normalised within every layer and kind."""
+    total = torch.zeros_like(by_kind[0])
+    layers = units.layer.to(by_kind.device)
+    for scores, has_kind in zip(by_kind, (units.has_key, units.has_value), strict=True):
+        for layer in range(len(units.space.layers)):
+            here = has_kind.to(layers.device) & (layers == layer)
+            total[here] += normalised(scores[here], normalise)
+    return total
+
+
+def normalised(scores: Tensor, normalise: Normalise) -> Tensor:
+    """Scores of one layer and kind made comparable with those of others; equal scores say nothing and become equal ones."""
+    if normalise == "share":
+        return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
+    if normalise == "zscore":
+        return (scores - scores.mean()) / scores.std(correction=0).clamp_min(torch.finfo(scores.dtype).tiny)
+    return scores
