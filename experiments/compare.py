@@ -1,7 +1,8 @@
 """Compare runs: what differs, and whether it is more than the spread between seeds.
 
-python experiments/compare.py 'variants={Baseline: DIR0, KV-Tying: DIR1}' baseline=Baseline output_dir=comparison
-python experiments/compare.py variants=names.yaml                # for names such as K=V^T: one line "NAME: DIR" each
+python experiments/compare.py 'variants={Baseline: DIR0, KV-Tying: DIR1}' output_dir=comparison
+python experiments/compare.py 'variants={A: DIR0, B: DIR1, C: DIR2}' baseline=B
+python experiments/compare.py variants=names.yaml                # NAME: DIR, one a line; any name, even K=V^T
 python experiments/compare.py tree=outputs/sweeps/DATE           # every run below it, as curves over sparsity
 python experiments/compare.py tree=outputs logger=wandb logger.project=masks
 """

@@ -68,7 +68,8 @@ class Analysis:
     def __post_init__(self) -> None:
         if not 0 <= self.target_sparsity < 1:
             raise UserError(
-                f"target_sparsity={self.target_sparsity} must lie in [0, 1); it is the fraction of units to remove, e.g. 0.9"
+                f"target_sparsity={self.target_sparsity} must lie in [0, 1); it is the fraction of units to remove, "
+                "e.g. 0.9"
             )
         if self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1")
@@ -102,7 +103,8 @@ class Analysis:
         write_json(output_dir / RESULT, record)
         name = f"{output_dir.parent.name}/{output_dir.name}"
         logger = LoggerGroup(self._all_loggers())
-        logger.start(RunInfo(name=name, group=group, job_type="analyze", config=config, output_dir=output_dir))
+        run = RunInfo(name=name, group=group, job_type="analyze", config=config, output_dir=output_dir)
+        logger.start(run)
         preparation = preparation or Preparation()
         try:
             self._work(output_dir, record, preparation, logger, Progress(bar=bar))
@@ -126,7 +128,12 @@ class Analysis:
         return self.loggers if streamed else [JsonlLogger(), *self.loggers]
 
     def _work(
-        self, output_dir: Path, record: Record, preparation: Preparation, logger: LoggerGroup, progress: Progress
+        self,
+        output_dir: Path,
+        record: Record,
+        preparation: Preparation,
+        logger: LoggerGroup,
+        progress: Progress,
     ) -> None:
         started = time.perf_counter()
         prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
@@ -149,7 +156,12 @@ class Analysis:
         write_json(output_dir / RESULT, record)
 
     def _learn(
-        self, masked: MaskedModel, data: TokenData, generator: torch.Generator, logger: LoggerGroup, progress: Progress
+        self,
+        masked: MaskedModel,
+        data: TokenData,
+        generator: torch.Generator,
+        logger: LoggerGroup,
+        progress: Progress,
     ) -> Training:
         self.method.prepare(masked, self.target_sparsity, generator)
         if self.method.ablation == "mean":
@@ -187,7 +199,8 @@ class Analysis:
 
     def _report(self, record: Record, logger: LoggerGroup, mask_files: list[Path], drawn: list[Path]) -> None:
         """Tell the loggers what the run found, and the record what they could not take."""
-        logger.summary({name: record[name] for name in ("metrics", "sparsity", "faithfulness", "loss_degradation_percent")})
+        found = ("metrics", "sparsity", "faithfulness", "loss_degradation_percent")
+        logger.summary({name: record[name] for name in found})
         columns, rows = layer_table(record)
         logger.table("layers", columns, rows)
         logger.figures([path for path in drawn if path.suffix == ".png"])
@@ -213,7 +226,7 @@ def _write_failure(output_dir: Path, record: Record, error: BaseException) -> No
 def seed_everything(seed: int) -> torch.Generator:
     """Seed every generator that libraries may use, and return the one that this run draws from."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002  libraries may draw from numpy's global generator
+    np.random.seed(seed % 2**32)  # libraries may draw from numpy's global generator
     torch.manual_seed(seed)
     return torch.Generator().manual_seed(seed)
 

@@ -23,6 +23,7 @@ from mechint.comparison.figures import (
     ChannelsComparison,
     DeltaHeatmap,
     ImportanceComparison,
+    KeyFindings,
     OverallSummary,
     SparsityComparison,
 )
@@ -58,7 +59,7 @@ def analyze(
     loggers: Sequence[Logger] = (),
     resume: bool = True,
 ) -> RunFiles:
-    """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, and return the run.
+    """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
     Whatever is None is as in conf/analyze.yaml. A finished run of the same settings in `output_dir` is
     returned as it is unless `resume` is False. Raises UserError for what a user can mend.
@@ -98,7 +99,7 @@ def compare_variants(
     figures: Sequence[ComparisonFigure] | None = None,
     dpi: int = 150,
 ) -> Comparison:
-    """Compare two or more variants, leave figures, findings and report in `output_dir`, and return the comparison.
+    """Compare two or more variants; leave figures, findings and report in `output_dir`.
 
     variant_dirs: name -> a run's directory, one with several runs that differ in the seed, or a list of
     those; names are free. project_name: the W&B project, used with `use_wandb`. baseline: what all others are
@@ -121,6 +122,7 @@ def comparison_figures() -> list[ComparisonFigure]:
     return [
         OverallSummary(),
         DeltaHeatmap(),
+        KeyFindings(),
         SparsityComparison(),
         ImportanceComparison(),
         ChannelsComparison(),

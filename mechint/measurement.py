@@ -21,13 +21,18 @@ class _Sums:
 
 
 def measure(
-    masked: MaskedModel, rows: Tensor, variants: dict[str, Tensor | None], num_bytes: int | None, batch_size: int
+    masked: MaskedModel,
+    rows: Tensor,
+    variants: dict[str, Tensor | None],
+    num_bytes: int | None,
+    batch_size: int,
 ) -> dict[str, dict[str, float]]:
-    """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.
+    """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at
+    once.
 
-    rows: evaluation data [M, T + 1], whose first T tokens predict the last T. variants: bool [N] each, True keeps the channel; None is
-    the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown, bits_per_byte is left out.
-    loss and kl are means per predicted token in nats.
+    rows: evaluation data [M, T + 1], whose first T tokens predict the last T. variants: bool [N] each, True keeps
+    the channel; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown,
+    bits_per_byte is left out. loss and kl are means per predicted token in nats.
     """
     sums = {name: _Sums() for name in variants}
     with torch.inference_mode():
@@ -78,13 +83,15 @@ class _Means(LayerRecorder):
         self.sums = torch.zeros(masked.space.num_channels, dtype=torch.double, device=masked.device)
         self._space = masked.space
 
-    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:  # noqa: ARG002
+    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         self._space.view(self.sums, position, "k").add_(key.double().mean(2).sum(0))
         self._space.view(self.sums, position, "v").add_(value.double().mean(2).sum(0))
 
 
 def channel_means(masked: MaskedModel, rows: Tensor, batch_size: int) -> Tensor:
-    """Mean of every channel over calibration rows [N, T + 1], float [N channels]: what mean ablation puts in its place."""
+    """Mean of every channel over calibration rows [N, T + 1], float [N channels]: what mean ablation puts in its
+    place.
+    """
     recorder = _Means(masked)
     with torch.no_grad(), masked.recording(recorder):
         for batch in rows.split(batch_size):

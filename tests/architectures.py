@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, CONFIG_MAPPING, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 COMMON: dict[str, Any] = {
     "vocab_size": 97,
@@ -21,7 +21,15 @@ SMALL_HEADS = COMMON | {"head_dim": 8}
 WINDOWED = SMALL_HEADS | {"sliding_window": 8}
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": 97, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 1, "eos_token_id": 2},
+    "gpt2": {
+        "vocab_size": 97,
+        "n_embd": 32,
+        "n_layer": 3,
+        "n_head": 4,
+        "n_positions": 64,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
     "gpt_neox": COMMON | {"rotary_pct": 0.5},
     "llama": COMMON,
     "mistral": COMMON | {"sliding_window": 8},
@@ -63,7 +71,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 # How RoPE pairs the key channels of the first layer, as (channel, partner); channels not named stand alone.
 HALVES_OF_8 = {0: 4, 1: 5, 2: 6, 3: 7}
 PARTNERS: dict[str, dict[int, int]] = {
-    **{name: HALVES_OF_8 for name in ARCHITECTURES},
+    **dict.fromkeys(ARCHITECTURES, HALVES_OF_8),
     "gpt2": {},
     "opt": {},
     "gpt_neox": {0: 2, 1: 3},

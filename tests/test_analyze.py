@@ -30,7 +30,9 @@ def analyze(directory: Path, *overrides: str, terminal: bool = False) -> subproc
     """Run the job as a user would, from another directory."""
     command = [sys.executable, str(ROOT / "experiments" / "analyze.py"), *overrides]
     if not terminal:
-        return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=300)
+        return subprocess.run(
+            command, cwd=directory, capture_output=True, text=True, check=False, timeout=300
+        )
     master, slave = pty.openpty()
     process = subprocess.Popen(command, cwd=directory, stderr=slave, stdout=subprocess.PIPE, text=True)
     os.close(slave)
@@ -93,7 +95,12 @@ def test_result_says_everything(result: dict[str, Any], byte_model_directory: Pa
     assert result["dataset"]["calibration_tokens"] == 1024
     assert result["dataset"]["evaluation_tokens"] == 512
     sparsity = result["sparsity"]
-    assert (sparsity["target"], sparsity["achieved"], sparsity["kept"], sparsity["total"]) == (0.5, 0.5, 48, 96)
+    assert (sparsity["target"], sparsity["achieved"], sparsity["kept"], sparsity["total"]) == (
+        0.5,
+        0.5,
+        48,
+        96,
+    )
     assert sparsity["k"]["kept"] + sparsity["v"]["kept"] == 48
     assert sum(layer["k_kept"] + layer["v_kept"] for layer in result["layers"]) == 48
     assert [layer["index"] for layer in result["layers"]] == [0, 1, 2]
@@ -128,22 +135,32 @@ def test_the_same_seed_gives_identical_masks_and_another_does_not(
 ) -> None:
     for seed in (0, 1):
         done = analyze(
-            tmp_path, f"checkpoint={byte_model_directory}", f"output_dir={seed}", f"seed={seed}", "visualizer=none", *SMALL
+            tmp_path,
+            f"checkpoint={byte_model_directory}",
+            f"output_dir={seed}",
+            f"seed={seed}",
+            "visualizer=none",
+            *SMALL,
         )
         assert done.returncode == 0, done.stderr
-    first, same, other = (load_masks(path / "final_masks.pt") for path in (run, tmp_path / "0", tmp_path / "1"))
+    first, same, other = (
+        load_masks(path / "final_masks.pt") for path in (run, tmp_path / "0", tmp_path / "1")
+    )
     assert all(torch.equal(first[name].k_importance, same[name].k_importance) for name in first)
     assert all(torch.equal(first[name].v_mask, same[name].v_mask) for name in first)
     assert any(not torch.equal(first[name].v_mask, other[name].v_mask) for name in first)
     repeated = json.loads((tmp_path / "0" / "result.json").read_text())
     assert repeated["metrics"] == result["metrics"]
     assert repeated["config_digest"] == result["config_digest"]
-    assert json.loads((tmp_path / "1" / "result.json").read_text())["dataset"]["evaluation_digest"] == (
-        result["dataset"]["evaluation_digest"]
+    assert (
+        json.loads((tmp_path / "1" / "result.json").read_text())["dataset"]["evaluation_digest"]
+        == (result["dataset"]["evaluation_digest"])
     )
 
 
-def test_other_choices_work_together_and_a_terminal_shows_a_bar(byte_model_directory: Path, tmp_path: Path) -> None:
+def test_other_choices_work_together_and_a_terminal_shows_a_bar(
+    byte_model_directory: Path, tmp_path: Path
+) -> None:
     done = analyze(
         tmp_path,
         f"checkpoint={byte_model_directory}",

@@ -54,9 +54,16 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [(group, option) for group in ANALYZE_GROUPS for option in options(group) if (group, option) != ("mask", "options")],
+    [
+        (group, option)
+        for group in ANALYZE_GROUPS
+        for option in options(group)
+        if (group, option) != ("mask", "options")
+    ],
 )
-def test_every_option_fits_its_class(group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_option_fits_its_class(
+    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "a.pt").touch()
@@ -95,7 +102,9 @@ def test_pretraining_options(architecture: str) -> None:
 
 def test_a_command_line_choice_wins_over_a_methods_own_optimizer() -> None:
     assert composed("analyze", ["mask=hard_concrete"]).optimizer._target_ == "torch.optim.Adam"
-    assert composed("analyze", ["mask=hard_concrete", "optimizer=sgd"]).optimizer._target_ == "torch.optim.SGD"
+    assert (
+        composed("analyze", ["mask=hard_concrete", "optimizer=sgd"]).optimizer._target_ == "torch.optim.SGD"
+    )
 
 
 def test_loggers_combine() -> None:

@@ -46,7 +46,7 @@ def test_every_layer_is_found_once_in_order(name: str, make_masked: MakeMasked) 
 
 
 def _reference(masked: MaskedModel, tokens: Tensor, layer: int, kind: str, head: int, channel: int) -> Tensor:
-    """Logits by the definition: the term q_c k_c is dropped, or the output coordinate, in every query head of the group."""
+    """Logits by the definition: q_c k_c, or the output coordinate, is dropped in every query head of the group."""
     shape = masked.space.layers[layer]
     group = shape.num_query_heads // shape.num_kv_heads
     heads = slice(head * group, (head + 1) * group)
@@ -76,7 +76,9 @@ def _reference(masked: MaskedModel, tokens: Tensor, layer: int, kind: str, head:
 
 @pytest.mark.parametrize("kind", ["k", "v"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_one_removed_channel_changes_logits_as_defined(name: str, kind: str, tokens: Tensor, make_masked: MakeMasked) -> None:
+def test_one_removed_channel_changes_logits_as_defined(
+    name: str, kind: str, tokens: Tensor, make_masked: MakeMasked
+) -> None:
     masked = make_masked(name)
     layer, head, channel = 1, masked.space.layers[1].num_kv_heads - 1, 3
     gates = torch.ones(masked.space.num_channels)
@@ -130,7 +132,9 @@ def test_mean_fill_replaces_what_is_removed(tokens: Tensor, make_masked: MakeMas
     assert (masked.logits(tokens, gates) - constant).abs().max() > 1e-2
 
 
-SPACE = ChannelSpace((LayerShape("model.layers.0.attn", 0, 4, 2, 3, 5), LayerShape("model.layers.1.attn", 1, 4, 2, 3, 5)))
+SPACE = ChannelSpace(
+    (LayerShape("model.layers.0.attn", 0, 4, 2, 3, 5), LayerShape("model.layers.1.attn", 1, 4, 2, 3, 5))
+)
 
 
 def test_flat_axis_covers_every_channel_once() -> None:

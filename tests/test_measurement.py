@@ -55,5 +55,9 @@ def test_channel_means_are_means_of_final_keys_and_values() -> None:
     attention = masked.model.transformer.h[0]
     hidden = masked.model.transformer.wte(rows[:, :-1]) + masked.model.transformer.wpe(torch.arange(8))
     _, key, value = attention.attn.c_attn(attention.ln_1(hidden)).split(32, dim=2)
-    torch.testing.assert_close(masked.space.view(means, 0, "k").flatten(), key.mean((0, 1)), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(masked.space.view(means, 0, "v").flatten(), value.mean((0, 1)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        masked.space.view(means, 0, "k").flatten(), key.mean((0, 1)), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        masked.space.view(means, 0, "v").flatten(), value.mean((0, 1)), rtol=1e-4, atol=1e-5
+    )

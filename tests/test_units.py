@@ -17,7 +17,9 @@ MakeMasked = Callable[[str], MaskedModel]
 
 def plain_units(layers: int, heads: int, width: int) -> Units:
     """One unit per channel of a model that does not exist."""
-    space = ChannelSpace(tuple(LayerShape(f"layer.{i}", i, heads, heads, width, width) for i in range(layers)))
+    space = ChannelSpace(
+        tuple(LayerShape(f"layer.{i}", i, heads, heads, width, width) for i in range(layers))
+    )
     labels = space.labels()
     kind = labels["kind"].bool()
     return Units(space, torch.arange(space.num_channels), labels["layer"], labels["head"], ~kind, kind)
@@ -65,7 +67,9 @@ def test_equal_scores_are_decided_by_number() -> None:
         ("head", True, 6, 6),
     ],
 )
-def test_units_of_a_rotary_model(unit: str, tie: bool, keys: int, values: int, make_masked: MakeMasked) -> None:
+def test_units_of_a_rotary_model(
+    unit: str, tie: bool, keys: int, values: int, make_masked: MakeMasked
+) -> None:
     units = make_units(make_masked("llama"), unit, tie)  # type: ignore[arg-type]
     assert (int(units.has_key.sum()), int(units.has_value.sum())) == (keys, values)
     assert units.count == (keys if tie else keys + values)

@@ -108,7 +108,7 @@ def _sha256(files: tuple[Path, ...]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _sha256_when(files: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> str:  # noqa: ARG001
+def _sha256_when(files: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -> str:
     return sha256_of(files)
 
 

@@ -18,7 +18,8 @@ ALLOWED_TARGETS = ("mechint.", "torch.optim.")
 def build(node: Any, **runtime: Any) -> Any:
     """Build the object a configuration node describes; keyword arguments given here are added to the node's.
 
-    Only classes of this package and torch's optimizers are allowed. Raises UserError for others, and for keys the class does not know.
+    Only classes of this package and torch's optimizers are allowed. Raises UserError for others, and for keys
+    that the class does not know.
     """
     check(node)
     return instantiate(node, **runtime, _convert_="all")
@@ -71,9 +72,9 @@ def build_analysis(config: DictConfig) -> Any:
     )
 
 
-def plain_config(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain dictionaries and lists."""
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+def plain_config(config: DictConfig, resolve: bool = True) -> dict[str, Any]:
+    """The configuration as plain dictionaries and lists, resolved unless that is not possible."""
+    container = OmegaConf.to_container(config, resolve=resolve, throw_on_missing=resolve)
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 

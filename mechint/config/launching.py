@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -31,12 +32,25 @@ def launch(main: Callable[[], Any]) -> None:
         problem = error
     sweep = current_sweep()
     if sweep is not None and sweep.begun:
+        _wait_for_the_others(problem)
         raise SystemExit(_report(sweep, problem))
     if problem is None:
         return
     if isinstance(problem, USER_ERRORS) and not wanted_trace:
         fail(problem)
     raise problem
+
+
+def _wait_for_the_others(problem: BaseException | None) -> None:
+    """Wait for the Slurm jobs of a sweep that submitit gave up on because one of them died.
+
+    They go on, but only its launcher, which the error has left, knows them.
+    """
+    if problem is None or type(problem).__module__.split(".")[0] != "submitit":
+        return
+    for frame, _ in traceback.walk_tb(problem.__traceback__):
+        for job in frame.f_locals.get("jobs", []) if frame.f_code.co_name == "launch" else []:
+            job.wait()
 
 
 def _report(sweep: Sweep, problem: BaseException | None) -> int:

@@ -73,12 +73,40 @@ class CompareSchema:
     logger: Any = None  # logger=[] chooses none
 
 
+@dataclass
+class VisualizeSchema:
+    """Types of the root keys of `conf/visualize.yaml`."""
+
+    run: str | None
+    tree: str | None
+    output_dir: str | None
+    visualizer: Any
+
+
+@dataclass
+class ValidateSchema:
+    """Types of the root keys of `conf/validate.yaml`. planted: {name: keyword arguments of a planted model}."""
+
+    planted: Any
+    steps: int
+    seed: int
+    seeds: int
+    output_dir: str | None
+    optimizer: Any
+    sparsity_schedule: Any
+    mask: Any
+    objective: Any
+    trainer: Any
+
+
 def register() -> None:
     """Make the schemas and resolvers known to Hydra; safe to call more than once."""
     store = ConfigStore.instance()
     store.store(name="analyze_schema", node=AnalyzeSchema)
     store.store(name="pretrain_schema", node=PretrainSchema)
     store.store(name="compare_schema", node=CompareSchema)
+    store.store(name="validate_schema", node=ValidateSchema)
+    store.store(name="visualize_schema", node=VisualizeSchema)
     OmegaConf.register_new_resolver("slug", naming.slug, replace=True)
     OmegaConf.register_new_resolver("files", naming.files, replace=True)
     # cached, so that a directory stays the same for the whole job once it has been made

@@ -61,7 +61,7 @@ class JobTracker(Callback):
         global _sweep
         self.sweep = _sweep = _begin(_plan, config)
 
-    def on_job_start(self, config: DictConfig, **_: Any) -> None:  # noqa: ARG002
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Tell the process of a job which sweep it works for."""
         global _sweep
         _sweep = self.sweep
@@ -204,5 +204,5 @@ def _record_failure(directory: Path, config: DictConfig, error: Exception) -> No
     try:
         plain = plain_config(config)
     except USER_ERRORS:
-        plain = {str(key): value for key, value in OmegaConf.to_container(config).items()}
+        plain = plain_config(config, resolve=False)
     record_failure(directory, plain, error)

@@ -17,8 +17,9 @@ from mechint.learning.schedules import Shape, Temperature
 class AnnealedSigmoid(LearnedMethod):
     """Forward 1[logit > 0], backward the slope of sigmoid(logit / temperature), with the temperature annealed.
 
-    The number of open gates is pushed to the target by a Lagrangian on the sigmoids; the final mask keeps exactly the target's count by
-    logit. After continuous sparsification (Savarese et al. 2020), with a hard forward pass and a target.
+    The number of open gates is pushed to the target by a Lagrangian on the sigmoids; the final mask keeps exactly
+    the target's count by logit. After continuous sparsification (Savarese et al. 2020), with a hard forward pass
+    and a target.
     """
 
     temperature: Shape = "exponential"
@@ -51,7 +52,7 @@ class AnnealedSigmoid(LearnedMethod):
         """Temperature of the sigmoid."""
         return self._temperature(progress)
 
-    def gates(self, share: float, progress: float) -> Tensor:  # noqa: ARG002
+    def gates(self, share: float, progress: float) -> Tensor:
         """Hard gates [U] with the sigmoid's gradient."""
         self._soft = torch.sigmoid(self._logits / self.temperature_at(progress))
         hard = (self._logits.detach() > 0).float()

@@ -19,8 +19,9 @@ LOW, HIGH = -0.1, 1.1  # the interval the concrete distribution is stretched to
 class HardConcrete(LearnedMethod):
     """Random gates z = clip(1.2 sigmoid((logit u + log_alpha) / temperature) - 0.1, 0, 1), u uniform.
 
-    The expected number of open gates is pushed to the target by a Lagrangian; the final mask keeps exactly the target's count
-    by log_alpha. Louizos et al. 2018; constants of Sheared LLaMA (Xia et al. 2023) and Edge Pruning (Bhaskar et al. 2024).
+    The expected number of open gates is pushed to the target by a Lagrangian; the final mask keeps exactly the
+    target's count by log_alpha. Louizos et al. 2018; constants of Sheared LLaMA (Xia et al. 2023) and Edge Pruning
+    (Bhaskar et al. 2024).
     """
 
     temperature: float = 2 / 3
@@ -43,7 +44,7 @@ class HardConcrete(LearnedMethod):
         """log_alpha [U]."""
         return self._log_alpha.detach()
 
-    def gates(self, share: float, progress: float) -> Tensor:  # noqa: ARG002
+    def gates(self, share: float, progress: float) -> Tensor:
         """A fresh sample of the gates [U]."""
         uniform = torch.rand(self.units.count, generator=self._generator).clamp(1e-6, 1 - 1e-6)
         noise = uniform.logit().to(self._log_alpha.device)

@@ -11,7 +11,8 @@ from torch import Tensor
 class SparsityConstraint:
     """Augmented Lagrangian l1 (t - s) + l2 (t - s)^2 of expected sparsity s and target t, per pool.
 
-    The multipliers are learned by gradient ascent (Wang et al. 2020, Structured Pruning of Large Language Models; constants of Sheared LLaMA, Xia et al. 2023).
+    The multipliers are learned by gradient ascent (Wang et al. 2020, Structured Pruning of Large Language Models;
+    constants of Sheared LLaMA, Xia et al. 2023).
     """
 
     def __init__(self, num_pools: int, learning_rate: float, device: torch.device) -> None:

@@ -19,9 +19,9 @@ Ablation = Literal["zero", "mean"]
 class MaskMethod:
     """Which units a mask is made of, where they compete, and how a method scores them.
 
-    unit: `channel`, `rope_pair` or `head`. scope: units compete `global`ly, `per_layer` or `per_head`. tie_kv: one mask for K and
-    V. key_sparsity, value_sparsity: targets of their own. ablation: what a removed channel becomes, `zero` or its `mean`
-    over the calibration data.
+    unit: `channel`, `rope_pair` or `head`. scope: units compete `global`ly, `per_layer` or `per_head`. tie_kv: one
+    mask for K and V. key_sparsity, value_sparsity: targets of their own. ablation: what a removed channel becomes,
+    `zero` or its `mean` over the calibration data.
 
     A method owns scores [U]; the higher, the longer a unit is kept.
     """
@@ -35,11 +35,15 @@ class MaskMethod:
 
     def __post_init__(self) -> None:
         if self.ablation not in get_args(Ablation):
-            raise UserError(f"mask.ablation={self.ablation} is not known; use one of {', '.join(get_args(Ablation))}")
+            raise UserError(
+                f"mask.ablation={self.ablation} is not known; use one of {', '.join(get_args(Ablation))}"
+            )
         for name in ("key_sparsity", "value_sparsity"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"mask.{name}={value} must lie in [0, 1]; it is the fraction of units removed")
+                raise UserError(
+                    f"mask.{name}={value} must lie in [0, 1]; it is the fraction of units removed"
+                )
 
     def prepare(self, masked: MaskedModel, target_sparsity: float, generator: torch.Generator) -> None:
         """Make the units, their pools and fresh scores for a model."""
@@ -76,11 +80,11 @@ class LearnedMethod(MaskMethod):
         """
         raise AssertionError("subclasses say how scores become gates")
 
-    def penalty(self, share: float) -> Tensor | None:  # noqa: ARG002
+    def penalty(self, share: float) -> Tensor | None:
         """What is added to the objective, if anything."""
         return None
 
-    def temperature_at(self, progress: float) -> float | None:  # noqa: ARG002
+    def temperature_at(self, progress: float) -> float | None:
         """The surrogate's temperature, for methods that have one."""
         return None
 

@@ -19,7 +19,7 @@ class KlObjective:
     name = "kl"
     needs_dense = True
 
-    def __call__(self, logits: Tensor, targets: Tensor, dense: Tensor | None) -> Tensor:  # noqa: ARG002
+    def __call__(self, logits: Tensor, targets: Tensor, dense: Tensor | None) -> Tensor:
         """Scalar from masked logits [B, T, V], targets [B, T] (unused) and dense logits [B, T, V]."""
         assert dense is not None
         return kl_per_position(dense, logits).mean()
@@ -31,7 +31,7 @@ class NllObjective:
     name = "nll"
     needs_dense = False
 
-    def __call__(self, logits: Tensor, targets: Tensor, dense: Tensor | None) -> Tensor:  # noqa: ARG002
+    def __call__(self, logits: Tensor, targets: Tensor, dense: Tensor | None) -> Tensor:
         """Scalar from masked logits [B, T, V] and targets [B, T]."""
         return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 

@@ -16,7 +16,9 @@ class NormalizedSGD(torch.optim.Optimizer):
     ones; one common divisor makes the learning rate independent of the loss's scale and keeps the units' order.
     """
 
-    def __init__(self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.9) -> None:
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.9
+    ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "maximize": False})
 
     @torch.no_grad()

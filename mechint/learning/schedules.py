@@ -89,14 +89,15 @@ class ExponentialSchedule(SparsitySchedule):
 class ConstantSchedule:
     """The target from the first step on."""
 
-    def __call__(self, progress: float) -> float:  # noqa: ARG002
+    def __call__(self, progress: float) -> float:
         """1 at every progress."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """Temperature as a function of a run's progress: constant at `start`, or from `start` to `end` in equal differences (linear) or equal ratios (exponential).
+    """Temperature as a function of a run's progress: constant at `start`, or from `start` to `end` in equal
+    differences (linear) or equal ratios (exponential).
 
     Raises UserError for an unknown shape or temperatures that are not positive.
     """
@@ -107,7 +108,9 @@ class Temperature:
 
     def __post_init__(self) -> None:
         if self.shape not in get_args(Shape):
-            raise UserError(f"mask.temperature={self.shape} is not known; use one of {', '.join(get_args(Shape))}")
+            raise UserError(
+                f"mask.temperature={self.shape} is not known; use one of {', '.join(get_args(Shape))}"
+            )
         if not (self.start > 0 and self.end > 0):
             raise UserError(f"mask temperatures must be positive, not {self.start} and {self.end}")
 

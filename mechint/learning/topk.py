@@ -16,9 +16,9 @@ from mechint.learning.schedules import Shape, Temperature
 class TopK(LearnedMethod):
     """Hard global top-k mask with a sigmoid surrogate around the threshold.
 
-    Forward, the k units with the highest scores are on and the others off, so what is trained is what is measured. Backward, the
-    gradient of sigmoid((score - threshold) / temperature) takes the step's place, which lets units far from the
-    threshold rest (straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020).
+    Forward, the k units with the highest scores are on and the others off, so what is trained is what is measured.
+    Backward, the gradient of sigmoid((score - threshold) / temperature) takes the step's place, which lets units
+    far from the threshold rest (straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020).
     """
 
     temperature: Shape = "constant"
@@ -49,9 +49,12 @@ class TopK(LearnedMethod):
     def gates(self, share: float, progress: float) -> Tensor:
         """Hard gates [U] with the surrogate's gradient."""
         hard = self.hard_mask(share)
-        threshold = _thresholds(self.scores(), hard, self.pools.of_unit.to(hard.device), len(self.pools.share))
+        threshold = _thresholds(
+            self.scores(), hard, self.pools.of_unit.to(hard.device), len(self.pools.share)
+        )
         soft = torch.sigmoid((self._scores - threshold) / self.temperature_at(progress))
-        # the sigmoid's largest slope, 1 / (4 temperature), is divided out: at the threshold the gradient passes unchanged
+        # the sigmoid's largest slope, 1 / (4 temperature), is divided out: at the threshold the gradient passes
+        # unchanged
         soft = soft * 4 * self.temperature_at(progress)
         return hard.float() + (soft - soft.detach())
 

@@ -37,9 +37,9 @@ class Training:
 class MaskTrainer:
     """Learns a method's scores by gradient descent on an objective under hard or soft gates.
 
-    batch_size: sequences per step. log_every: steps between two logged lines. learning_rate_decay: the learning rate falls linearly
-    to this fraction of itself over the run. dense_cache_gib: up to this size the dense model's outputs are kept and not
-    computed again.
+    batch_size: sequences per step. log_every: steps between two logged lines. learning_rate_decay: the learning
+    rate falls linearly to this fraction of itself over the run. dense_cache_gib: up to this size the dense model's
+    outputs are kept and not computed again.
     """
 
     batch_size: int = 8
@@ -76,7 +76,9 @@ class MaskTrainer:
             run = Training(tokens=method.score(masked, rows, self.batch_size))
         else:
             assert isinstance(method, LearnedMethod)
-            run = self._learn(masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step)
+            run = self._learn(
+                masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step
+            )
         run.seconds = time.perf_counter() - start
         if masked.device.type == "cuda":
             run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
@@ -97,7 +99,10 @@ class MaskTrainer:
         dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
         optimizer = make_optimizer(method.parameter_groups())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step / steps))
-        run, before = Training(steps=steps), torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
+        run, before = (
+            Training(steps=steps),
+            torch.ones(method.units.count, dtype=torch.bool, device=masked.device),
+        )
         for step, chosen in enumerate(_batches(len(rows), self.batch_size, steps, generator)):
             progress = step / max(steps - 1, 1)
             share = schedule(progress)

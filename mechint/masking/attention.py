@@ -1,10 +1,10 @@
 """Where a mask acts: one attention function for every architecture.
 
 `transformers` lets an attention function registered under a name of its own see the final queries, keys and values
-of nearly every causal language model (after projection, bias, QK-norm, RoPE and cache). The functions here multiply the keys
-and values of a layer by its gate and hand over to the implementation the model had before, so nothing else about
-attention changes. The padding and sliding-window masks are registered under the same names; without that
-`transformers` would silently drop them.
+of nearly every causal language model (after projection, bias, QK-norm, RoPE and cache). The functions here
+multiply the keys and values of a layer by its gate and hand over to the implementation the model had before, so
+nothing else about attention changes. The padding and sliding-window masks are registered under the same names;
+without that `transformers` would silently drop them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LayerGate:
     key_fill: Tensor | None = None
     value_fill: Tensor | None = None
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG002
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Gate key [B, G, T, C] and value [B, G, T, C]."""
         return _gate(key, self.key, self.key_fill), _gate(value, self.value, self.value_fill)
 
@@ -68,7 +68,12 @@ def _base_function(base: str, module: nn.Module) -> AttentionFunction:
 
 def _hooked(base: str) -> AttentionFunction:
     def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         hook = getattr(module, HOOK, None)
         if hook is not None:

@@ -17,9 +17,9 @@ from mechint.masking.space import KINDS, ChannelSpace, LayerShape
 class MaskedModel:
     """A frozen causal language model seen as a function of its channel gates.
 
-    The gates are one flat tensor [N] over `space` (1 keeps a channel, 0 removes it). Masks act per KV head on the final keys and
-    values, after projection, bias, QK-norm and RoPE, so removing K channel c drops the term q_c k_c from every query head
-    of the group, and removing V channel c drops that coordinate of the heads' output.
+    The gates are one flat tensor [N] over `space` (1 keeps a channel, 0 removes it). Masks act per KV head on the
+    final keys and values, after projection, bias, QK-norm and RoPE, so removing K channel c drops the term q_c k_c
+    from every query head of the group, and removing V channel c drops that coordinate of the heads' output.
 
     Raises UserError when not every attention layer can be reached exactly once.
     """
@@ -65,7 +65,7 @@ class MaskedModel:
         """Call `recorder` with every layer's (position, query, key, value) inside the block, changing nothing."""
 
         def hook_for(position: int) -> Hook:
-            def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+            def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
                 recorder(position, query, key, value)
                 return key, value
 

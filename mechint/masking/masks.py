@@ -23,8 +23,8 @@ TENSORS = ("k_mask", "v_mask", "k_importance", "v_importance")
 class LayerMask:
     """The channels one attention layer keeps.
 
-    k_mask, v_mask: bool [G, C], True keeps the channel. k_importance, v_importance: float [G, C] in [0, 1], in the order in
-    which the method would keep units. sparsity: fraction of the layer's channels removed, K and V together.
+    k_mask, v_mask: bool [G, C], True keeps the channel. k_importance, v_importance: float [G, C] in [0, 1], in the
+    order in which the method would keep units. sparsity: fraction of the layer's channels removed, K and V together.
     """
 
     k_mask: Tensor
@@ -64,7 +64,9 @@ def flat_keep(space: ChannelSpace, masks: MaskSet) -> Tensor:
         mask = masks.get(layer.name)
         shapes = ((layer.num_kv_heads, layer.key_width), (layer.num_kv_heads, layer.value_width))
         if mask is None or (tuple(mask.k_mask.shape), tuple(mask.v_mask.shape)) != shapes:
-            raise UserError(f"the mask does not fit layer {layer.name!r} of this model; use the checkpoint it was made for")
+            raise UserError(
+                f"the mask does not fit layer {layer.name!r} of this model; use the checkpoint it was made for"
+            )
         parts += [mask.k_mask.flatten(), mask.v_mask.flatten()]
     return torch.cat(parts)
 
@@ -81,7 +83,11 @@ def save_masks(masks: MaskSet, directory: Path, metadata: Mapping[str, str]) -> 
     }
     with write_atomically(pickled) as temporary:
         torch.save(content, temporary)
-    tensors = {f"{name}.{tensor}": getattr(mask, tensor).contiguous() for name, mask in masks.items() for tensor in TENSORS}
+    tensors = {
+        f"{name}.{tensor}": getattr(mask, tensor).contiguous()
+        for name, mask in masks.items()
+        for tensor in TENSORS
+    }
     with write_atomically(flat) as temporary:
         save_file(tensors, temporary, metadata={**metadata, "layers": json.dumps(list(masks))})
     return [pickled, flat]
@@ -103,9 +109,13 @@ def _read_safetensors(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             layers = json.loads((file.metadata() or {})["layers"])
-            return {name: {tensor: file.get_tensor(f"{name}.{tensor}") for tensor in TENSORS} for name in layers}
+            return {
+                name: {tensor: file.get_tensor(f"{name}.{tensor}") for tensor in TENSORS} for name in layers
+            }
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is not a mask file ({error}); give a finished run's final_masks.safetensors") from error
+        raise UserError(
+            f"{path} is not a mask file ({error}); give a finished run's final_masks.safetensors"
+        ) from error
 
 
 def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -115,7 +125,9 @@ def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
         raise
     except Exception as error:  # torch.load raises many kinds for damaged files
         reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{path} cannot be read as a mask file ({reason}); give a finished run's final_masks.pt") from error
+        raise UserError(
+            f"{path} cannot be read as a mask file ({reason}); give a finished run's final_masks.pt"
+        ) from error
     if not isinstance(content, dict) or not content or not all(isinstance(v, dict) for v in content.values()):
         raise UserError(f"{path} is not a mask file; give a finished run's final_masks.pt")
     return content
@@ -123,9 +135,15 @@ def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _layer_mask(name: object, tensors: Mapping[str, object], path: Path) -> LayerMask:
     found = [tensors.get(tensor) for tensor in TENSORS]
-    if not isinstance(name, str) or not all(isinstance(tensor, Tensor) and tensor.ndim == 2 for tensor in found):
-        raise UserError(f"{path}: layer {name!r} lacks {', '.join(TENSORS)} of shape [KV heads, channels]; it is not a mask file")
+    if not isinstance(name, str) or not all(
+        isinstance(tensor, Tensor) and tensor.ndim == 2 for tensor in found
+    ):
+        raise UserError(
+            f"{path}: layer {name!r} lacks {', '.join(TENSORS)} of shape [KV heads, channels]; it is not a mask file"
+        )
     k_mask, v_mask, k_importance, v_importance = (tensor for tensor in found if isinstance(tensor, Tensor))
     if k_mask.shape != k_importance.shape or v_mask.shape != v_importance.shape:
-        raise UserError(f"{path}: masks and importance of layer {name!r} differ in shape; the file is damaged")
+        raise UserError(
+            f"{path}: masks and importance of layer {name!r} differ in shape; the file is damaged"
+        )
     return LayerMask(k_mask.bool(), v_mask.bool(), k_importance.float(), v_importance.float())

@@ -19,16 +19,17 @@ class _Keys(LayerRecorder):
     def __init__(self) -> None:
         self.keys: dict[int, Tensor] = {}
 
-    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:  # noqa: ARG002
+    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         self.keys[position] = key[:, :, 0].double()
 
 
 def rotary_partners(masked: MaskedModel) -> list[Tensor]:
-    """For each layer the partner of every key channel, LongTensor [C]; a channel that is not rotated is its own partner.
+    """For each layer the partner of every key channel, LongTensor [C]; a channel that is not rotated is its own
+    partner.
 
-    A one-token sequence attends only to itself, so at every layer its key before rotation is the same at all positions, and a rotated
-    pair (a, b) is known by k_a^2 + k_b^2 staying constant while k_a^2 alone does not. This needs no
-    knowledge of the architecture's layout (halves, interleaved, partial, none in some layers).
+    A one-token sequence attends only to itself, so at every layer its key before rotation is the same at all
+    positions, and a rotated pair (a, b) is known by k_a^2 + k_b^2 staying constant while k_a^2 alone does not.
+    This needs no knowledge of the architecture's layout (halves, interleaved, partial, none in some layers).
 
     Raises UserError where the channels do not pair up.
     """

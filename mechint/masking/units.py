@@ -21,8 +21,9 @@ Scope = Literal["global", "per_layer", "per_head"]
 class Units:
     """The units of a model: U of them, each switching one or more of the N channels.
 
-    of_channel: LongTensor [N], the unit of each channel. layer, head: LongTensor [U], position of the unit's layer and its KV head.
-    has_key, has_value: bool [U], whether the unit switches K channels, V channels (both with `tie_kv`).
+    of_channel: LongTensor [N], the unit of each channel. layer, head: LongTensor [U], position of the unit's layer
+    and its KV head. has_key, has_value: bool [U], whether the unit switches K channels, V channels (both with
+    `tie_kv`).
     """
 
     space: ChannelSpace
@@ -68,7 +69,9 @@ def make_units(masked: MaskedModel, unit: Unit = "channel", tie_kv: bool = False
     labels = space.labels()
     layer, kind, head, channel = (labels[name].clone() for name in ("layer", "kind", "head", "channel"))
     if tie_kv and any(shape.key_width != shape.value_width for shape in space.layers):
-        raise UserError("mask.tie_kv=true needs keys and values of the same width; use mask.tie_kv=false for this model")
+        raise UserError(
+            "mask.tie_kv=true needs keys and values of the same width; use mask.tie_kv=false for this model"
+        )
     if unit == "rope_pair":
         channel = _first_of_pair(masked, layer, kind, channel, tie_kv)
     elif unit == "head":
@@ -158,7 +161,9 @@ def make_pools(
     shares = torch.full((units.count,), target_sparsity, dtype=torch.double)
     if key_sparsity is not None or value_sparsity is not None:
         if bool((units.has_key & units.has_value).any()):
-            raise UserError("mask.key_sparsity and mask.value_sparsity need separate K and V units; use mask.tie_kv=false")
+            raise UserError(
+                "mask.key_sparsity and mask.value_sparsity need separate K and V units; use mask.tie_kv=false"
+            )
         key, value = _split_target(units, target_sparsity, key_sparsity, value_sparsity)
         of_unit = torch.unique(of_unit * 2 + units.has_value.long(), return_inverse=True)[1]
         shares = torch.where(units.has_key, key, value).double()
@@ -178,7 +183,7 @@ def _split_target(
     for name, other, sparsity in (("key", "value", key_sparsity), ("value", "key", value_sparsity)):
         if not 0 <= sparsity <= 1:
             raise UserError(
-                f"mask.{other}_sparsity leaves {sparsity:.3f} for mask.{name}_sparsity to reach target_sparsity={target}; "
-                "change one of them, or give both"
+                f"mask.{other}_sparsity leaves {sparsity:.3f} for mask.{name}_sparsity to reach "
+                f"target_sparsity={target}; change one of them, or give both"
             )
     return key_sparsity, value_sparsity

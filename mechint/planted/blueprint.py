@@ -62,7 +62,9 @@ class Blueprint:
     are inert only when all of them are removed together. These arrays have the order of a `ChannelSpace`.
     """
 
-    def __init__(self, stream: Stream, num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int) -> None:
+    def __init__(
+        self, stream: Stream, num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int
+    ) -> None:
         self.stream = stream
         self.group = num_heads // num_kv_heads
         columns = stream.width + 1
@@ -151,3 +153,8 @@ class Blueprint:
                 projection.bias[:] = weights[:, -1]
             attention.o_proj.weight[:width] = self.output[layer].flatten(0, 1).T
         return model
+
+
+def gaussian(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape and type of a tensor."""
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype)

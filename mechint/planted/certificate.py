@@ -6,33 +6,33 @@ import torch
 from torch import Tensor
 
 from mechint.errors import UserError
-from mechint.planted.planted import Certificate, Planted
+from mechint.masking import MaskedModel, Units
+from mechint.planted.planted import Certificate, Planted, kl_meter
 
-# Every planted unit is worth at least this much KL, in nats: a mask with less than that misses none.
+# Every planted unit is worth at least this much KL, in nats: a mask below it misses none.
 SMALLEST_EFFECT = 2e-3
 
 # Rows for units that should matter, which rare tokens may need, and for the many that should not.
-ROWS, ROWS_INERT = 32, 8
+ROWS, ROWS_INERT = 32, 4
 
 
-def knock_out(planted: Planted, answers: slice) -> Certificate:
+def knock_out(masked: MaskedModel, units: Units, truth: Tensor, rows: Tensor, answers: slice) -> Certificate:
     """Remove every unit alone, from the dense model and from the planted units, and all that is not planted.
 
-    answers: the positions at which the rows determine the next token.
+    truth: bool [U]. rows: [N, T + 1]. answers: the positions at which they determine the next token.
     """
-    masked, truth = planted.masked, planted.truth
-    inputs, targets = planted.evaluation_rows[:, :-1], planted.evaluation_rows[:, 1:]
-    with torch.no_grad():
-        right = masked.logits(inputs)[:, answers].argmax(-1) == targets[:, answers]
+    with torch.inference_mode():
+        right = masked.logits(rows[:, :-1])[:, answers].argmax(-1) == rows[:, 1:][:, answers]
+    kl, quick_kl = kl_meter(masked, units, rows[:ROWS]), kl_meter(masked, units, rows[:ROWS_INERT])
     everything, effect, necessity = torch.ones_like(truth), torch.zeros(len(truth)), torch.zeros(len(truth))
-    truth_kl = planted.kl(truth, ROWS)
+    truth_kl = kl(truth)
     for unit in range(len(truth)):
-        effect[unit] = planted.kl(_without(everything, unit), ROWS if truth[unit] else ROWS_INERT)
+        effect[unit] = (kl if truth[unit] else quick_kl)(_without(everything, unit))
         if truth[unit]:
-            necessity[unit] = planted.kl(_without(truth, unit), ROWS) - truth_kl
+            necessity[unit] = kl(_without(truth, unit)) - truth_kl
     return Certificate(
         accuracy=right.float().mean().item(),
-        empty_kl=planted.kl(~everything),
+        empty_kl=kl(~everything),
         truth_kl=truth_kl,
         effect=effect,
         necessity=necessity,
@@ -45,32 +45,32 @@ def _without(keep: Tensor, unit: int) -> Tensor:
     return fewer
 
 
-def check(planted: Planted, certificate: Certificate, joint: Tensor, inert: float) -> None:
+def check(planted: Planted, joint: Tensor, inert: float) -> None:
     """Hold the certificate against the claim that exactly the planted units matter.
 
-    joint: bool [U], units that are inert when all of them are removed, though not alone. inert: largest KL, in nats, of what does not
-    matter. Raises UserError with the first contradiction.
+    joint: bool [U], units that are inert when all of them are removed, though not alone. inert: largest KL, in nats, of
+    what does not matter. Raises UserError with the first contradiction.
     """
-    truth, effect = planted.truth, certificate.effect
+    truth, certificate = planted.truth, planted.certificate
     if certificate.accuracy < 1:
-        _refuse(planted, f"the dense model is right in only {certificate.accuracy:.1%} of the determined positions")
+        right = f"{certificate.accuracy:.1%} of the determined positions"
+        _refuse(planted, f"the dense model is right at only {right}")
     if certificate.truth_kl > inert:
         _refuse(planted, f"the planted units alone are at KL {certificate.truth_kl:.2g} of the dense model")
-    for what, values in (("the dense model", effect), ("the planted units", certificate.necessity)):
-        weakest = int(torch.where(truth, values, torch.inf).argmin())
-        if values[weakest] < SMALLEST_EFFECT:
-            _refuse(planted, f"{planted.labels[weakest]} is inert: removed from {what} it costs {values[weakest]:.2g}")
-    loudest = int(torch.where(truth | joint, -torch.inf, effect).argmax())
-    if effect[loudest] > inert:
-        _refuse(planted, f"{planted.labels[loudest]} is not planted, but removing it costs {effect[loudest]:.2g}")
-    together = planted.kl(~joint)
+    values = torch.minimum(certificate.effect, certificate.necessity)
+    weakest = int(torch.where(truth, values, torch.inf).argmin())
+    if values[weakest] < SMALLEST_EFFECT:
+        _refuse(planted, f"{planted.labels[weakest]} is inert, without it KL rises by {values[weakest]:.2g}")
+    others = ~(truth | joint)
+    loudest = int(torch.where(others, certificate.effect, -torch.inf).argmax())
+    if others[loudest] and certificate.effect[loudest] > inert:
+        worth = certificate.effect[loudest]
+        _refuse(planted, f"{planted.labels[loudest]} is not planted, but without it KL is {worth:.2g}")
+    together = planted.kl(~joint | truth)
     if together > inert:
-        _refuse(planted, f"the cancelling units do not cancel: removing them costs {together:.2g}")
+        _refuse(planted, f"what should cancel does not, without it KL is {together:.2g}")
 
 
 def _refuse(planted: Planted, why: str) -> None:
-    raise UserError(
-        f"planted.{planted.name} seed {planted.seed} has no certain truth with these settings: {why} nats; change its sizes"
-        if "right in" not in why
-        else f"planted.{planted.name} seed {planted.seed} does not work with these settings: {why}; change its sizes"
-    )
+    where = f"planted.{planted.name} with seed {planted.seed}"
+    raise UserError(f"{where} has no certain truth: {why}; change its sizes")

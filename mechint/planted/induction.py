@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from mechint.learning.method import Ablation
 from mechint.masking import MaskedModel, make_units
 from mechint.masking.units import Unit
 from mechint.measurement import channel_means
-from mechint.planted.blueprint import Blueprint, K, Stream, V
+from mechint.planted.blueprint import Blueprint, K, Stream, V, gaussian
 from mechint.planted.certificate import check, knock_out
 from mechint.planted.model import PlantedModel
 from mechint.planted.planted import Planted, labels
@@ -27,21 +27,21 @@ CIRCUIT_HEAD, CONSTANT_HEAD = 0, 1
 class Induction:
     """Two layers that continue a repeated row of tokens; every K and V channel it takes is known.
 
-    In layer 0 a head writes each position's previous token; in layer 1 a head finds the position whose previous token is the current
-    one and copies that position's token. Keys and values are one-hot, so each needs a channel of its own. Everything else is
-    a distractor, of five kinds, each of which misleads one family of methods:
+    In layer 0 a head writes each position's previous token; in layer 1 a head finds the position whose previous token
+    is the current one and copies that position's token. Keys and values are one-hot, so each needs a channel of its
+    own. Everything else is a distractor, of five kinds, each of which misleads one family of methods:
 
     1. loud keys that no query reads (activation norms),
     2. loud values that no output reads (activation norms),
     3. loud queries on keys that are the same at all positions, which softmax ignores (products of norms),
-    4. two values that cancel in the output, though each alone is worth more than any planted unit (knock-outs, gradients),
+    4. two values that cancel, though each alone is worth more than most planted units (knock-outs, gradients),
     5. a value that is always the same: planted under zero ablation, inert under mean ablation.
 
-    The truth holds for the mean KL over all positions. seed decides distractors, places and rows.
+    The truth holds for the mean KL over all positions. A seed decides distractors, places and rows.
 
-    num_tokens: how many different tokens there are. distinct: how many a row shows before it repeats them. skew: token t is
-    drawn in proportion to t^-skew, so that units differ in worth. sharpness: the attention score of a match, in nats. logit: of the answer. loudness: size of the distractors,
-    where planted keys and values have size 1.
+    num_tokens: how many different tokens there are. distinct: how many a row shows before it repeats them. skew: token
+    t is drawn in proportion to t^-skew, so that units differ in worth. sharpness: the attention score of a match, in
+    nats. logit: of the answer. loudness: size of the distractors, where planted keys and values have size 1.
 
     Raises UserError for sizes the circuit does not fit in.
     """
@@ -51,7 +51,7 @@ class Induction:
     head_dim: int = 32
     num_tokens: int = 16
     distinct: int = 8
-    skew: float = 1.0
+    skew: float = 1.5
     sharpness: float = 12.0
     logit: float = 8.0
     loudness: float = 3.0
@@ -60,14 +60,15 @@ class Induction:
     evaluation_rows: int = 64
 
     name: ClassVar[str] = "induction"
-    # A unit counts as inert up to this KL, in nats.
+    # Units count as inert up to this KL, in nats.
     inert: ClassVar[float] = 1e-6
+    has_truth: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.num_kv_heads < 2 or self.num_heads % self.num_kv_heads:
             raise UserError(
-                f"planted.{self.name}: num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}, "
-                "which must be at least 2"
+                f"planted.{self.name}: num_heads={self.num_heads} must be a multiple of "
+                f"num_kv_heads={self.num_kv_heads}, which must be at least 2"
             )
         needed = max(self.num_tokens + 3, self.distinct + 2)
         if self.head_dim < needed or not 2 <= self.distinct <= self.num_tokens:
@@ -89,10 +90,14 @@ class Induction:
         generator = torch.Generator().manual_seed(seed)
         blueprint = self.draw(generator, ablation)
         masked = MaskedModel(self.build(blueprint))
-        rows, evaluation = (self.rows(count, generator) for count in (self.calibration_rows, self.evaluation_rows))
+        rows, evaluation = (
+            self.rows(count, generator) for count in (self.calibration_rows, self.evaluation_rows)
+        )
         if ablation == "mean":
             masked.fill = channel_means(masked, rows, batch_size=64)
         units = make_units(masked, self.unit)
+        marked = any_of_unit(units.of_channel, blueprint.planted.flatten(), units.count)
+        truth = marked if self.has_truth else torch.zeros_like(marked)
         planted = Planted(
             name=self.name,
             seed=seed,
@@ -102,20 +107,17 @@ class Induction:
             units=units,
             rows=rows,
             evaluation_rows=evaluation,
-            truth=any_of_unit(units.of_channel, blueprint.planted.flatten(), units.count),
+            truth=truth,
+            size=int(marked.sum()),
             labels=labels(units, blueprint.purpose.ravel().tolist()),
+            certificate=knock_out(masked, units, truth, evaluation, answers=slice(self.distinct + 1, None)),
         )
-        joint = any_of_unit(units.of_channel, blueprint.joint.flatten(), units.count)
-        return self.certify(planted, joint)
-
-    def certify(self, planted: Planted, joint: Tensor) -> Planted:
-        """The same with its certificate; joint: bool [U], units that are inert together, though not alone."""
-        certificate = knock_out(planted, answers=slice(self.distinct + 1, None))
-        check(planted, certificate, joint, self.inert)
-        return replace(planted, certificate=certificate)
+        if self.has_truth:
+            check(planted, any_of_unit(units.of_channel, blueprint.joint.flatten(), units.count), self.inert)
+        return planted
 
     def rows(self, count: int, generator: torch.Generator) -> Tensor:
-        """Rows [count, T + 1]: the beginning (0), `distinct` different tokens, the same again, and the first of them."""
+        """Rows [count, T + 1]: the beginning (0), `distinct` different tokens, the same again, and their first."""
         frequency = torch.arange(1.0, self.num_tokens + 1) ** -self.skew
         order = torch.multinomial(frequency.expand(count, -1), self.distinct, generator=generator) + 1
         return torch.cat([torch.zeros(count, 1, dtype=torch.long), order, order, order[:, :1]], dim=1)
@@ -142,8 +144,11 @@ class Induction:
         """How many positions have a place in the stream."""
         return self.length
 
-    def previous_token_keys(self, blueprint: Blueprint, generator: torch.Generator) -> None:  # noqa: ARG002
-        """Layer 0: position i looks for position i - 1, up to the first repeated token; later ones are never looked up."""
+    def previous_token_keys(self, blueprint: Blueprint, generator: torch.Generator) -> None:
+        """Layer 0: position i looks for position i - 1, up to the first repeated token.
+
+        What later positions find is never looked up.
+        """
         stream, heads = blueprint.stream, blueprint.query_heads(CIRCUIT_HEAD)
         for i in range(1, self.distinct + 2):
             blueprint.query[0, heads, i, stream.position(i)] = self.sharpness * math.sqrt(self.head_dim)
@@ -200,17 +205,23 @@ class Induction:
                     place = (layer, K, head, channel)
                     if self.may_be_constant(head) and torch.rand((), generator=generator) < 0.5:
                         heads = blueprint.query_heads(head)
-                        blueprint.query[layer, heads, channel] = self.noise(blueprint.query[layer, heads, channel], generator)
+                        blueprint.query[layer, heads, channel] = self.noise(
+                            blueprint.query[layer, heads, channel], generator
+                        )
                         blueprint.key[layer, head, channel, blueprint.stream.bias] = self.loudness
                         blueprint.mark(place, "constant key")
                     else:
-                        blueprint.key[layer, head, channel] = self.noise(blueprint.key[layer, head, channel], generator)
+                        blueprint.key[layer, head, channel] = self.noise(
+                            blueprint.key[layer, head, channel], generator
+                        )
                         blueprint.mark(place, "key without a query")
                 for channel in blueprint.free(layer, V, head):
-                    blueprint.value[layer, head, channel] = self.noise(blueprint.value[layer, head, channel], generator)
+                    blueprint.value[layer, head, channel] = self.noise(
+                        blueprint.value[layer, head, channel], generator
+                    )
                     blueprint.mark((layer, V, head, channel), "value without an output")
 
-    def may_be_constant(self, head: int) -> bool:  # noqa: ARG002
+    def may_be_constant(self, head: int) -> bool:
         """Whether a constant key is inert in this KV head."""
         return True
 
@@ -220,7 +231,7 @@ class Induction:
 
     def noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Gaussian weights as loud as the distractors."""
-        return self.loudness * torch.randn(like.shape, generator=generator, dtype=like.dtype)
+        return self.loudness * gaussian(like, generator)
 
 
 def any_of_unit(of_channel: Tensor, channels: Tensor, num_units: int) -> Tensor:

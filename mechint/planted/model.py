@@ -36,24 +36,36 @@ class PlantedAttention(nn.Module):
         self.num_key_value_groups = config.num_attention_heads // int(config.num_key_value_heads or 1)
         self.scaling = self.head_dim**-0.5
         self.is_causal = True
-        queries, keys = config.num_attention_heads * self.head_dim, int(config.num_key_value_heads or 1) * self.head_dim
+        queries, keys = (
+            config.num_attention_heads * self.head_dim,
+            int(config.num_key_value_heads or 1) * self.head_dim,
+        )
         self.q_proj = nn.Linear(config.hidden_size, queries)
         self.k_proj = nn.Linear(config.hidden_size, keys)
         self.v_proj = nn.Linear(config.hidden_size, keys)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
 
     def forward(
-        self, hidden: Tensor, attention_mask: Tensor | None, rotation: tuple[Tensor, Tensor] | None, **kwargs: Any
+        self,
+        hidden: Tensor,
+        attention_mask: Tensor | None,
+        rotation: tuple[Tensor, Tensor] | None,
+        **kwargs: Any,
     ) -> Tensor:
         """What attention adds to the residual stream, [B, T, W], from the stream hidden [B, T, W]."""
         heads = (*hidden.shape[:-1], -1, self.head_dim)
         query, key, value = (
-            projection(hidden).view(heads).transpose(1, 2) for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(hidden).view(heads).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         if rotation is not None:
             query, key = apply_rotary_pos_emb(query, key, *rotation)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        mixed, _ = attend(self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        mixed, _ = attend(
+            self, query, key, value, attention_mask, dropout=0.0, scaling=self.scaling, **kwargs
+        )
         return self.o_proj(mixed.reshape(*hidden.shape[:-1], -1))
 
 
@@ -66,7 +78,6 @@ class PlantedModel(PreTrainedModel):
 
     config_class = PlantedConfig
     _supports_sdpa = True
-    _no_split_modules = ()
 
     def __init__(self, config: PlantedConfig) -> None:
         super().__init__(config)
@@ -83,7 +94,7 @@ class PlantedModel(PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        use_cache: bool | None = None,  # noqa: ARG002  there is no cache to use
+        use_cache: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutput:
         """Logits [B, T, V] for input_ids [B, T]."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from mechint.learning.method import Ablation
 from mechint.learning.objectives import kl_per_position
@@ -19,8 +20,8 @@ from mechint.planted.blueprint import KIND_NAMES
 class Recovery:
     """What a mask found of the truth.
 
-    kl: mean over all positions of the evaluation rows, hard mask. precision and recall are None where there is no truth.
-    missed, wrong: labels of the planted units that are not kept, and of the kept units that are not planted.
+    kl: mean over all positions of the evaluation rows, hard mask. precision, recall, exact: None where there is no
+    truth. missed, wrong: labels of the planted units that are not kept, and of the kept ones that are not planted.
     """
 
     kept: int
@@ -36,9 +37,9 @@ class Recovery:
 class Certificate:
     """What knock-outs say about the truth; every KL is a mean over all positions of evaluation rows.
 
-    accuracy: of the dense model where the next token is determined. empty_kl, truth_kl: of no unit, and of exactly the planted ones.
-    effect: float [U], KL rise when a unit alone is removed from the dense model. necessity: float [U], KL rise when it
-    alone is removed from the planted units; 0 for all others.
+    accuracy: of the dense model where the next token is determined. empty_kl, truth_kl: of no unit, and of exactly
+    the planted ones. effect: float [U], KL when a unit alone is removed from the dense model. necessity: float [U],
+    KL rise when it alone is removed from the planted units; 0 for all others.
     """
 
     accuracy: float
@@ -52,8 +53,9 @@ class Certificate:
 class Planted:
     """A frozen model, rows to learn and to measure on, and the units that are true by certified knock-outs.
 
-    rows, evaluation_rows: LongTensor [N, T + 1]. truth: bool [U]. labels: what each unit is for, with its place.
-    masked.fill is set for `ablation`. budget: how many units a mask should keep (None: as many as are true).
+    rows, evaluation_rows: LongTensor [N, T + 1]. truth: bool [U]. size: k, how many units a mask should keep, which is
+    the number of true ones where there is a truth. labels: each unit's place and what it is for. masked.fill is set
+    for `ablation`.
     """
 
     name: str
@@ -65,26 +67,28 @@ class Planted:
     rows: Tensor
     evaluation_rows: Tensor
     truth: Tensor
+    size: int
     labels: tuple[str, ...]
-    budget: int | None = None
-    certificate: Certificate = field(repr=False, default=None)  # type: ignore[assignment]
-
-    @property
-    def size(self) -> int:
-        """k, the number of units a mask keeps."""
-        return int(self.truth.sum()) if self.budget is None else self.budget
+    certificate: Certificate = field(repr=False)
 
     @property
     def target_sparsity(self) -> float:
         """The sparsity at which exactly `size` units are kept."""
         return 1 - self.size / self.units.count
 
-    @torch.no_grad()
-    def kl(self, keep: Tensor, num_rows: int | None = None) -> float:
-        """KL(dense || masked) for keep bool [U], mean over all positions of the (first `num_rows`) evaluation rows."""
-        inputs = self.evaluation_rows[:num_rows, :-1].to(self.masked.device)
-        gates = self.units.to_channels(keep.to(self.masked.device).float())
-        return kl_per_position(self.masked.logits(inputs), self.masked.logits(inputs, gates)).mean().item()
+    @property
+    def model(self) -> PreTrainedModel:
+        """The frozen model."""
+        return self.masked.model
+
+    @property
+    def chance(self) -> float:
+        """Precision and recall of a random mask of this size."""
+        return int(self.truth.sum()) / self.units.count
+
+    def kl(self, keep: Tensor) -> float:
+        """KL(dense || masked) for keep, bool [U], mean over all positions of the evaluation rows."""
+        return kl_meter(self.masked, self.units, self.evaluation_rows)(keep)
 
     def recovery(self, keep: Tensor) -> Recovery:
         """Compare a mask, bool [U], with the truth."""
@@ -105,6 +109,23 @@ class Planted:
         return tuple(self.labels[number] for number in chosen.nonzero().flatten().tolist())
 
 
+def kl_meter(masked: MaskedModel, units: Units, rows: Tensor) -> Callable[[Tensor], float]:
+    """A function of keep, bool [U]: KL(dense || masked), mean over all positions of rows [N, T + 1].
+
+    The dense model runs once.
+    """
+    inputs = rows[:, :-1].to(masked.device)
+    with torch.inference_mode():
+        dense = masked.logits(inputs)
+
+    def kl(keep: Tensor) -> float:
+        with torch.inference_mode():
+            gates = units.to_channels(keep.to(inputs.device).float())
+            return kl_per_position(dense, masked.logits(inputs, gates)).mean().item()
+
+    return kl
+
+
 def labels(units: Units, purposes: Sequence[str]) -> tuple[str, ...]:
     """A line for each unit, from the purposes of the channels [N]: its place, and what its channels are for."""
     place = {name: numbers.tolist() for name, numbers in units.space.labels().items()}
@@ -118,5 +139,13 @@ def labels(units: Units, purposes: Sequence[str]) -> tuple[str, ...]:
         numbers += f"+{len(members) - 2} more" if len(members) > 2 else ""
         found = " / ".join(dict.fromkeys(purposes[channel] for channel in members[:2]))
         kind = KIND_NAMES[place["kind"][first]]
-        lines.append(f"layer {place['layer'][first]} {kind} head {place['head'][first]} channel {numbers}: {found}")
+        lines.append(
+            f"layer {place['layer'][first]} {kind} head {place['head'][first]} channel {numbers}: {found}"
+        )
     return tuple(lines)
+
+
+def purpose(label: str) -> str:
+    """What a unit is for, without its place and the number of its token or position."""
+    text = label.split(": ", 1)[1]
+    return text if text.startswith("one of") else text.split(" of ")[0]

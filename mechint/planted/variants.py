@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.learning.method import Ablation
 from mechint.masking.units import Unit
-from mechint.planted.blueprint import Blueprint, K, V
-from mechint.planted.certificate import knock_out
+from mechint.planted.blueprint import Blueprint, K, V, gaussian
 from mechint.planted.induction import CIRCUIT_HEAD, Induction
 from mechint.planted.model import PlantedModel
-from mechint.planted.planted import Planted
 
 
 @dataclass(kw_only=True)
 class Grouped(Induction):
     """Grouped queries: every KV head serves several query heads, which take turns in writing the circuit's values.
 
-    One more distractor: a value of the induction head that two query heads read with opposite signs. Each reader's share is
-    large, the KV head's is nothing.
+    One more distractor: a value of the induction head that two query heads read with opposite signs. Each reader's
+    share is large, the KV head's is nothing.
     """
 
     num_kv_heads: int = 4
@@ -34,7 +31,9 @@ class Grouped(Induction):
         """The circuit's values and the one whose readers cancel."""
         super().values(blueprint)
         if blueprint.group < 2:
-            raise UserError(f"planted.grouped: num_kv_heads={self.num_kv_heads} must be below num_heads={self.num_heads}")
+            raise UserError(
+                f"planted.grouped: num_kv_heads={self.num_kv_heads} must be below num_heads={self.num_heads}"
+            )
         channel = blueprint.free(1, V, CIRCUIT_HEAD)[0]
         blueprint.value[1, CIRCUIT_HEAD, channel, : self.num_tokens] = 1
         for reader, sign in zip(range(blueprint.group), (1, -1), strict=False):
@@ -99,11 +98,11 @@ class Rope(Induction):
 
 @dataclass(kw_only=True)
 class Graded(Induction):
-    """Heads of weak Gaussian noise besides the circuit: no unit of theirs is quite inert, and their worth spreads over decades.
+    """Heads of weak Gaussian noise besides the circuit: none of their units is quite inert.
 
-    The truth is graded: `certificate.effect`. The planted units are those worth most, by a wide margin.
-    noise_heads: KV heads per layer. weakness: size of the strongest channel's output weights; the others fall
-    geometrically to a hundredth of it.
+    Their worth spreads over decades, so the truth is graded (`certificate.effect`); the planted units are those worth
+    most, by a wide margin. noise_heads: KV heads per layer. weakness: size of the strongest channel's output weights;
+    those of the others fall geometrically to a hundredth of it.
     """
 
     noise_heads: int = 2
@@ -114,19 +113,19 @@ class Graded(Induction):
     def distractors(self, blueprint: Blueprint, generator: torch.Generator) -> None:
         """The noise heads, and the base's distractors in the others."""
         num_layers, _, num_heads, _ = blueprint.planted.shape
-        if self.noise_heads > num_heads - 2:
-            raise UserError(f"planted.graded: noise_heads={self.noise_heads} must be at most {num_heads - 2}")
+        if not 0 < self.noise_heads <= num_heads - 2:
+            raise UserError(
+                f"planted.graded: noise_heads={self.noise_heads} must be from 1 to {num_heads - 2}"
+            )
         fall = self.weakness * torch.logspace(0, -2, self.head_dim, dtype=torch.double)[:, None]
         for layer in range(num_layers):
             for head in range(num_heads - self.noise_heads, num_heads):
                 heads = blueprint.query_heads(head)
-                for weights, index in ((blueprint.query, heads), (blueprint.key, head), (blueprint.value, head)):
-                    weights[layer, index] = torch.randn(
-                        weights[layer, index].shape, generator=generator, dtype=torch.double
-                    )
-                shape = blueprint.output[layer, heads].shape
-                blueprint.output[layer, heads] = fall * torch.randn(shape, generator=generator, dtype=torch.double)
-                for kind in (K, V):
+                for weights in (blueprint.query[layer, heads], blueprint.output[layer, heads]):
+                    weights.copy_(gaussian(weights, generator))
+                blueprint.output[layer, heads] *= fall
+                for kind, weights in ((K, blueprint.key[layer, head]), (V, blueprint.value[layer, head])):
+                    weights.copy_(gaussian(weights, generator))
                     for channel in range(self.head_dim):
                         blueprint.mark((layer, kind, head, channel), "weak noise")
         super().distractors(blueprint, generator)
@@ -134,7 +133,7 @@ class Graded(Induction):
 
 @dataclass(kw_only=True)
 class Rotated(Induction):
-    """The values of both circuit heads in a random orthogonal basis: the same function, but no value channel is to spare.
+    """The values of both circuit heads in a random orthogonal basis: the same function, but no value to spare.
 
     What a mask can remove depends on the basis. Here each of the two heads needs all its value channels.
     """
@@ -148,12 +147,14 @@ class Rotated(Induction):
 
 
 def rotate_values(blueprint: Blueprint, generator: torch.Generator) -> None:
-    """V -> R V and O -> O R^T in the circuit's heads, with a random orthogonal R [C, C] each; marks all their value channels."""
+    """V -> R V and O -> O R^T in the circuit's heads, with a random orthogonal R [C, C] each.
+
+    Marks all their value channels as planted.
+    """
     num_layers, _, _, width = blueprint.planted.shape
     heads = blueprint.query_heads(CIRCUIT_HEAD)
     for layer in range(num_layers):
-        gaussian = torch.randn(width, width, generator=generator, dtype=torch.double)
-        rotation = torch.linalg.qr(gaussian).Q  # [C, C]
+        rotation = torch.linalg.qr(gaussian(torch.empty(width, width).double(), generator)).Q  # [C, C]
         blueprint.value[layer, CIRCUIT_HEAD] = rotation @ blueprint.value[layer, CIRCUIT_HEAD]
         blueprint.output[layer, heads] = rotation @ blueprint.output[layer, heads]
         for channel in range(width):
@@ -161,13 +162,14 @@ def rotate_values(blueprint: Blueprint, generator: torch.Generator) -> None:
 
 
 @dataclass(kw_only=True)
-class Null(Induction):
-    """The base with its attention weights permuted at random: there is no truth, and no small mask should explain the model.
+class Permuted(Induction):
+    """The base with its attention weights permuted at random: no truth, and no small mask should explain it.
 
     Methods keep as many units as the base has planted ones.
     """
 
-    name: ClassVar[str] = "null"
+    name: ClassVar[str] = "permuted"
+    has_truth: ClassVar[bool] = False
 
     def draw(self, generator: torch.Generator, ablation: Ablation) -> Blueprint:
         """The base, with the entries of every weight tensor permuted."""
@@ -176,11 +178,5 @@ class Null(Induction):
             for layer in weights.unbind():
                 order = torch.randperm(layer.numel(), generator=generator)
                 layer.copy_(layer.flatten()[order].view_as(layer))
+        blueprint.purpose[:] = "permuted"
         return blueprint
-
-    def certify(self, planted: Planted, joint: Tensor) -> Planted:  # noqa: ARG002
-        """Nothing is true; the certificate holds what every unit is worth."""
-        size = int(planted.truth.sum())
-        labels = tuple(label.split(":")[0] + ": permuted" for label in planted.labels)
-        empty = replace(planted, truth=torch.zeros_like(planted.truth), budget=size, labels=labels)
-        return replace(empty, certificate=knock_out(empty, answers=slice(self.distinct + 1, None)))

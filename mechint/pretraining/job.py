@@ -53,8 +53,8 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train a model, save it in bf16 as a Hugging Face directory, and measure what was saved on the evaluation side.
 
-    The evaluation side is the same that an analysis of the model on this dataset measures on, and is never trained on. Returns the record that is
-    written to training.json.
+    The evaluation side is the same that an analysis of the model on this dataset measures on, and is never trained
+    on. Returns the record that is written to training.json.
     """
     if steps < 1 or positions < 2:
         raise UserError("steps must be at least 1 and positions at least 2")

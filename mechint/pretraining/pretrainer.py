@@ -23,8 +23,9 @@ EMBEDDINGS = ("wte", "wpe", "embed_tokens", "lm_head")
 class Pretrainer:
     """Next-token training with Muon on the matrices and AdamW on embeddings, norms and biases.
 
-    Muon (Jordan et al. 2024) reaches the same held-out loss in about half the steps of AdamW at this size. The learning
-    rate rises over `warmup` steps, stays, and falls linearly to 2 % over the last `decay` fraction of the steps.
+    Muon (Jordan et al. 2024) reaches the same held-out loss in about half the steps of AdamW at this size. The
+    learning rate rises over `warmup` steps, stays, and falls linearly to 2 % over the last `decay` fraction of the
+    steps.
     """
 
     batch_size: int
@@ -40,7 +41,9 @@ class Pretrainer:
         device = model.device
         generator = torch.Generator().manual_seed(seed)
         optimizers = self._optimizers(model)
-        schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda s: self._rate(s, steps)) for o in optimizers]
+        schedulers = [
+            torch.optim.lr_scheduler.LambdaLR(o, lambda s: self._rate(s, steps)) for o in optimizers
+        ]
         model.train()
         start = time.perf_counter()
         for step, window in enumerate(self._windows(documents, positions, generator, steps), 1):
@@ -54,10 +57,18 @@ class Pretrainer:
                 optimizer.zero_grad()
             if step % self.log_every == 0 or step == steps:
                 seconds = time.perf_counter() - start
-                log.info("step %d of %d: training loss %.3f nats per token, %.0f s", step, steps, loss.item(), seconds)
+                log.info(
+                    "step %d of %d: training loss %.3f nats per token, %.0f s",
+                    step,
+                    steps,
+                    loss.item(),
+                    seconds,
+                )
         model.eval()
 
-    def _windows(self, rows: Tensor, positions: int, generator: torch.Generator, steps: int) -> Iterator[Tensor]:
+    def _windows(
+        self, rows: Tensor, positions: int, generator: torch.Generator, steps: int
+    ) -> Iterator[Tensor]:
         for _ in range(steps):
             row = torch.randint(len(rows), (self.batch_size,), generator=generator)
             first = torch.randint(rows.shape[1] - positions, (self.batch_size,), generator=generator)
@@ -73,7 +84,9 @@ class Pretrainer:
         muon = torch.optim.Muon(
             matrices, lr=self.learning_rate, weight_decay=self.weight_decay, adjust_lr_fn="match_rms_adamw"
         )
-        adamw = torch.optim.AdamW(others, lr=self.embedding_learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        adamw = torch.optim.AdamW(
+            others, lr=self.embedding_learning_rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
         return [muon, adamw]
 
     def _rate(self, step: int, steps: int) -> float:

@@ -20,10 +20,16 @@ def finding(run: RunFiles) -> str:
 def headline_lines(run: RunFiles) -> list[str]:
     """Two short lines for the head of a figure: sparsity, and loss."""
     sparsity, channels = run.result["sparsity"], run.result["channels"]
+    target = sparsity["target"]
+    first = (
+        f"{channels['kept']:,} of {channels['total']:,} channels kept  ·  sparsity {percent(sparsity['achieved'], 2)} "
+        + ("(target not recorded)" if target is None else f"(target {percent(target, 2)})")
+    )
+    if not run.measured:
+        return [first, "nothing was measured with these masks"]
     dense, masked, empty = (number(run.loss(name), 3) for name in ("dense", "masked", "empty"))
     return [
-        f"{channels['kept']:,} of {channels['total']:,} channels kept  ·  "
-        f"sparsity {percent(sparsity['achieved'], 2)} (target {percent(sparsity['target'], 2)})",
+        first,
         f"loss {dense} dense  →  {masked} masked ({empty} with no channels) nats per token  ·  "
         f"faithfulness {number(run.result.get('faithfulness'), 3)}",
     ]
@@ -33,6 +39,11 @@ def kept_sentence(run: RunFiles) -> str:
     """How much is kept and what that does to the loss."""
     channels, sparsity = run.result["channels"], run.result["sparsity"]
     units = "" if channels["total"] == sparsity["total"] else f" (as {plural(sparsity['kept'], 'unit')})"
+    if not run.measured:
+        return (
+            f"The masks keep {channels['kept']:,} of {channels['total']:,} attention K/V channels{units}, "
+            f"{percent(channels['kept'] / channels['total'])}; what the model does with them was not measured."
+        )
     dense, empty, masked = (number(run.loss(name), 3) for name in ("dense", "empty", "masked"))
     return (
         f"Keeping {channels['kept']:,} of {channels['total']:,} attention K/V channels{units}, "
@@ -104,6 +115,8 @@ def cautions(run: RunFiles) -> list[str]:
 def exactness(run: RunFiles) -> str | None:
     """Whether the target is missed by a unit or more."""
     sparsity = run.result["sparsity"]
+    if sparsity["target"] is None:
+        return None
     asked = (1 - sparsity["target"]) * sparsity["total"]
     if abs(sparsity["kept"] - asked) < 1:
         return None

@@ -71,6 +71,7 @@ def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
         "units_are_channels": channels["total"] == result["sparsity"]["total"],
         "seed": result.get("config", {}).get("seed"),
         "cost": result.get("cost") or {},
+        "measured": run.measured,
         "models": [(name, meaning, result["metrics"].get(name) or {}) for name, meaning in MODELS.items()],
         "layers": [
             layer_row(run, layer, files[layer["name"]] if files[layer["name"]] in there else None)
@@ -80,7 +81,7 @@ def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
         "cautions": cautions(run),
         "notes": result.get("notes") or [],
         "overview": ImportanceOverview.filename if ImportanceOverview.filename in there else None,
-        "curves": SparsityCurves.filename if SparsityCurves.filename in there else None,
+        "curves": SparsityCurves.filename if SparsityCurves.filename in there and run.history else None,
     }
 
 

@@ -60,6 +60,13 @@ class RunFiles:
         """The per-layer entries of result.json, ordered by layer index; counts are units."""
         return sorted(self.result["layers"], key=lambda layer: layer["index"])
 
+    @property
+    def measured(self) -> bool:
+        """Whether there is any number of what the model does; masks of other programs come without."""
+        return any(
+            any(value is not None for value in model.values()) for model in self.result["metrics"].values()
+        )
+
     def metric(self, model: str, name: str) -> float | None:
         """A number of the "dense", "empty", "masked" or "complement" model; None if absent or not finite."""
         return (self.result["metrics"].get(model) or {}).get(name)

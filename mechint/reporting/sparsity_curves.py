@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -96,7 +96,7 @@ def draw_sparsity(axes: Axes, run: RunFiles, steps: Values) -> None:
     target = float(run.result["sparsity"]["target"])
     axes.axhline(target, color=LINE, linewidth=0.8, linestyle=(0, (1, 2)))
     line(axes, steps, column(run, "sparsity"), ACTUAL, label="actual (hard mask)")
-    dashes = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
+    dashes: dict[str, Any] = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
     axes.plot(steps, column(run, "scheduled_sparsity"), label="scheduled", **dashes)
     axes.legend(loc="lower right")
     axes.set(ylim=(-0.03, 1.06), ylabel="sparsity\n[fraction removed]", yticks=[0, 0.25, 0.5, 0.75, 1])
@@ -130,7 +130,7 @@ def line(axes: Axes, steps: Values, values: Values, colour: str, width: float = 
         return
     last = finite[-1]
     place = (float(steps[last]), float(values[last]))
-    look = {"color": colour, "size": 8, "weight": "bold", "annotation_clip": False}
+    look: dict[str, Any] = {"color": colour, "size": 8, "weight": "bold", "annotation_clip": False}
     write(axes, f"{place[1]:.4g}", place, (4, 0), va="center", **look)
 
 

@@ -25,8 +25,8 @@ class _HeadOutputs(Think):
 class Wanda(_HeadOutputs):
     """Weight times activation (Sun et al. 2023), structured by columns as FLAP's WIFN.
 
-    V channel c: sum over the group's query heads h of |x_hc|_2 |W_O[:, h, c]|_1, with |x|_2 as root mean square.
-    K: as `Think`, for the source has no score of keys.
+    V channel c: sum over the group's query heads h of |x_hc|_2 |W_O[:, h, c]|_1, with |x|_2 as root mean
+    square. K: as `Think`, for the source has no score of keys.
     """
 
     def value_scores(self, position: int) -> Tensor:
@@ -37,10 +37,12 @@ class Wanda(_HeadOutputs):
 
 @dataclass(kw_only=True)
 class Flap(_HeadOutputs):
-    """Fluctuation (An et al. 2023, WIFV): how much an input of the output projection varies, times its weights.
+    """Fluctuation (An et al. 2023, WIFV): how much an input of the output projection varies, times its
+    weights.
 
-    V channel c: sum over the group's query heads h of Var(x_hc) |W_O[:, h, c]|^2. K: as `Think`, for the source has no score of keys.
-    FLAP ranks scores standardised per layer, and gives back the mean of what it removes (mask.ablation=mean).
+    V channel c: sum over the group's query heads h of Var(x_hc) |W_O[:, h, c]|^2. K: as `Think`, for the
+    source has no score of keys. FLAP ranks scores standardised per layer, and gives back the mean of what it
+    removes (mask.ablation=mean).
     """
 
     normalise: Normalise = "zscore"

@@ -16,7 +16,8 @@ from mechint.scoring.gradients import gate_gradients, unit_gradients
 class GradientScorer(ScoringMethod):
     """Averages something over the gate gradients of the calibration sequences.
 
-    The loss is the next-token negative log-likelihood: the KL from the dense model is at its minimum there, without gradient.
+    The loss is the next-token negative log-likelihood: the KL from the dense model is at its minimum there,
+    without gradient.
     """
 
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
@@ -40,10 +41,11 @@ class GradientScorer(ScoringMethod):
 
 @dataclass(kw_only=True)
 class Taylor(GradientScorer):
-    """First-order change of the loss when a unit is removed (Molchanov et al. 2017; LLM-Pruner, Ma et al. 2023), K and V alike.
+    """First-order change of the loss when a unit is removed (Molchanov et al. 2017; LLM-Pruner, Ma et al.
+    2023), K and V alike.
 
-    |dNLL/dm| at m = 1, the mean over sequences of absolute values; with `signed`, the absolute value of the mean over sequences, so that sequences
-    that disagree about a unit cancel.
+    |dNLL/dm| at m = 1, the mean over sequences of absolute values; with `signed`, the absolute value of the
+    mean over sequences, so that sequences that disagree about a unit cancel.
     """
 
     signed: bool = False

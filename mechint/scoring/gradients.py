@@ -27,7 +27,8 @@ def sequence_nll(logits: Tensor, batch: Tensor) -> Tensor:
 def gate_gradients(
     masked: MaskedModel, batch: Tensor, gates: Tensor, loss: SequenceLoss = sequence_nll
 ) -> Tensor:
-    """Gradients [B, N] of every sequence's loss with respect to gates [N], at these gates, for rows [B, T + 1].
+    """Gradients [B, N] of every sequence's loss with respect to gates [N], at these gates, for rows [B, T +
+    1].
 
     Every sequence has gates of its own, so one backward pass gives them all.
     """

@@ -15,14 +15,17 @@ from mechint.scoring.activation_scorer import ActivationScorer
 
 @dataclass(kw_only=True)
 class GramGreedy(ActivationScorer):
-    """Marginal squared error of a unit when it is removed greedily, head by head, with cancelling channels seen.
+    """Marginal squared error of a unit when it is removed greedily, head by head, with cancelling channels
+    seen.
 
-    Removing the set S of K channels of KV head g changes its query heads' logits by sum_{c in S} q_c k_c. Its squared error over all
-    query and key positions is 1_S^T M 1_S, M = sum_h (Q_h^T Q_h) * (K^T K) elementwise, with keys mean-free within the sequence (softmax sees
-    no constant), per sequence, averaged. For V, the error of the layer's output is 1_S^T M 1_S with
-    M = E[y y^T] * (W_O^T W_O) over (query head, channel), summed over pairs of the group's heads; y is the heads' output minus what a
-    removed channel becomes (zero, or its mean with mask.ablation=mean, where E[y y^T] is nearly the covariance).
-    ThinK's scores are the diagonals (Xu et al. 2024); the greedy removal is backward selection as in optimal brain surgeon's kin.
+    Removing the set S of K channels of KV head g changes its query heads' logits by sum_{c in S} q_c k_c. Its
+    squared error over all query and key positions is 1_S^T M 1_S, M = sum_h (Q_h^T Q_h) * (K^T K)
+    elementwise, with keys mean-free within the sequence (softmax sees no constant), per sequence, averaged.
+    For V, the error of the layer's output is 1_S^T M 1_S with M = E[y y^T] * (W_O^T W_O) over (query head,
+    channel), summed over pairs of the group's heads; y is the heads' output minus what a removed channel
+    becomes (zero, or its mean with mask.ablation=mean, where E[y y^T] is nearly the covariance). ThinK's
+    scores are the diagonals (Xu et al. 2024); the greedy removal is backward selection as in optimal brain
+    surgeon's kin.
 
     Units of several channels are removed as one. See `removal_costs` for the score.
     """
@@ -72,11 +75,12 @@ class GramGreedy(ActivationScorer):
 
 
 def removal_costs(matrix: Tensor) -> Tensor:
-    """What each of n units [G, n] costs when they are removed one by one, least error first; error of S: 1_S^T M 1_S, M [G, n, n].
+    """What each of n units [G, n] costs when they are removed one by one, least error first; error of S:
+    1_S^T M 1_S, M [G, n, n].
 
-    The marginal errors in order of removal need not rise (a unit may cancel an earlier one's error), so they are replaced by the slopes of
-    the greatest convex curve below the error, which do and have the same sum; equal slopes are told apart by a
-    ten-thousandth so that the order of removal stays. Vectorised over G.
+    The marginal errors in order of removal need not rise (a unit may cancel an earlier one's error), so they
+    are replaced by the slopes of the greatest convex curve below the error, which do and have the same sum;
+    equal slopes are told apart by a ten-thousandth so that the order of removal stays. Vectorised over G.
     """
     heads, n = matrix.shape[:2]
     every = torch.arange(heads, device=matrix.device)

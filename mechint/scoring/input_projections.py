@@ -26,12 +26,13 @@ class RowNorms:
 def row_norms(masked: MaskedModel, token: Tensor, chunk: int = 256) -> tuple[list[RowNorms], int]:
     """Row norms for every layer, and how many tokens went through the model.
 
-    They are the norms of the gradients of the final queries, keys and values with respect to the input of the attention module,
-    at position 0, where RoPE turns nothing. For linear projections, fused ones too, these gradients are the
-    weights' rows exactly; with QK-norm or a latent in between they are the map's linearisation at the input that `token`
-    (a LongTensor of one element) gives. Biases do not count.
+    They are the norms of the gradients of the final queries, keys and values with respect to the input of the
+    attention module, at position 0, where RoPE turns nothing. For linear projections, fused ones too, these
+    gradients are the weights' rows exactly; with QK-norm or a latent in between they are the map's
+    linearisation at the input that `token` (a LongTensor of one element) gives. Biases do not count.
 
-    The token goes through as a batch of at most `chunk` rows, each differentiating another channel, in one backward pass.
+    The token goes through as a batch of at most `chunk` rows, each differentiating another channel, in one
+    backward pass.
     """
     layers = masked.space.layers
     recorder = _Gradients(masked)

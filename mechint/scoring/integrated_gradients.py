@@ -21,9 +21,10 @@ IntegratedObjective = Literal["kl", "nll"]
 class IntegratedGradients(ScoringMethod):
     """Integrated gradients of the gates (Sundararajan et al. 2017; EAP-IG, Hanna et al. 2024), K and V alike.
 
-    A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) - L(empty); the score is minus the
-    attribution, how much the unit lowers the loss, or its absolute value with signed=False.
-    path_steps: S. path_objective: L, `kl` from the dense model (its last step, m = 1, is zero by definition) or `nll` of the text.
+    A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) -
+    L(empty); the score is minus the attribution, how much the unit lowers the loss, or its absolute value
+    with signed=False. path_steps: S. path_objective: L, `kl` from the dense model (its last step, m = 1, is
+    zero by definition) or `nll` of the text.
 
     Raises UserError for settings without meaning.
     """

@@ -18,11 +18,11 @@ from mechint.scoring.gradients import gate_gradients, unit_gradients
 class IterativeFisher(ScoringMethod):
     """Removes units in stages, each time by the Fisher information of the gates that are left, K and V alike.
 
-    Stage i of S takes the units with the least E over sequences of (dNLL/dm)^2 under the current hard mask, down to the count of
-    the cubic schedule 1 - (1 - i / S)^3 of the target; what is removed never returns. The final score is the stage of
-    removal, and inside a stage the rank by Fisher; kept units are on top. After Theis et al. 2018, with the schedule of Zhu
-    and Gupta 2017.
-    stages: S. sequences_per_stage: calibration sequences, drawn anew, that a stage is estimated on.
+    Stage i of S takes the units with the least E over sequences of (dNLL/dm)^2 under the current hard mask,
+    down to the count of the cubic schedule 1 - (1 - i / S)^3 of the target; what is removed never returns.
+    The final score is the stage of removal, and inside a stage the rank by Fisher; kept units are on top.
+    After Theis et al. 2018, with the schedule of Zhu and Gupta 2017. stages: S. sequences_per_stage:
+    calibration sequences, drawn anew, that a stage is estimated on.
 
     Raises UserError unless both are positive.
     """

@@ -20,7 +20,8 @@ from mechint.masking.space import LayerShape
 class OutputProjection:
     """W_O of one attention layer.
 
-    module: the linear layer that reads the heads' outputs. weight: float32 [D, H, C], D the width of the residual stream.
+    module: the linear layer that reads the heads' outputs. weight: float32 [D, H, C], D the width of the
+    residual stream.
     """
 
     module: nn.Module
@@ -40,11 +41,12 @@ def attention_modules(masked: MaskedModel) -> list[nn.Module]:
 def output_projections(masked: MaskedModel) -> list[OutputProjection]:
     """The output projection of every layer.
 
-    The values of a layer are all replaced by one random vector per KV head. Attention weights sum to one (to less with attention
-    sinks), so every query head's output is that vector up to a factor, and the linear layer inside the attention
-    module whose input shows it, head by head, is the output projection.
+    The values of a layer are all replaced by one random vector per KV head. Attention weights sum to one (to
+    less with attention sinks), so every query head's output is that vector up to a factor, and the linear
+    layer inside the attention module whose input shows it, head by head, is the output projection.
 
-    Raises UserError where that is not exactly one linear layer, for instance where a norm or gate comes before it.
+    Raises UserError where that is not exactly one linear layer, for instance where a norm or gate comes
+    before it.
     """
     generator = torch.Generator().manual_seed(0)
     modules, layers = attention_modules(masked), masked.space.layers

@@ -21,9 +21,10 @@ Normalise = Literal["none", "share", "zscore"]
 class ChannelScorer(ScoringMethod):
     """A method that scores every channel; a unit's score is the sum over its channels.
 
-    normalise: how scores of different layers, and of K and V, become comparable before units compete: `none` leaves them;
-    `share` divides them by their mean over the layer's K or V units, so that a score is the unit's share of its layer's total;
-    `zscore` also subtracts that mean and divides by the standard deviation (FLAP, An et al. 2023).
+    normalise: how scores of different layers, and of K and V, become comparable before units compete: `none`
+    leaves them; `share` divides them by their mean over the layer's K or V units, so that a score is the
+    unit's share of its layer's total; `zscore` also subtracts that mean and divides by the standard deviation
+    (FLAP, An et al. 2023).
 
     Raises UserError for an unknown way to normalise.
     """

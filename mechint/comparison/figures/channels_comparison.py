@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
@@ -14,7 +14,7 @@ from mechint.comparison.figures.facts import several_runs
 from mechint.comparison.figures.lettering import shortened
 from mechint.comparison.figures.looks import variant_looks
 from mechint.comparison.figures.mask_overlap import draw_overlaps, overlap_height
-from mechint.comparison.figures.sheet import comparison_header, new_sheet
+from mechint.comparison.figures.sheet import comparison_header, new_sheet, stacked_parts
 from mechint.comparison.spread import Spread
 from mechint.reporting.style import ACCENT, INK, KINDS, QUIET, Kind, figure_style, index_ticks, save, write
 
@@ -36,9 +36,11 @@ class ChannelsComparison:
         limits = Limits.of(comparison)
         with figure_style():
             title = "How many channels are kept, and are they the same ones?"
-            header = comparison_header(comparison, title, WIDTH, notes(comparison, limits), totals(comparison))
+            header = comparison_header(
+                comparison, title, WIDTH, notes(comparison, limits), totals(comparison)
+            )
             figure, body = new_sheet(header, sum(heights))
-            panels, below = body.subfigures(2, 1, height_ratios=heights)
+            panels, below = stacked_parts(body, heights)
             draw_counts(panels, comparison, limits)
             draw_overlaps(below, comparison)
             return [save(figure, directory / self.filename, dpi)]
@@ -60,7 +62,8 @@ class Limits:
         most = {kind: max(kept(layer, kind).high for layer in layers) for kind in KINDS}
         if all(most[kind] > 0.6 * whole[kind] for kind in KINDS):
             return cls(whole["K"], whole["V"], True)
-        return cls(*(min(whole[kind], 1.1 * max(1, *most.values())) for kind in KINDS), False)
+        room = 1.1 * max(1, *most.values())
+        return cls(min(whole["K"], room), min(whole["V"], room), False)
 
 
 def notes(comparison: Comparison, limits: Limits) -> list[str]:
@@ -79,7 +82,8 @@ def totals(comparison: Comparison) -> dict[str, str]:
         return f"{kind} {mean:,.{0 if abs(mean - round(mean)) < 1e-9 else 1}f} of {whole:,}"
 
     return {
-        variant.name: f"keeps {', '.join(words(variant, kind) for kind in KINDS)}" for variant in comparison.variants
+        variant.name: f"keeps {', '.join(words(variant, kind) for kind in KINDS)}"
+        for variant in comparison.variants
     }
 
 
@@ -103,8 +107,7 @@ def draw_counts(place: SubFigure, comparison: Comparison, limits: Limits) -> Non
 def draw_bars(axes: Axes, variant: Variant, limits: Limits) -> None:
     """K bars above and V bars below the axis, coloured for kept on pale for all."""
     indices = [layer.index for layer in variant.layers]
-    for kind, sign, end in (("K", 1, limits.k), ("V", -1, limits.v)):
-        assert kind == "K" or kind == "V"
+    for kind, sign in zip(KINDS, (1, -1), strict=True):
         if limits.whole:
             axes.bar(indices, [sign * total(layer, kind) for layer in variant.layers], width=0.8, color=ALL)
         spreads = [kept(layer, kind) for layer in variant.layers]
@@ -112,7 +115,13 @@ def draw_bars(axes: Axes, variant: Variant, limits: Limits) -> None:
         if any(spread.n > 1 for spread in spreads):
             low, high = [sign * spread.low for spread in spreads], [sign * spread.high for spread in spreads]
             axes.vlines(indices, low, high, color=INK, linewidth=0.8)
-        look = {"size": 8, "weight": "bold", "color": ACCENT[kind], "va": "center", "annotation_clip": False}
+        look: dict[str, Any] = {
+            "size": 8,
+            "weight": "bold",
+            "color": ACCENT[kind],
+            "va": "center",
+            "annotation_clip": False,
+        }
         write(axes, kind, (1, 0.5 + 0.25 * sign), (4, 0), inside=True, **look)
     axes.axhline(0, color=QUIET, linewidth=0.6)
     axes.set(xlim=(min(indices) - 0.6, max(indices) + 0.6), ylim=(-limits.v, limits.k))

@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, LinearSegmentedColormap, Normalize
 from matplotlib.figure import SubFigure
+from matplotlib.gridspec import SubplotSpec
+from numpy.typing import NDArray
 
 from mechint.comparison.comparison import Comparison, Difference, PlaceDelta
 from mechint.comparison.figures.facts import several_runs
@@ -26,8 +28,11 @@ LAYERS_WIDE, THIRDS_WIDE = 5.9, 1.6  # inches
 MORE, LESS = "#1b7a37", "#6f3390"
 SPARSITY = LinearSegmentedColormap.from_list("sparsity difference", [MORE, "#f7f7f7", LESS])
 IMPORTANCE = LinearSegmentedColormap.from_list("importance difference", [LESS, "#f7f7f7", MORE])
+NUMBERED_FROM = 21  # points; narrower cells have no room for a number
 ROWS = ("K + V", "K", "V", "importance")
 TOPS = (0.0, 1.0, 2.0, 3.3)  # middles of the rows
+
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -41,9 +46,15 @@ class Scales:
     def of(cls, comparison: Comparison) -> Scales:
         """Wide enough for every difference; never so narrow that noise looks like a finding."""
         places = [
-            place for difference in comparison.differences.values() for place in (*difference.layers, *difference.thirds)
+            place
+            for difference in comparison.differences.values()
+            for place in (*difference.layers, *difference.thirds)
         ]
-        points = [100 * abs(value) for place in places for value in (place.sparsity, place.k_sparsity, place.v_sparsity)]
+        points = [
+            100 * abs(value)
+            for place in places
+            for value in (place.sparsity, place.k_sparsity, place.v_sparsity)
+        ]
         return cls(max([1.0, *points]), max([0.02, *(abs(place.importance) for place in places)]))
 
 
@@ -68,23 +79,17 @@ class DeltaHeatmap:
             thirds = any(difference.thirds for difference in differences)
             widths = [LAYERS_WIDE, THIRDS_WIDE] if thirds else [LAYERS_WIDE + THIRDS_WIDE]
             grid = body.add_gridspec(len(heights), len(widths), height_ratios=heights, width_ratios=widths)
-            looks = variant_looks(comparison)
             for row, difference in enumerate(differences):
                 last = row == len(differences) - 1
                 axes = body.add_subplot(grid[row, 0])
                 draw_cells(axes, difference.layers, scales, widths[0])
+                label_rows(axes, comparison, difference)
                 layer_axis(axes, comparison, difference, last)
-                name = shortened(difference.variant, 8.5, 400, True)
-                axes.set_title(name, color=looks[difference.variant].colour, weight="bold", size=8.5)
-                axes.set_yticks(TOPS, ROWS)
-                for label, colour in zip(
-                    axes.get_yticklabels(), (INK, ACCENT["K"], ACCENT["V"], INK), strict=True
-                ):
-                    label.set_color(colour)
                 if thirds:
                     axes = body.add_subplot(grid[row, 1])
                     draw_cells(axes, difference.thirds, scales, widths[1])
-                    axes.set_xticks(range(len(difference.thirds)), ["early", "middle", "late"][: len(difference.thirds)])
+                    if difference.thirds:
+                        axes.set_xticks(range(3), ["early", "middle", "late"])
                     axes.tick_params(labelbottom=last)
             draw_scales(body, grid[len(differences), :], scales)
             return [save(figure, directory / self.filename, dpi)]
@@ -98,7 +103,9 @@ def notes(comparison: Comparison) -> list[str]:
     else:
         lines[0] += " One run each: whether a difference exceeds the spread between seeds cannot be told."
     if any(difference.by_depth for difference in comparison.differences.values()):
-        lines.append("Numbers of layers differ: a variant's side is its mean over the same stretch of relative depth.")
+        lines.append(
+            "Numbers of layers differ: a variant's side is its mean over the same stretch of relative depth."
+        )
     return lines
 
 
@@ -119,28 +126,44 @@ def draw_cells(axes: Axes, places: Sequence[PlaceDelta], scales: Scales, wide: f
             edges, [top, top + 1], values[None], cmap=colours, vmin=-limit, vmax=limit,
             edgecolors="white", linewidth=min(0.8, cell / 12),
         )  # fmt: skip
-        if cell >= 21:
-            for column, value in enumerate(values):
-                words = form.format(round(value, int(form[4])) + 0.0).replace("-", "−")
-                colour = "white" if abs(value) > 0.62 * limit else INK
-                write(axes, words, (column, TOPS[row]), ha="center", va="center", size=6.2, color=colour)
+        if cell >= NUMBERED_FROM:
+            write_values(axes, TOPS[row], values, limit, form)
     for column, place in enumerate(places):
         if place.verdict == "exceeds":
-            shift = min(0.36, 0.5 - 3 / cell) if cell >= 21 else 0
-            axes.plot([column + shift], [0], marker="o", markersize=min(3.2, 0.5 * cell), color=INK, linestyle="")
+            shift = min(0.36, 0.5 - 3 / cell) if cell >= NUMBERED_FROM else 0
+            axes.plot(
+                [column + shift], [0], marker="o", markersize=min(3.2, 0.5 * cell), color=INK, linestyle=""
+            )
     axes.set_xlim(-0.5, len(places) - 0.5)
 
 
-def table(
-    places: Sequence[PlaceDelta], scales: Scales
-) -> list[tuple[np.ndarray[tuple[int], np.dtype[np.float64]], float, Colormap, str]]:
+def write_values(axes: Axes, row: float, values: Values, limit: float, form: str) -> None:
+    """The numbers of one row, in white on dark cells."""
+    for column, value in enumerate(values):
+        words = form.format(round(value, int(form[4])) + 0.0).replace("-", "−")
+        colour = "white" if abs(value) > 0.62 * limit else INK
+        write(axes, words, (column, row), ha="center", va="center", size=6.2, color=colour)
+
+
+def table(places: Sequence[PlaceDelta], scales: Scales) -> list[tuple[Values, float, Colormap, str]]:
     """Values, limit, colours and number format of each row."""
     points = [
-        np.array([100 * getattr(place, name) for place in places]) for name in ("sparsity", "k_sparsity", "v_sparsity")
+        np.array([100 * getattr(place, name) for place in places])
+        for name in ("sparsity", "k_sparsity", "v_sparsity")
     ]
     importance = np.array([place.importance for place in places])
     rows = [(values, scales.points, SPARSITY, "{:+.1f}") for values in points]
     return [*rows, (importance, scales.importance, IMPORTANCE, "{:+.2f}")]
+
+
+def label_rows(axes: Axes, comparison: Comparison, difference: Difference) -> None:
+    """The variant's name above, and what each row shows."""
+    colour = variant_looks(comparison)[difference.variant].colour
+    axes.set_title(shortened(difference.variant, 8.5, 400, True), color=colour, weight="bold", size=8.5)
+    axes.set_yticks(TOPS, ROWS)
+    colours = (INK, ACCENT["K"], ACCENT["V"], INK)
+    for label, row_colour in zip(axes.get_yticklabels(), colours, strict=True):
+        label.set_color(row_colour)
 
 
 def layer_axis(axes: Axes, comparison: Comparison, difference: Difference, last: bool) -> None:
@@ -153,9 +176,9 @@ def layer_axis(axes: Axes, comparison: Comparison, difference: Difference, last:
     axes.set_xlabel(shortened(title, 8, 300) if last else "")
 
 
-def draw_scales(place: SubFigure, spot: object, scales: Scales) -> None:
+def draw_scales(place: SubFigure, spot: SubplotSpec, scales: Scales) -> None:
     """Two colour bars."""
-    grid = spot.subgridspec(2, 2, height_ratios=[0.55, 0.25])  # type: ignore[attr-defined]
+    grid = spot.subgridspec(2, 2, height_ratios=[0.55, 0.25])
     bars = [
         (SPARSITY, scales.points, "sparsity: percentage points more (+) or less (−) removed"),
         (IMPORTANCE, scales.importance, "mean importance: more (+) or less (−), each scaled within its run"),
@@ -165,6 +188,6 @@ def draw_scales(place: SubFigure, spot: object, scales: Scales) -> None:
         bar = place.figure.colorbar(
             ScalarMappable(Normalize(-limit, limit), colours), cax=axes, orientation="horizontal"
         )
-        bar.outline.set_edgecolor(LINE)  # type: ignore[operator]
-        bar.outline.set_linewidth(0.4)  # type: ignore[operator]
+        bar.outline.set_edgecolor(LINE)
+        bar.outline.set_linewidth(0.4)
         axes.set_xlabel(title, size=7)

@@ -27,7 +27,8 @@ def facts_of(comparison: Comparison) -> Facts:
     for describe in DESCRIPTIONS:
         said = {variant.name: describe(variant) for variant in comparison.variants}
         if len(set(said.values())) == 1:
-            common += [said[comparison.baseline]] * (describe is not digest_fact)
+            fact = said[comparison.baseline] + (" each" if describe is runs_fact else "")
+            common += [fact] * (describe is not digest_fact)
         else:
             for name, words in said.items():
                 own[name].append(words)

@@ -26,11 +26,15 @@ class ImportanceComparison:
     def draw(self, comparison: Comparison, directory: Path, dpi: int) -> list[Path]:
         """Draw the figure into `directory` and return its path."""
         title = "Which layers matter: mean importance per layer"
-        notes = ["Importance is scaled to [0, 1] within a run: compare the shapes of lines, not their heights."]
+        notes = [
+            "Importance is scaled to [0, 1] within a run: compare the shapes of lines, not their heights."
+        ]
         if several_runs(comparison):
             notes.append("Line: mean over runs; band: from the lowest to the highest run.")
         with figure_style():
-            figure, body = new_sheet(comparison_header(comparison, title, WIDTH, notes), body_height(comparison))
+            figure, body = new_sheet(
+                comparison_header(comparison, title, WIDTH, notes), body_height(comparison)
+            )
             panels = draw_profiles(body, comparison, PROFILES, "mean importance")
             panels[0].margins(y=0.08)
             panels[0].set_ylim(bottom=0)

@@ -38,7 +38,9 @@ def body_height(comparison: Comparison) -> float:
     return row_height(comparison) * len(comparison.differences) + 0.3
 
 
-def draw_profiles(place: SubFigure, comparison: Comparison, profiles: Sequence[Profile], label: str) -> list[Axes]:
+def draw_profiles(
+    place: SubFigure, comparison: Comparison, profiles: Sequence[Profile], label: str
+) -> list[Axes]:
     """Panels on shared axes, the variant in its colour over the baseline in dark; returns the panels."""
     looks = variant_looks(comparison)
     baseline = comparison[comparison.baseline]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cache
 
-from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.font_manager import FontProperties, findfont
 from matplotlib.ft2font import FT2Font
 
 from mechint.reporting.style import printable
 
 # Letters are moved to whole dots, which makes lines a little wider than the letters are.
-HINTING = 1.03
+HINTING = 1.08
 
 
 @cache
 def _font(bold: bool) -> FT2Font:
-    font = get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))
+    # an object of our own: matplotlib changes the size of those that it hands out
+    font = FT2Font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))
     font.set_size(100, 72)
     return font
 
@@ -86,7 +87,7 @@ def flowed(parts: Sequence[str], size: float, width: float) -> list[str]:
     """Facts with dots between them, in lines of at most `width` points that break between facts where possible."""
     lines: list[str] = []
     for part in map(drawable, parts):
-        longer = f"{lines[-1]}  ·  {part}" if lines else part
+        longer = f"{lines[-1]} · {part}" if lines else part
         if lines and width_of(longer, size) <= width:
             lines[-1] = longer
         else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from mechint.comparison.comparison import Comparison
 
 # Blue and orange stand for K and V and are not used here. The first is the baseline's.
 COLOURS = ("#30363d", "#00806a", "#8a4fbf", "#c2317c", "#a67c00", "#5aa02c", "#7a4a21", "#d07aa8")
 MARKERS = ("o", "s", "^", "D", "v", "p", "<", "h")
+
+Dash = Literal["-", "--", ":"] | tuple[float, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,7 @@ class Look:
 
     colour: str
     marker: str
-    dash: str | tuple[float, tuple[float, ...]] = "-"
+    dash: Dash = "-"
 
 
 def variant_looks(comparison: Comparison) -> dict[str, Look]:

@@ -58,7 +58,15 @@ def reach(comparison: Comparison) -> float:
     for difference in comparison.differences.values():
         if difference.overlap:
             o = difference.overlap
-            parts = (o.iou, o.k_iou, o.v_iou, o.chance_layers, o.chance_overall, o.baseline_iou, o.variant_iou)
+            parts = (
+                o.iou,
+                o.k_iou,
+                o.v_iou,
+                o.chance_layers,
+                o.chance_overall,
+                o.baseline_iou,
+                o.variant_iou,
+            )
             highest = max([highest, *(part.high for part in parts if part)])
     return next((end for end in (0.1, 0.25, 0.5) if highest < 0.9 * end), 1.0) if highest else 1.0
 
@@ -77,7 +85,15 @@ def draw_overlap(axes: Axes, row: int, overlap: Overlap, iou: Spread, look: Look
     for kind, spread in kinds:
         if spread:
             axes.plot([spread.mean], [row], marker=".", markersize=4, linestyle="", color=ACCENT[kind])
-            write(axes, kind, (spread.mean, row), (0, 3), ha="center", size=6, weight="bold", color=ACCENT[kind])
+            shift, side = ((0, 2.5), "bottom") if kind == "K" else ((0, -3), "top")
+            letter: dict[str, Any] = {
+                "size": 6,
+                "weight": "bold",
+                "color": ACCENT[kind],
+                "ha": "center",
+                "va": side,
+            }
+            write(axes, kind, (spread.mean, row), shift, **letter)
     axes.plot([iou.low, iou.high], [row, row], color=look.colour, linewidth=1.4, alpha=0.6)
     mark: dict[str, Any] = {"marker": look.marker, "markersize": 6, "markeredgecolor": "white"}
     axes.plot([iou.mean], [row], color=look.colour, linestyle="", markeredgewidth=0.6, zorder=3, **mark)

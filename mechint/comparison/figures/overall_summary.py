@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -77,6 +77,10 @@ class OverallSummary:
 
 def notes(comparison: Comparison) -> list[str]:
     """How to read dots and brackets."""
+    if not comparison.comparable_loss:
+        return ["Measured on different data, so no differences from the baseline are given."]
+    if not any(difference.metrics for difference in comparison.differences.values()):
+        return []
     line = "In brackets: difference from the baseline (of the means)."
     if not several_runs(comparison):
         return [f"{line} One run each: whether it exceeds the spread between seeds cannot be told."]
@@ -108,7 +112,7 @@ def draw_metric(axes: Axes, comparison: Comparison, rows: list[Row], metric: Met
     axes.set_title(TITLES[metric.name], weight="bold")
     axes.set_xlabel(", ".join(filter(None, [unit, better])))
     base = spreads[comparison.baseline]
-    if base is not None:
+    if base is not None and comparison.comparable_loss:
         axes.axvline(base.mean, color=LINE, linewidth=0.7, linestyle=(0, (3, 2)), zorder=0)
     for row in rows:
         axes.axhline(row.place, color="#eef0f2", linewidth=0.8, zorder=0)
@@ -120,10 +124,10 @@ def draw_metric(axes: Axes, comparison: Comparison, rows: list[Row], metric: Met
             draw_dense(axes, row, spread)
         draw_spread(axes, row.place, spread, row.look)
         difference = comparison.differences.get(row.variant.name)
-        change = difference.metrics.get(metric.name) if difference else None
+        change = difference.metrics.get(metric.name) if difference and comparison.comparable_loss else None
         strong = change is not None and change.verdict == "exceeds"
         label(axes, row, in_words(metric, spread, change), INK, strong)
-    if metric.name == "loss" and not comparison.comparable_loss:
+    if not comparison.comparable_loss:
         axes.set_xlabel("⚠ different evaluation data: not comparable", color=WARNING)
     if all(spread is None for spread in spreads.values()):
         axes.set_xticks([])
@@ -133,13 +137,13 @@ def draw_metric(axes: Axes, comparison: Comparison, rows: list[Row], metric: Met
         draw_limits(axes, [spread for spread in spreads.values() if spread])
 
 
-def draw_spread(axes: Axes, place: float, spread: Spread, look: Look) -> None:
+def draw_spread(axes: Axes, place: float, spread: Spread, look: Look, size: float = 34) -> None:
     """A large mark at the mean; with several runs also a dot for each and a line between the outermost."""
     if spread.n > 1:
         axes.plot([spread.low, spread.high], [place, place], color=look.colour, linewidth=1.6, alpha=0.55)
         axes.scatter(spread.values, [place] * spread.n, s=7, color=look.colour, linewidths=0, alpha=0.7)
     axes.scatter(
-        [spread.mean], [place], s=34, color=look.colour, marker=look.marker, edgecolors="white", linewidths=0.6,
+        [spread.mean], [place], s=size, color=look.colour, marker=look.marker, edgecolors="white", linewidths=0.6,
         zorder=3,
     )  # fmt: skip
 
@@ -149,7 +153,9 @@ def draw_dense(axes: Axes, row: Row, masked: Spread) -> None:
     dense = row.variant.metrics.get("dense_loss")
     if dense is None:
         return
-    axes.plot([dense.mean, masked.mean], [row.place, row.place], color=row.look.colour, linewidth=0.8, alpha=0.5)
+    axes.plot(
+        [dense.mean, masked.mean], [row.place, row.place], color=row.look.colour, linewidth=0.8, alpha=0.5
+    )
     axes.scatter(
         [dense.mean], [row.place], s=22, marker=row.look.marker, facecolors="white", edgecolors=row.look.colour,
         linewidths=0.9, zorder=2.5,
@@ -163,8 +169,16 @@ def draw_limits(axes: Axes, spreads: list[Spread]) -> None:
     room = 0.06 * max(1e-9, max(high, 1) - min(low, 1))
     axes.set_xlim(min(low, 1) - room, max(high, 1) + room)
     axes.axvline(1, color=LINE, linewidth=0.7, zorder=0)
-    axes.annotate("dense", (1, 1), xytext=(-2, 2), xycoords=("data", "axes fraction"), textcoords="offset points",
-                  ha="center", size=6, color=QUIET)
+    axes.annotate(
+        "dense",
+        (1, 1),
+        xytext=(-2, 2),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        ha="center",
+        size=6,
+        color=QUIET,
+    )
 
 
 def in_words(metric: Metric, spread: Spread, change: MetricDifference | None) -> str:
@@ -177,7 +191,7 @@ def in_words(metric: Metric, spread: Spread, change: MetricDifference | None) ->
 
 def label(axes: Axes, row: Row, words: str, colour: str, bold: bool) -> None:
     """A row's numbers, right of the panel."""
-    look = {"color": colour, "size": SIZE - 0.5, "weight": "bold" if bold else "normal"}
+    look: dict[str, Any] = {"color": colour, "size": SIZE - 0.5, "weight": "bold" if bold else "normal"}
     axes.annotate(
         words, (1, row.place), xytext=(3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
         va="center", annotation_clip=False, **look,
@@ -189,10 +203,14 @@ def draw_sparsity(axes: Axes, rows: list[Row]) -> None:
     for row in rows:
         axes.axhline(row.place, color="#eef0f2", linewidth=0.8, zorder=0)
         variant = row.variant
-        for kind, spread in zip(KINDS, (variant.k_sparsity, variant.v_sparsity), strict=True):
-            draw_spread(axes, row.place, percentages(spread), Look(ACCENT[kind], "o"))
-            write(axes, kind, (100 * spread.mean, row.place), (0, 4), ha="center", size=6, color=ACCENT[kind])
-        axes.plot([100 * variant.sparsity.mean], [row.place], color=INK, marker="|", markersize=9, linestyle="")
+        for kind, spread, side in zip(KINDS, (variant.k_sparsity, variant.v_sparsity), (-1, 1), strict=True):
+            place = row.place + 0.13 * side  # K above V, so that neither hides the other
+            draw_spread(axes, place, percentages(spread), Look(ACCENT[kind], "o"), size=20)
+            look: dict[str, Any] = {"size": 6, "weight": "bold", "color": ACCENT[kind]}
+            write(axes, kind, (100 * spread.high, place), (5, 0), va="center", **look)
+        axes.plot(
+            [100 * variant.sparsity.mean], [row.place], color=INK, marker="|", markersize=9, linestyle=""
+        )
         label(axes, row, f"{100 * variant.sparsity.mean:.2f} %", INK, False)
     axes.set_title("Sparsity of K, of V, of both (|)", weight="bold")
     axes.set_xlabel("channels removed, %")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from mechint.comparison.figures.looks import COLOURS, MARKERS, Look
+from mechint.comparison.figures.looks import COLOURS, MARKERS, Dash, Look
 from mechint.comparison.figures.sheet import POINTS, Header, KeyEntry, new_sheet
 from mechint.comparison.spread import Spread
 from mechint.comparison.study import BYTES_PER_ELEMENT, Study, StudyGroup, StudyPoint
@@ -18,7 +18,12 @@ from mechint.reporting.style import LINE, QUIET, figure_style, save, write
 from mechint.reporting.wording import byte_size, plural
 
 WIDTH, PANEL = 8.4, 2.05  # inches
-DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", (0, (5, 1.5)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+DASHES: tuple[Dash, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (3, 1, 1, 1)),
+    (0, (1, 1)),
+)
 MOST_CURVES = 24  # in the key; more are drawn but counted there only
 
 
@@ -60,35 +65,22 @@ class Pareto:
             for row, quantity in enumerate(rows):
                 left = body.add_subplot(grid[row, 0])
                 right = body.add_subplot(grid[row, 1], sharey=left)
-                for axes, by_bytes in ((left, False), (right, True)):
-                    for group, look in zip(study.groups, looks, strict=True):
-                        draw_group(axes, group, quantity, look, by_bytes)
-                    axes.grid(color="#e6e8eb", linewidth=0.5)
-                    axes.set_axisbelow(True)
-                scale_values(left, study.groups, quantity)
-                for axes in (left, right):
-                    draw_references(axes, study.groups, looks, quantity, named=axes is right)
-                scale_sparsity(left, study.groups, last=row == len(rows) - 1)
-                scale_bytes(right, study.groups, last=row == len(rows) - 1)
-                left.set_title(quantity.title, weight="bold")
-                left.set_ylabel(quantity.label)
-                right.tick_params(labelleft=False)
+                draw_row(left, right, study.groups, looks, quantity, last=row == len(rows) - 1)
             return [save(figure, directory / self.filename, dpi)]
 
 
 def group_looks(groups: Sequence[StudyGroup]) -> list[Look]:
-    """A colour per checkpoint, a marker and dash per method on it; with one checkpoint, a colour per method."""
+    """A colour per checkpoint, a marker and dash per method on it; with one checkpoint a colour per method."""
     checkpoints = list(dict.fromkeys(group.checkpoint for group in groups))
     seen: dict[str, int] = {}
     looks = []
     for number, group in enumerate(groups):
         turn = seen[group.checkpoint] = seen.get(group.checkpoint, -1) + 1
-        first = checkpoints.index(group.checkpoint)
-        if len(checkpoints) == 1:
-            first = turn = number
-        marker = MARKERS[(turn + first // len(COLOURS)) % len(MARKERS)]
-        dash = "-" if len(checkpoints) == 1 and number < len(COLOURS) else DASHES[turn % len(DASHES)]
-        looks.append(Look(COLOURS[first % len(COLOURS)], marker, dash))
+        colour, dash = checkpoints.index(group.checkpoint), turn
+        if len(checkpoints) in (1, len(groups)):  # colours alone tell the curves apart, as long as they last
+            colour, turn, dash = number, number, number // len(COLOURS)
+        marker = MARKERS[(turn + colour // len(COLOURS)) % len(MARKERS)]
+        looks.append(Look(COLOURS[colour % len(COLOURS)], marker, DASHES[dash % len(DASHES)]))
     return looks
 
 
@@ -98,11 +90,20 @@ def study_header(study: Study, looks: Sequence[Look]) -> Header:
     seeds = [len(point.runs) for group in study.groups for point in group.points]
     facts = [plural(len(runs), "finished run"), plural(len(study.groups), "curve")]
     if seeds:
-        facts.append(f"{min(seeds)} to {max(seeds)} seeds per point" if min(seeds) < max(seeds) else f"{plural(seeds[0], 'run')} per point")
+        facts.append(
+            f"{min(seeds)} to {max(seeds)} seeds per point"
+            if min(seeds) < max(seeds)
+            else f"{plural(seeds[0], 'run')} per point"
+        )
     for status in dict.fromkeys(run.status for run in study.unfinished):
         facts.append(f"{sum(run.status == status for run in study.unfinished)} {status}, not drawn")
+    digests = sorted({run.evaluation_digest for run in runs if run.evaluation_digest})
+    if len(digests) == 1:
+        facts.append(f"all measured on the same tokens ({digests[0][:8]})")
     facts.append(f"cache at {BYTES_PER_ELEMENT} bytes per channel")
-    quiet = ["Mark: mean over seeds; bar: from the lowest to the highest. Broken line: dense model; dotted: empty model."]
+    quiet = [
+        "Mark: mean over seeds; bar: from the lowest to the highest. Broken line: dense model; dotted: empty model."
+    ]
     key = []
     for group, look in list(zip(study.groups, looks, strict=True))[:MOST_CURVES]:
         percentages = [f"{100 * point.sparsity:.4g}" for point in group.points]
@@ -110,8 +111,35 @@ def study_header(study: Study, looks: Sequence[Look]) -> Header:
         dense = f"all channels {byte_size(group.dense_kv_bytes_per_token)} per token"
         key.append(KeyEntry(look, group.label, [f"sparsity {', '.join(shown)} %", dense]))
     if len(study.groups) > MOST_CURVES:
-        quiet.append(f"{plural(len(study.groups) - MOST_CURVES, 'further curve')} not in the key; see the table.")
-    return Header("What masks cost and what they save", facts, quiet, key, study.flags, WIDTH * POINTS)
+        quiet.append(
+            f"{plural(len(study.groups) - MOST_CURVES, 'further curve')} not in the key; see the table."
+        )
+    title = f"What masks cost and what they save: runs below {study.root.name or study.root}"
+    return Header(title, facts, quiet, key, study.flags, WIDTH * POINTS)
+
+
+def draw_row(
+    left: Axes,
+    right: Axes,
+    groups: Sequence[StudyGroup],
+    looks: Sequence[Look],
+    quantity: Quantity,
+    last: bool,
+) -> None:
+    """One quantity against sparsity (left) and against bytes (right); `last` rows have numbers below them."""
+    for axes in (left, right):
+        for group, look in zip(groups, looks, strict=True):
+            draw_group(axes, group, quantity, look, by_bytes=axes is right)
+        axes.grid(color="#e6e8eb", linewidth=0.5)
+        axes.set_axisbelow(True)
+    scale_values(left, groups, quantity)
+    for axes in (left, right):
+        draw_references(axes, groups, looks, quantity, named=axes is right)
+    scale_sparsity(left, groups, last)
+    scale_bytes(right, groups, last)
+    left.set_title(quantity.title, weight="bold")
+    left.set_ylabel(quantity.label)
+    right.tick_params(labelleft=False)
 
 
 def draw_group(axes: Axes, group: StudyGroup, quantity: Quantity, look: Look, by_bytes: bool) -> None:
@@ -123,7 +151,9 @@ def draw_group(axes: Axes, group: StudyGroup, quantity: Quantity, look: Look, by
     places, means = [x for x, _ in points], [spread.mean for _, spread in points]
     for x, spread in points:
         if spread.n > 1:
-            axes.plot([x, x], [spread.low, spread.high], color=look.colour, linewidth=3.2, alpha=0.3, solid_capstyle="round")
+            axes.plot(
+                [x, x], [spread.low, spread.high], color=look.colour, linewidth=1, marker="_", markersize=8
+            )
     axes.plot(
         places, means, color=look.colour, linestyle=look.dash, linewidth=1.3, marker=look.marker, markersize=5,
         markeredgecolor="white", markeredgewidth=0.6,
@@ -154,14 +184,16 @@ def draw_references(
             axes.axhline(level, color=colour, linestyle=dash, linewidth=1, alpha=0.9, zorder=1.5)
         if named and levels:
             height = sum(level for level, _ in levels) / len(levels)
-            write(axes, name, (1, height), (3, 0), va="center", size=6.5, color=QUIET, annotation_clip=False).xycoords = (
-                axes.get_yaxis_transform()
-            )
+            write(
+                axes, name, (1, height), (3, 0), va="center", size=6.5, color=QUIET, annotation_clip=False
+            ).xycoords = axes.get_yaxis_transform()
 
 
 def scale_values(axes: Axes, groups: Sequence[StudyGroup], quantity: Quantity) -> None:
     """The vertical axis: logarithmic where it is asked for, possible and the values span more than a decade."""
-    spreads = [spread for group in groups for point in group.points if (spread := point.spread(quantity.name))]
+    spreads = [
+        spread for group in groups for point in group.points if (spread := point.spread(quantity.name))
+    ]
     low, high = min(spread.low for spread in spreads), max(spread.high for spread in spreads)
     if quantity.logarithmic and low > 0 and high > 10 * low:
         axes.set_yscale("log")
@@ -173,12 +205,15 @@ def scale_values(axes: Axes, groups: Sequence[StudyGroup], quantity: Quantity) -
 
 
 def scale_sparsity(axes: Axes, groups: Sequence[StudyGroup], last: bool) -> None:
-    """Sparsity in per cent."""
-    values = [point.sparsity for group in groups for point in group.points]
-    room = max(0.02, 0.06 * (max(values) - min(values)))
-    axes.set_xlim(min(values) - room, min(1.0, max(values) + room) if max(values) < 1 else 1 + room)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-    axes.xaxis.set_major_formatter(PercentFormatter(1, None, " %"))
+    """Sparsity in per cent, with ticks where there are points, as far as these do not touch."""
+    values = sorted({round(point.sparsity, 3) for group in groups for point in group.points})
+    span = max(0.02, values[-1] - values[0])
+    axes.set_xlim(values[0] - 0.06 * span, values[-1] + 0.06 * span)
+    ticks: list[float] = []
+    for value in reversed(values):
+        if not ticks or ticks[-1] - value >= 0.1 * span:
+            ticks.append(value)
+    axes.set_xticks(ticks, [f"{100 * tick:.4g} %" for tick in ticks])
     axes.tick_params(labelbottom=last)
     axes.set_xlabel("sparsity (units removed)" if last else "")
 

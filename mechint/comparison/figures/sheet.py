@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch
 
@@ -41,7 +44,7 @@ class Header:
     """Everything above the panels; `draw` needs a place that is `height` points high.
 
     facts: short ones, set in running lines below the title. quiet: whole lines below these. flags: warnings, shown in a
-    box, each cut to two lines; the report has them in full.
+    box, each cut to `flag_lines`; the report has them in full.
     """
 
     title: str
@@ -50,7 +53,8 @@ class Header:
     key: Sequence[KeyEntry]
     flags: Sequence[str]
     width: float
-    _pieces: list[tuple[str, float, float, dict[str, object]]] = field(default_factory=list)
+    flag_lines: int = FLAG_LINES
+    _pieces: list[tuple[str, float, float, dict[str, Any]]] = field(default_factory=list)
     _marks: list[tuple[Look, float, float]] = field(default_factory=list)
     _box: tuple[float, float] | None = None
     height: float = 0.0
@@ -69,10 +73,10 @@ class Header:
             down = self._warnings(down + 7)
         self.height = down + 6
 
-    def _put(self, words: str, right: float, down: float, **look: object) -> None:
+    def _put(self, words: str, right: float, down: float, **look: Any) -> None:
         self._pieces.append((words, right, down, look))
 
-    def _lines(self, lines: Sequence[str], right: float, down: float, **look: object) -> float:
+    def _lines(self, lines: Sequence[str], right: float, down: float, **look: Any) -> float:
         for line in lines:
             self._put(line, right, down, size=TEXT, **look)
             down += TEXT * LEADING
@@ -81,10 +85,10 @@ class Header:
     def _key(self, down: float) -> float:
         """Two columns: marker and name, then facts, each wrapped within its column."""
         widest = min(WIDEST_NAME, max(width_of(entry.name, TEXT, entry.bold) for entry in self.key))
-        left = MARGIN + 26
+        left = MARGIN + 30
         second = left + widest + 14
         for entry in self.key:
-            self._marks.append((entry.look, MARGIN + 8, down + 0.55 * TEXT))
+            self._marks.append((entry.look, MARGIN + 11, down + 0.55 * TEXT))
             name = wrapped(entry.name, TEXT, widest, entry.bold)
             weight = "bold" if entry.bold else "normal"
             end = self._lines(name, left, down, color=entry.look.colour, weight=weight)
@@ -100,7 +104,7 @@ class Header:
             shown.append(f"{plural(len(self.flags) - len(shown), 'further warning')}: see the report.")
         for flag in shown:
             self._put("⚠", MARGIN + 6, down, size=TEXT, color=WARNING)
-            down = self._lines(stacked(flag, TEXT, inner, FLAG_LINES), MARGIN + 20, down, color=WARNING)
+            down = self._lines(stacked(flag, TEXT, inner, self.flag_lines), MARGIN + 20, down, color=WARNING)
         self._box = (top, down + 4)
         return down + 4
 
@@ -128,22 +132,30 @@ class Header:
                 )
             )
         for look, right, down in self._marks:
-            ends = [across(right - 7), across(right), across(right + 7)]
+            ends = [across(right - 11), across(right), across(right + 11)]
             line = Line2D(ends, [up(down)] * 3, color=look.colour, linestyle=look.dash, linewidth=1.4)
             line.set(marker=look.marker, markevery=[1], markersize=5, transform=place.transSubfigure)
             place.add_artist(line)
         for words, right, down, style in self._pieces:
-            place.text(across(right), up(down), words, va="top", **{"color": INK, **style})  # type: ignore[arg-type]
+            place.text(across(right), up(down), words, va="top", **{"color": INK, **style})
 
 
 def new_sheet(header: Header, body: float) -> tuple[Figure, SubFigure]:
     """A figure with the header drawn, and the part below it, `body` inches high, for the panels."""
     top = header.height / POINTS
     figure = new_figure(header.width / POINTS, top + body)
-    figure.get_layout_engine().set(h_pad=0.05, w_pad=0.05, hspace=0.03, wspace=0.02)  # type: ignore[union-attr]
-    head, below = figure.subfigures(2, 1, height_ratios=[top, body])
+    engine = figure.get_layout_engine()
+    assert isinstance(engine, ConstrainedLayoutEngine)
+    engine.set(h_pad=0.05, w_pad=0.05, hspace=0.03, wspace=0.02)
+    head, below = stacked_parts(figure, [top, body])
     header.draw(head)
     return figure, below
+
+
+def stacked_parts(whole: Figure | SubFigure, heights: Sequence[float]) -> list[SubFigure]:
+    """Parts of a figure below each other, with heights in these proportions."""
+    parts = whole.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)
+    return [part for row in np.atleast_2d(parts) for part in row]
 
 
 def comparison_header(
@@ -152,6 +164,7 @@ def comparison_header(
     width: float,
     quiet: Sequence[str] = (),
     extra: Mapping[str, str] = MappingProxyType({}),
+    flag_lines: int = FLAG_LINES,
 ) -> Header:
     """The header of a figure of variants, `width` inches wide: what all share, then a key of the variants.
 
@@ -164,4 +177,4 @@ def comparison_header(
         about = ["baseline"] * base + list(facts.own[variant.name])
         about += [extra[variant.name]] if variant.name in extra else []
         key.append(KeyEntry(looks[variant.name], variant.name, about, bold=base))
-    return Header(title, facts.common, quiet, key, comparison.flags, width * POINTS)
+    return Header(title, facts.common, quiet, key, comparison.flags, width * POINTS, flag_lines)

@@ -31,7 +31,9 @@ class SparsityComparison:
         title = "Where channels are removed: sparsity per layer"
         notes = ["Line: mean over runs; band: from the lowest to the highest run."]
         with figure_style():
-            header = comparison_header(comparison, title, WIDTH, notes * several_runs(comparison), shares(comparison))
+            header = comparison_header(
+                comparison, title, WIDTH, notes * several_runs(comparison), shares(comparison)
+            )
             figure, body = new_sheet(header, body_height(comparison))
             panels = draw_profiles(body, comparison, PROFILES, "removed")
             percent_axis(panels[0], comparison)
@@ -49,7 +51,10 @@ def shares(comparison: Comparison) -> dict[str, str]:
 def percent_axis(axes: Axes, comparison: Comparison) -> None:
     """Up to 100 %, from the highest of a few round numbers that leaves every value in sight."""
     values = [
-        profile.value(layer).low for variant in comparison.variants for layer in variant.layers for profile in PROFILES
+        profile.value(layer).low
+        for variant in comparison.variants
+        for layer in variant.layers
+        for profile in PROFILES
     ]
     bottom = max(start for start in (0.0, 0.5, 0.8, 0.9) if start == 0 or start <= min(values))
     room = 0.02 * (1 - bottom)

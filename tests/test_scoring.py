@@ -1,0 +1,513 @@
+"""Every one-shot scorer computes its formula, on every kind of architecture."""
+
+from collections.abc import Callable
+from functools import cache
+from itertools import combinations
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from architectures import ARCHITECTURES, tiny_model
+from torch import Tensor, nn
+
+from mechint.errors import UserError
+from mechint.learning.method import ScoringMethod
+from mechint.learning.objectives import KlObjective, NllObjective
+from mechint.masking import MaskedModel, make_units
+from mechint.masking.masked_model import LayerRecorder
+from mechint.measurement import channel_means
+from mechint.scoring import (
+    ActivationNorm,
+    Fisher,
+    Flap,
+    GramGreedy,
+    IntegratedGradients,
+    IterativeFisher,
+    Magnitude,
+    RandomOrder,
+    Snip,
+    Taylor,
+    Think,
+    ThinkCentered,
+    Wanda,
+)
+from mechint.scoring.gradients import gate_gradients
+from mechint.scoring.gram_greedy import convex_slopes
+from mechint.scoring.input_projections import row_norms
+from mechint.scoring.projections import output_projections
+from mechint.scoring.scorer import combine
+
+ROWS = torch.randint(3, 97, (5, 13), generator=torch.Generator().manual_seed(0))
+TOKENS = 5 * 12
+SCORERS: dict[str, Callable[..., ScoringMethod]] = {
+    "random": RandomOrder,
+    "magnitude": Magnitude,
+    "act_norm": ActivationNorm,
+    "think": Think,
+    "think_centered": ThinkCentered,
+    "gram_greedy": GramGreedy,
+    "wanda": Wanda,
+    "flap": Flap,
+    "taylor": Taylor,
+    "fisher": Fisher,
+    "snip": Snip,
+    "integrated_gradients": lambda **options: IntegratedGradients(path_steps=2, **options),
+    "iterative_fisher": lambda **options: IterativeFisher(stages=3, sequences_per_stage=2, **options),
+}
+PASSES = {name: TOKENS for name in SCORERS} | {
+    "random": 0,
+    "magnitude": 32,  # one token per query channel
+    "snip": 2 * 12,  # one batch
+    "integrated_gradients": 3 * TOKENS,  # two steps and the dense model
+    "iterative_fisher": 3 * 2 * 12,
+}
+RAW = ["magnitude", "act_norm", "think", "think_centered", "gram_greedy", "wanda", "flap"]
+
+
+@cache
+def masked_model(name: str) -> MaskedModel:
+    """A tiny model whose weights no test may change."""
+    return MaskedModel(tiny_model(name))
+
+
+def scored(
+    method: ScoringMethod, masked: MaskedModel, rows: Tensor = ROWS, target: float = 0.6, seed: int = 0
+) -> tuple[Tensor, int]:
+    """Scores [U] and the tokens spent."""
+    method.prepare(masked, target, torch.Generator().manual_seed(seed))
+    tokens = method.score(masked, rows, batch_size=2)
+    return method.scores(), tokens
+
+
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2", "deepseek_v3", "gpt_neox"])
+def test_scorers_are_finite_exact_and_repeatable(name: str, architecture: str) -> None:
+    masked, method = masked_model(architecture), SCORERS[name]()
+    scores, tokens = scored(method, masked)
+    again, _ = scored(SCORERS[name](), masked)
+    assert scores.isfinite().all()
+    assert scores.unique().numel() > 0.8 * scores.numel()  # some heads of deepseek_v3 share key channels
+    assert torch.equal(scores, again)
+    assert int(method.hard_mask().sum()) == round(0.4 * method.units.count)
+    if (name, architecture) != ("magnitude", "deepseek_v3"):  # whose queries are wider
+        assert tokens == PASSES[name]
+    assert all(parameter.grad is None for parameter in masked.model.parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"unit": "rope_pair", "scope": "per_head"},
+        {"unit": "head", "scope": "per_layer"},
+        {"tie_kv": True, "scope": "per_layer"},
+    ],
+)
+@pytest.mark.parametrize("name", SCORERS)
+def test_scorers_take_every_unit_and_scope(name: str, options: dict[str, Any]) -> None:
+    method = SCORERS[name](**options)
+    scores, _ = scored(method, masked_model("llama"), target=0.5)
+    kept = method.hard_mask()
+    pools = method.pools.of_unit
+    assert scores.isfinite().all()
+    assert torch.equal(torch.bincount(pools, kept).long(), method.pools.quotas(1.0))
+    assert int(kept.sum()) == round(0.5 * method.units.count)
+
+
+@pytest.mark.parametrize("unit", [{"unit": "rope_pair"}, {"unit": "head"}, {"tie_kv": True}])
+@pytest.mark.parametrize("name", ["magnitude", "act_norm", "think", "think_centered", "wanda", "flap"])
+def test_a_units_score_is_the_sum_over_its_channels(name: str, unit: dict[str, Any]) -> None:
+    masked = masked_model("llama")
+    channels, _ = scored(SCORERS[name](normalise="none"), masked)
+    method = SCORERS[name](normalise="none", **unit)
+    units, _ = scored(method, masked)
+    expected = [channels[method.units.of_channel == u].sum() for u in range(method.units.count)]
+    torch.testing.assert_close(units, torch.stack(expected))
+
+
+def test_a_gate_of_several_channels_has_the_sum_of_their_gradients() -> None:
+    masked = masked_model("llama")
+    method = Fisher(unit="head")
+    scores, _ = scored(method, masked)
+    gradients = gate_gradients(masked, ROWS, torch.ones(masked.space.num_channels))
+    for unit in range(method.units.count):
+        expected = gradients[:, method.units.of_channel == unit].sum(1).square().mean()
+        assert scores[unit].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.fixture
+def crippled() -> MaskedModel:
+    """A Llama in whose layer 1 no output reads V channel 3 of KV head 1, and no query asks for K pair 2 of KV head 0."""
+    model = tiny_model("llama")
+    attention = model.model.layers[1].self_attn
+    for head in (2, 3):
+        attention.o_proj.weight[:, head * 8 + 3] = 0
+    for head in (0, 1):
+        attention.q_proj.weight[[head * 8 + 2, head * 8 + 6]] = 0
+    return MaskedModel(model)
+
+
+@pytest.mark.parametrize("name", [name for name in SCORERS if name not in {"random", "act_norm"}])
+def test_what_nothing_reads_is_worth_nothing(name: str, crippled: MaskedModel) -> None:
+    options = {"normalise": "none"} if name in RAW else {}
+    method = SCORERS[name](**options)
+    scores, _ = scored(method, crippled)
+    dead = torch.zeros(crippled.space.num_channels, dtype=torch.bool)
+    crippled.space.view(dead, 1, "v")[1, 3] = True
+    crippled.space.view(dead, 1, "k")[0, [2, 6]] = True
+    if name == "iterative_fisher":  # its scores are stages and ranks
+        assert scores[dead].max() < scores[~dead].min()
+        return
+    assert scores[dead].abs().max() <= 1e-9 * scores.max()
+    assert (scores[~dead].abs() > 1e-9 * scores.max()).float().mean() > 0.9
+
+
+class _Everything(LayerRecorder):
+    """Keeps the states of every layer in double precision."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        self.states[position] = (query.double(), key.double(), value.double())
+
+
+@cache
+def states(layer: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Query, key, value, heads' outputs [B, H, T, C] and W_O [D, H, C] of a layer of the Llama, computed by hand."""
+    masked, recorder = masked_model("llama"), _Everything()
+    with masked.recording(recorder):
+        masked.logits(ROWS[:, :-1])
+    query, key, value = recorder.states[layer]
+    logits = query @ key.repeat_interleave(2, 1).mT / 8**0.5
+    logits = logits.masked_fill(torch.ones(12, 12).triu(1).bool(), -torch.inf)
+    heads = logits.softmax(-1) @ value.repeat_interleave(2, 1)
+    weight = masked.model.model.layers[layer].self_attn.o_proj.weight.double()
+    return query, key, value, heads, weight.unflatten(1, (4, 8))
+
+
+def _by_hand(name: str, kind: str, g: int, c: int) -> Tensor:
+    """The formulas of the scorers' docstrings for one channel, in loops."""
+    query, key, value, heads, weight = states()
+    group = (2 * g, 2 * g + 1)
+    k, v = key[:, g, :, c], value[:, g, :, c]  # [B, T]
+    if name == "act_norm":
+        return ((k if kind == "k" else v) ** 2).mean().sqrt()
+    if kind == "k":
+        score = torch.zeros((), dtype=torch.double)
+        for b in range(len(ROWS)):
+            energy = torch.stack([(query[b, h, -3:, c] ** 2).mean() for h in group]).mean()
+            spread = k[b].var(correction=0) if name == "think_centered" else (k[b] ** 2).mean()
+            score += energy * spread / len(ROWS)
+        return score
+    columns = sum((weight[:, h, c] ** 2).sum() for h in group)
+    if name == "think":
+        return (v**2).mean() * columns
+    if name == "think_centered":
+        return v.var(correction=0) * columns
+    outputs = {h: heads[:, h, :, c] for h in group}
+    if name == "wanda":
+        return torch.stack(
+            [(outputs[h] ** 2).mean().sqrt() * weight[:, h, c].abs().sum() for h in group]
+        ).sum()
+    return torch.stack([outputs[h].var(correction=0) * (weight[:, h, c] ** 2).sum() for h in group]).sum()
+
+
+@pytest.mark.parametrize("name", ["act_norm", "think", "think_centered", "wanda", "flap"])
+def test_activation_formulas(name: str) -> None:
+    masked = masked_model("llama")
+    options = {} if name == "act_norm" else {"window": 3}
+    scores, _ = scored(SCORERS[name](normalise="none", **options), masked)
+    for kind in ("k", "v"):
+        expected = torch.tensor([[_by_hand(name, kind, g, c) for c in range(8)] for g in range(2)]).double()
+        torch.testing.assert_close(masked.space.view(scores, 1, kind), expected, rtol=1e-4, atol=1e-9)  # type: ignore[arg-type]
+
+
+def test_without_a_window_all_queries_count() -> None:
+    masked = masked_model("llama")
+    whole, _ = scored(Think(window=None), masked)
+    assert torch.equal(whole, scored(Think(window=12), masked)[0])
+    assert not torch.equal(whole, scored(Think(window=3), masked)[0])
+
+
+def _key_error(g: int, removed: tuple[int, ...]) -> float:
+    """Squared change of all logits of KV head g, keys mean-free, averaged over sequences."""
+    query, key, _, _, _ = states()
+    change = [
+        query[:, h][..., removed] @ (key - key.mean(2, keepdim=True))[:, g][..., removed].mT
+        for h in (2 * g, 2 * g + 1)
+    ]
+    return torch.stack(change).square().sum().item() / len(ROWS)
+
+
+def _value_error(g: int, removed: tuple[int, ...]) -> float:
+    """Squared change of the layer's output, averaged over tokens."""
+    _, _, _, heads, weight = states()
+    change = sum(heads[:, h][..., removed] @ weight[:, h, removed].T for h in (2 * g, 2 * g + 1))
+    return change.square().sum().item() / TOKENS  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("kind", "error"), [("k", _key_error), ("v", _value_error)])
+def test_gram_greedy_removes_what_the_set_error_says(
+    kind: Any, error: Callable[[int, tuple[int, ...]], float]
+) -> None:
+    masked = masked_model("llama")
+    scores = masked.space.view(scored(GramGreedy(normalise="none"), masked)[0], 1, kind)
+    for g in range(2):
+        removed: tuple[int, ...] = ()
+        while len(removed) < 8:
+            rest = [c for c in range(8) if c not in removed]
+            removed = (*removed, min(rest, key=lambda c: error(g, tuple(sorted((*removed, c))))))
+        assert scores[g].argsort().tolist() == list(removed)
+        assert scores[g].sum().item() == pytest.approx(error(g, tuple(range(8))), rel=1e-3)
+
+
+def test_gram_greedy_removes_whole_units() -> None:
+    method = GramGreedy(normalise="none", unit="rope_pair")
+    scores, _ = scored(method, masked_model("llama"))
+    pairs = (method.units.layer == 1) & (method.units.head == 1) & method.units.has_key
+    best = min(((c, c + 4) for c in range(4)), key=lambda pair: _key_error(1, pair))
+    assert int(scores[pairs].argmin()) == best[0]
+    head = GramGreedy(normalise="none", unit="head")
+    whole = scored(head, masked_model("llama"))[0].view(3, 2, 2)[1]  # [kind, head] of layer 1
+    for g in range(2):
+        assert whole[0, g].item() == pytest.approx(_key_error(g, tuple(range(8))), rel=1e-3)
+        assert whole[1, g].item() == pytest.approx(_value_error(g, tuple(range(8))), rel=1e-3)
+
+
+def test_gram_greedy_counts_from_what_a_removed_channel_becomes() -> None:
+    masked = MaskedModel(tiny_model("llama"))
+    zero, _ = scored(GramGreedy(normalise="none"), masked)
+    masked.fill = channel_means(masked, ROWS, 2)
+    mean, _ = scored(GramGreedy(normalise="none"), masked)
+    assert torch.equal(masked.space.view(zero, 1, "k"), masked.space.view(mean, 1, "k"))
+    total = masked.space.view(mean, 1, "v")[0].sum().item()
+    _, _, value, heads, weight = states()
+    change = sum((heads[:, h] - value[:, 0].mean((0, 1))) @ weight[:, h].T for h in (0, 1))
+    assert total == pytest.approx(change.square().sum().item() / TOKENS, rel=1e-3)  # type: ignore[union-attr]
+
+
+def test_slopes_rise_and_keep_the_sum() -> None:
+    steps = torch.randn(20, 7, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    slopes = convex_slopes(steps)
+    assert (slopes.diff(dim=1) >= -1e-12).all()
+    torch.testing.assert_close(slopes.sum(1), steps.sum(1))
+    below = steps.cumsum(1) - slopes.cumsum(1)
+    assert below.min() >= -1e-12
+    curve = F.pad(steps.cumsum(1), (1, 0))  # no chord between two points lies below the convex curve's start
+    for a, b in combinations(range(8), 2):
+        chord = curve[:, a, None] + (curve[:, b] - curve[:, a])[:, None] * torch.linspace(0, 1, b - a + 1)
+        assert (chord - F.pad(slopes.cumsum(1), (1, 0))[:, a : b + 1]).min() >= -1e-6
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_output_projection_is_found(name: str) -> None:
+    masked = masked_model(name)
+    projections = output_projections(masked)
+    names = {id(module): path for path, module in masked.model.named_modules()}
+    for projection, layer in zip(projections, masked.space.layers, strict=True):
+        path = names[id(projection.module)]
+        assert path.startswith(f"{layer.name}.")
+        assert path.split(".")[-1] in {"c_proj", "o_proj", "out_proj", "dense"}
+        heads = torch.randn(2, layer.num_query_heads, layer.value_width)
+        bias = getattr(projection.module, "bias", None)
+        expected = projection.module(heads.flatten(1)) - (0 if bias is None else bias)
+        torch.testing.assert_close(
+            torch.einsum("bhc,dhc->bd", heads, projection.weight), expected, rtol=1e-4, atol=1e-4
+        )
+
+
+def test_a_norm_before_the_output_projection_is_refused() -> None:
+    model = tiny_model("llama")
+    attention = model.model.layers[2].self_attn
+    attention.o_proj = nn.Sequential(nn.LayerNorm(32), attention.o_proj)
+    masked = MaskedModel(model)
+    with pytest.raises(UserError, match=r"layers\.2\.self_attn"):
+        scored(Think(), masked)
+    scored(ActivationNorm(), masked)
+
+
+def _rows_of(name: str, layer: int) -> list[Tensor]:
+    """Norms of the rows of W_Q, W_K and W_V, read from the architecture's own modules, [heads, C] each."""
+    model = masked_model(name).model
+    if name == "gpt2":
+        parts = model.transformer.h[layer].attn.c_attn.weight.T.split(32)
+    elif name == "gpt_neox":
+        fused = model.gpt_neox.layers[layer].attention.query_key_value.weight.view(4, 3, 8, 32)
+        parts = [fused[:, i].reshape(32, 32) for i in range(3)]
+    else:
+        attention = model.model.layers[layer].self_attn
+        parts = [projection.weight for projection in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    return [part.norm(dim=1).view(-1, 8) for part in parts]
+
+
+@pytest.mark.parametrize("chunk", [7, 256])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
+def test_row_norms_of_linear_projections_are_those_of_the_weights(name: str, chunk: int) -> None:
+    norms, tokens = row_norms(masked_model(name), torch.tensor([5]), chunk)
+    for layer in (0, 2):
+        for got, expected in zip(vars(norms[layer]).values(), _rows_of(name, layer), strict=True):
+            torch.testing.assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
+    assert tokens == 32
+
+
+def test_row_norms_see_through_a_norm() -> None:
+    model = masked_model("qwen3").model
+    attention = model.model.layers[0].self_attn
+
+    def keys(x: Tensor) -> Tensor:
+        return attention.k_norm(attention.k_proj(x).view(2, 8)).flatten()
+
+    states = model.model.layers[0].input_layernorm(model.model.embed_tokens(torch.tensor(5)))
+    expected = torch.autograd.functional.jacobian(keys, states).norm(dim=1).view(2, 8)
+    norms, _ = row_norms(masked_model("qwen3"), torch.tensor([5]))
+    torch.testing.assert_close(norms[0].key.float(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_magnitude_formula() -> None:
+    masked = masked_model("llama")
+    scores, _ = scored(Magnitude(normalise="none"), masked)
+    query, key, value = _rows_of("llama", 1)
+    weight = states()[4]
+    for g in range(2):
+        for c in range(8):
+            k = sum(query[h, c] * key[g, c] for h in (2 * g, 2 * g + 1))
+            v = value[g, c] * sum((weight[:, h, c] ** 2).sum() for h in (2 * g, 2 * g + 1)) ** 0.5
+            assert masked.space.view(scores, 1, "k")[g, c].item() == pytest.approx(float(k), rel=1e-4)
+            assert masked.space.view(scores, 1, "v")[g, c].item() == pytest.approx(float(v), rel=1e-4)
+
+
+def _gradients_one_by_one(masked: MaskedModel, gates: Tensor, objective: str = "nll") -> Tensor:
+    """dL/dm [B, N] by a backward pass for every sequence."""
+    rows = []
+    for row in ROWS:
+        leaf = gates.clone().requires_grad_()
+        logits = masked.logits(row[None, :-1], leaf)
+        dense = masked.logits(row[None, :-1])
+        loss = (KlObjective() if objective == "kl" else NllObjective())(logits, row[None, 1:], dense)
+        rows.append(torch.autograd.grad(loss, leaf)[0])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
+def test_gradients_of_a_batch_are_those_of_its_sequences(name: str, fill: bool) -> None:
+    masked = MaskedModel(tiny_model(name))
+    if fill:
+        masked.fill = channel_means(masked, ROWS, 2)
+    gates = (torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(0)) > 0.3).float()
+    expected = _gradients_one_by_one(masked, gates)
+    torch.testing.assert_close(gate_gradients(masked, ROWS, gates), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_gradient_formulas() -> None:
+    masked = masked_model("llama")
+    gradients = _gradients_one_by_one(masked, torch.ones(masked.space.num_channels)).double()
+    expected: list[tuple[ScoringMethod, Tensor]] = [
+        (Taylor(), gradients.abs().mean(0)),
+        (Taylor(signed=True), gradients.mean(0).abs()),
+        (Fisher(), gradients.square().mean(0)),
+    ]
+    for method, scores in expected:
+        torch.testing.assert_close(scored(method, masked)[0], scores, rtol=1e-3, atol=1e-6)
+    snip, _ = scored(Snip(), masked)
+    batches = [gradients[list(pair)].mean(0).abs() for pair in combinations(range(5), 2)]
+    assert snip.sum().item() == pytest.approx(1)
+    assert min((snip - batch / batch.sum()).abs().max().item() for batch in batches) < 1e-5
+
+
+@pytest.mark.parametrize("objective", ["kl", "nll"])
+def test_integrated_gradients_formula(objective: Any) -> None:
+    masked = masked_model("llama")
+    ones = torch.ones(masked.space.num_channels)
+    expected = sum(_gradients_one_by_one(masked, ones * s / 3, objective).mean(0) for s in (1, 2, 3)) / 3
+    got, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective), masked)
+    torch.testing.assert_close(got.float(), -expected, rtol=1e-3, atol=1e-5)
+    absolute, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective, signed=False), masked)
+    torch.testing.assert_close(absolute, got.abs())
+
+
+def test_integrated_gradients_add_up_to_what_the_attention_is_worth() -> None:
+    masked, rows = masked_model("llama"), ROWS[:2]
+    losses = []
+    for value in (0.0, 1.0):
+        logits = masked.logits(rows[:, :-1], torch.full((masked.space.num_channels,), value))
+        losses.append(NllObjective()(logits, rows[:, 1:], None).item())
+    scores, _ = scored(IntegratedGradients(path_steps=40, path_objective="nll"), masked, rows)
+    assert scores.sum().item() == pytest.approx(losses[0] - losses[1], rel=0.1, abs=0.05)
+
+
+def test_iterative_fisher_removes_stage_by_stage() -> None:
+    masked = masked_model("llama")
+    method = IterativeFisher(stages=3, sequences_per_stage=5)
+    scores, tokens = scored(method, masked, target=0.75)
+    kept = torch.ones(96)
+    removed_at = torch.full((96,), 4)
+    for stage, share in enumerate((1 - (2 / 3) ** 3, 1 - (1 / 3) ** 3, 1.0), start=1):
+        fisher = _gradients_one_by_one(masked, kept).square().mean(0).masked_fill(kept == 0, torch.inf)
+        count = int(kept.sum()) - round(96 * (1 - 0.75 * share))
+        removed_at[fisher.argsort()[:count]] = stage
+        kept[removed_at == stage] = 0
+    assert torch.equal(scores.floor().long(), removed_at)
+    assert torch.equal(method.hard_mask(), kept.bool())
+    assert tokens == 3 * TOKENS
+
+
+def test_one_stage_is_fisher() -> None:
+    masked = masked_model("gpt2")
+    iterative = IterativeFisher(stages=1, sequences_per_stage=5)
+    order = scored(iterative, masked)[0].argsort()
+    assert torch.equal(order, scored(Fisher(), masked)[0].argsort())
+
+
+def test_pools_keep_their_exact_counts_through_stages() -> None:
+    method = IterativeFisher(
+        stages=7, sequences_per_stage=2, scope="per_head", key_sparsity=0.37, value_sparsity=0.61
+    )
+    scored(method, masked_model("llama"), target=0.49)
+    kept = torch.bincount(method.pools.of_unit, method.hard_mask()).long()
+    assert torch.equal(kept, method.pools.quotas(1.0))
+    assert (method.scores()[method.hard_mask()] >= 8).all()
+    assert (method.scores()[~method.hard_mask()] < 8).all()
+
+
+def test_normalising_makes_layers_and_kinds_alike() -> None:
+    units = make_units(masked_model("llama"))
+    by_kind = torch.rand(2, 96, dtype=torch.double, generator=torch.Generator().manual_seed(0)) * 9
+    by_kind[0, units.has_value], by_kind[1, units.has_key] = 0, 0
+    by_kind[:, units.layer == 2] = 0
+    share, zscore = (combine(units, by_kind, how) for how in ("share", "zscore"))  # type: ignore[arg-type]
+    for has_kind in (units.has_key, units.has_value):
+        for layer in (0, 1):
+            here = has_kind & (units.layer == layer)
+            assert share[here].mean().item() == pytest.approx(1)
+            assert zscore[here].mean().item() == pytest.approx(0, abs=1e-9)
+            assert zscore[here].std(correction=0).item() == pytest.approx(1)
+            assert torch.equal(share[here].argsort(), zscore[here].argsort())
+    assert not share[units.layer == 2].any()
+    assert not zscore[units.layer == 2].any()
+    assert torch.equal(combine(units, by_kind, "none"), by_kind.sum(0))
+
+
+def test_random_follows_the_seed() -> None:
+    masked = masked_model("llama")
+    first, other = (scored(RandomOrder(), masked, seed=seed)[0] for seed in (0, 1))
+    assert torch.equal(first, scored(RandomOrder(), masked, seed=0)[0])
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    "attempt",
+    [
+        lambda: Think(normalise="rank"),  # type: ignore[arg-type]
+        lambda: Think(window=0),
+        lambda: IntegratedGradients(path_steps=0),
+        lambda: IntegratedGradients(path_objective="loss"),  # type: ignore[arg-type]
+        lambda: IterativeFisher(stages=0),
+        lambda: Fisher(key_sparsity=2.0),
+    ],
+)
+def test_impossible_settings_are_one_line(attempt: Callable[[], object]) -> None:
+    with pytest.raises(UserError) as error:
+        attempt()
+    assert "\n" not in str(error.value)
