@@ -189,7 +189,7 @@ class Analysis:
     def _measure(self, prepared: Prepared, training: Training, record: Record) -> MaskSet:
         """Measure the final hard mask on evaluation data and describe it in the record."""
         units = self.method.units
-        scores = self.method.scores().cpu()
+        scores = training.scores.cpu()
         keep, importance_ = self.method.pools.select(scores), importance(scores)
         kept = units.to_channels(keep)
         metrics = prepared.measure(kept, self.trainer.batch_size)

@@ -89,7 +89,9 @@ class MiniSlurm:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.daemons: list[tuple[str, subprocess.Popen[bytes]]] = []
-        outside = {key: value for key, value in os.environ.items() if not re.match("SLURM_|SBATCH_|SRUN_", key)}
+        outside = {
+            key: value for key, value in os.environ.items() if not re.match("SLURM_|SBATCH_|SRUN_", key)
+        }
         self.environment = {
             **outside,
             "SLURM_CONF": str(root / "slurm.conf"),
@@ -161,7 +163,12 @@ class MiniSlurm:
     def _start_daemons(self, timeout: float) -> None:
         key = self.root / "keys" / "key"
         self.command("mungekey", "--create", "--keyfile", str(key))
-        files = {"key-file": "keys/key", "socket": "munge.sock", "pid-file": "munged.pid", "log-file": "munged.log"}
+        files = {
+            "key-file": "keys/key",
+            "socket": "munge.sock",
+            "pid-file": "munged.pid",
+            "log-file": "munged.log",
+        }
         files["seed-file"] = "keys/seed"
         options = [f"--{option}={self.root / name}" for option, name in files.items()]
         self._start("munged", "--foreground", "--force", *options)
@@ -193,7 +200,9 @@ class MiniSlurm:
         return [name for name, process in self.daemons if process.poll() is not None]
 
     def _why(self) -> str:
-        lines = [line for name, _ in self.daemons for line in (self.root / f"{name}.out").read_text().splitlines()]
+        lines = [
+            line for name, _ in self.daemons for line in (self.root / f"{name}.out").read_text().splitlines()
+        ]
         errors = [line for line in lines if re.search("fatal|error", line, re.IGNORECASE)]
         dead = ", ".join(self._dead())
         return (f"{dead} ended" if dead else "the node is not idle") + (f": {errors[-1]}" if errors else "")

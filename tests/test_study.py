@@ -16,6 +16,7 @@ import pytest
 from comparable_runs import make_masks, make_result, write_run
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from mechint import analyze, compare_variants, config
 from mechint.api import comparison_figures, describe_settings
@@ -333,6 +334,31 @@ def test_python_and_the_experiments_have_the_same_defaults() -> None:
     ours = describe_settings(recorded)
     assert ours.pop("logger") == []
     assert ours == composed
+
+
+def test_the_configuration_of_compare_fits_its_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config.register()
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base=config.VERSION_BASE):
+        composed = compose(
+            "compare", ["logger=[wandb,jsonl]", "logger.project=mine"], return_hydra_config=True
+        )
+    for node in (composed.hydra.run, composed.hydra.sweep):
+        assert OmegaConf.select(node, "dir").startswith("outputs/comparisons/")
+    drawn = [config.build(figure).filename for figure in (*composed.variant_figures, *composed.tree_figures)]
+    assert sorted(drawn) == [
+        "channels_comparison.png",
+        "delta_heatmap.png",
+        "importance_comparison.png",
+        "key_findings.png",
+        "overall_summary.png",
+        "pareto.png",
+        "sparsity_comparison.png",
+    ]
+    assert [config.build(sink).name for sink in composed.logger.sinks.values()] == ["wandb", "jsonl"]
+    assert composed.logger.sinks.wandb.project == "mine"
 
 
 def test_importing_the_package_is_quick() -> None:

@@ -75,6 +75,7 @@ def same_run_twice(variants: Sequence[Variant]) -> str | None:
     seen: dict[object, str] = {}
     for variant in variants:
         for run in variant.runs:
+            # masks of other programs were never started; several of their files may lie in one directory
             place = (
                 run.result["checkpoint"]["source"]
                 if not run.result.get("started")

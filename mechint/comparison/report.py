@@ -112,7 +112,7 @@ def _cell(value: object) -> str:
     if value is None:
         return ABSENT
     if isinstance(value, float):
-        return number(value, 3)
+        return number(value, 3 if abs(value) < 10 else 1)  # fractions, or counts of channels
     return str(text(value))
 
 

@@ -120,7 +120,9 @@ def _require_one_kind(name: str, runs: Sequence[RunFiles], directory: Path | Non
 
 
 def _options(run: RunFiles, with_checkpoint: bool) -> Options:
-    checkpoint = {"checkpoint": run.result["checkpoint"].get("sha256")} if with_checkpoint else {}
+    weights = run.result["checkpoint"]
+    name = f"{weights.get('name')} {str(weights.get('sha256'))[:8]}"
+    checkpoint = {"checkpoint": name} if with_checkpoint else {}
     return {**checkpoint, "target_sparsity": run.result["sparsity"].get("target"), **options(run.result)}
 
 

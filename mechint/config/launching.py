@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mechint.config.jobs import USER_ERRORS, fail, one_line
@@ -23,13 +24,12 @@ def launch(main: Callable[[], Any]) -> None:
     """
     register()
     forget_sweep()
-    wanted_trace = "HYDRA_FULL_ERROR" in os.environ
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors itself
     problem: BaseException | None = None
-    try:
-        main()
-    except (Exception, KeyboardInterrupt) as error:
-        problem = error
+    with _errors_raised() as wanted_trace:
+        try:
+            main()
+        except (Exception, KeyboardInterrupt) as error:
+            problem = error
     sweep = current_sweep()
     if sweep is not None and sweep.begun:
         _wait_for_the_others(problem)
@@ -39,6 +39,19 @@ def launch(main: Callable[[], Any]) -> None:
     if isinstance(problem, USER_ERRORS) and not wanted_trace:
         fail(problem)
     raise problem
+
+
+@contextmanager
+def _errors_raised() -> Iterator[bool]:
+    """Make Hydra raise errors, where it would print them itself; yields whether the user asked for that, too."""
+    name = "HYDRA_FULL_ERROR"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield before is not None
+    finally:
+        if before is None:
+            del os.environ[name]
 
 
 def _wait_for_the_others(problem: BaseException | None) -> None:

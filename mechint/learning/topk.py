@@ -49,23 +49,9 @@ class TopK(LearnedMethod):
     def gates(self, share: float, progress: float) -> Tensor:
         """Hard gates [U] with the surrogate's gradient."""
         hard = self.hard_mask(share)
-        threshold = _thresholds(
-            self.scores(), hard, self.pools.of_unit.to(hard.device), len(self.pools.share)
-        )
+        threshold = self.pools.thresholds(self.scores(), share)
         soft = torch.sigmoid((self._scores - threshold) / self.temperature_at(progress))
         # the sigmoid's largest slope, 1 / (4 temperature), is divided out: at the threshold the gradient passes
         # unchanged
         soft = soft * 4 * self.temperature_at(progress)
         return hard.float() + (soft - soft.detach())
-
-
-def _thresholds(scores: Tensor, hard: Tensor, pool: Tensor, num_pools: int) -> Tensor:
-    """Midway between the lowest kept and the highest removed score of each unit's pool, [U].
-
-    Where a pool keeps all or nothing the threshold is its lowest or highest score.
-    """
-    infinity = scores.new_full((num_pools,), torch.inf)
-    kept = infinity.scatter_reduce(0, pool, torch.where(hard, scores, torch.inf), "amin")
-    removed = (-infinity).scatter_reduce(0, pool, torch.where(hard, -torch.inf, scores), "amax")
-    middle = torch.where(kept.isinf(), removed, torch.where(removed.isinf(), kept, (kept + removed) / 2))
-    return middle[pool]

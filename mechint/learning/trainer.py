@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.learning.dense_outputs import DenseOutputs
+from mechint.learning.finishing import Exchange, Finishing
 from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.learning.objectives import KlObjective, Objective
 from mechint.masking.masked_model import MaskedModel
@@ -23,7 +24,7 @@ Metrics = dict[str, float | None]
 class Training:
     """What a training run leaves: its history and what it cost.
 
-    history: one entry per logged step. tokens: tokens that went through a forward and backward pass.
+    history: one entry per logged step. tokens: tokens that went through the model. scores: final scores [U].
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -31,6 +32,8 @@ class Training:
     tokens: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
+    scores: Tensor = field(default_factory=lambda: torch.empty(0))
+    finishing: Finishing | None = None
 
 
 @dataclass(kw_only=True)
@@ -46,10 +49,16 @@ class MaskTrainer:
     log_every: int = 10
     learning_rate_decay: float = 1.0
     dense_cache_gib: float = 1.0
+    finishing_trials: int = 0
+    selection_fraction: float = 0.125
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_every < 1:
             raise UserError("trainer.batch_size and trainer.log_every must be at least 1")
+        if self.finishing_trials < 0 or not 0 < self.selection_fraction < 1:
+            raise UserError(
+                "trainer.finishing_trials must be at least 0 and trainer.selection_fraction between 0 and 1"
+            )
 
     def train(
         self,
@@ -72,6 +81,7 @@ class MaskTrainer:
         if masked.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(masked.device)
         start = time.perf_counter()
+        rows, selection = self._split(rows)
         if isinstance(method, ScoringMethod):
             run = Training(tokens=method.score(masked, rows, self.batch_size))
         else:
@@ -79,6 +89,9 @@ class MaskTrainer:
             run = self._learn(
                 masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step
             )
+        run.scores = method.scores()
+        if len(selection):
+            self._finish(masked, selection, method, run)
         run.seconds = time.perf_counter() - start
         if masked.device.type == "cuda":
             run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
@@ -131,6 +144,26 @@ class MaskTrainer:
             on_step(step, metrics, logged)
             run.tokens += batch[:, 1:].numel()
         return run
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows to learn on, and rows the finishing pass selects on; they share no row."""
+        if not self.finishing_trials:
+            return rows, rows[:0]
+        count = min(max(1, round(self.selection_fraction * len(rows))), len(rows) - 1)
+        if count < 1:
+            raise UserError(
+                "the finishing pass needs at least two calibration sequences; "
+                "raise dataset.calibration_tokens or set trainer.finishing_trials=0"
+            )
+        return rows[:-count], rows[-count:]
+
+    def _finish(self, masked: MaskedModel, selection: Tensor, method: MaskMethod, run: Training) -> None:
+        exchange = Exchange(
+            masked, method.units, method.pools, selection, self.batch_size, self.finishing_trials
+        )
+        run.finishing = exchange.run(method.pools.select(run.scores))
+        run.tokens += run.finishing.tokens
+        run.scores = method.pools.agree(run.scores, run.finishing.keep)
 
     def _rate(self, progress: float) -> float:
         return 1 + (self.learning_rate_decay - 1) * progress

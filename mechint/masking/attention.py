@@ -38,7 +38,7 @@ NAMES = {"sdpa": "mechint_sdpa", "eager": "mechint_eager"}
 class LayerGate:
     """What replaces the keys and values of one layer.
 
-    key [G, C] and value [G, C] multiply; `key_fill` and `value_fill` [G, C] take the place of what is removed
+    key and value, [G, C] or one for each sequence [B, G, C], multiply; `key_fill` and `value_fill` [G, C] take the place of what is removed
     (None: zero).
     """
 
@@ -53,10 +53,10 @@ class LayerGate:
 
 
 def _gate(states: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
-    gate = gate.to(states.dtype)[:, None, :]  # [G, 1, C]
+    gate = gate.to(states.dtype).unsqueeze(-2)  # [G, 1, C] or [B, G, 1, C]
     if fill is None:
         return states * gate  # [B, G, T, C]
-    return states * gate + fill.to(states.dtype)[:, None, :] * (1 - gate)
+    return states * gate + fill.to(states.dtype).unsqueeze(-2) * (1 - gate)
 
 
 def _base_function(base: str, module: nn.Module) -> AttentionFunction:

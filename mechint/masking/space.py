@@ -62,8 +62,8 @@ class ChannelSpace:
         return sum(layer.num_channels(kind) for layer in self.layers for kind in KINDS)
 
     def view(self, flat: Tensor, position: int, kind: Kind) -> Tensor:
-        """The [G, C] view of a flat tensor [N] for one layer and kind."""
-        return flat[self.slices[position, kind]].view(self.layers[position].num_kv_heads, -1)
+        """The [..., G, C] view of a flat tensor [..., N] for one layer and kind."""
+        return flat[..., self.slices[position, kind]].unflatten(-1, (self.layers[position].num_kv_heads, -1))
 
     def labels(self) -> dict[str, Tensor]:
         """For every channel on the flat axis: its layer position, kind (0 K, 1 V), KV head and channel.

@@ -39,8 +39,8 @@ class Units:
         return len(self.layer)
 
     def to_channels(self, values: Tensor) -> Tensor:
-        """Spread a per-unit tensor [U] to the channels [N]; differentiable."""
-        return values[self.of_channel.to(values.device)]
+        """Spread a per-unit tensor [..., U] to the channels [..., N]; differentiable."""
+        return values[..., self.of_channel.to(values.device)]
 
     def pools(self, scope: Scope) -> Tensor:
         """The pool of each unit, LongTensor [U]: units compete for places only inside their pool.
@@ -123,6 +123,25 @@ class Pools:
         """
         rank = self.ranks(scores)
         return rank < self.quotas(progress).to(scores.device)[self.of_unit.to(scores.device)]
+
+    def agree(self, scores: Tensor, keep: Tensor) -> Tensor:
+        """Scores [U] moved just across their pool's threshold where they would not select `keep`, bool [U]."""
+        middle = self.thresholds(scores)
+        step = 1e-6 * (scores.max() - scores.min()).clamp_min(1e-12)
+        return torch.where(keep, torch.maximum(scores, middle + step), torch.minimum(scores, middle - step))
+
+    def thresholds(self, scores: Tensor, progress: float = 1.0) -> Tensor:
+        """Midway between the lowest kept and the highest removed score of each unit's pool, [U].
+
+        Where a pool keeps all or nothing it is the pool's lowest or highest score.
+        """
+        scores = scores.detach()
+        keep, pool = self.select(scores, progress), self.of_unit.to(scores.device)
+        infinity = scores.new_full((len(self.share),), torch.inf)
+        kept = infinity.scatter_reduce(0, pool, torch.where(keep, scores, torch.inf), "amin")
+        removed = (-infinity).scatter_reduce(0, pool, torch.where(keep, -torch.inf, scores), "amax")
+        middle = torch.where(kept.isinf(), removed, torch.where(removed.isinf(), kept, (kept + removed) / 2))
+        return middle[pool]
 
     def ranks(self, scores: Tensor) -> Tensor:
         """Rank of every unit inside its pool, LongTensor [U]; 0 is the highest score."""

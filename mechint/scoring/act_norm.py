@@ -19,7 +19,7 @@ class ActivationNorm(ActivationScorer):
 
     reads_outputs: ClassVar[bool] = False
 
-    def see_states(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:  # noqa: ARG002
+    def see_states(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Mean squares of keys and values."""
         self._means.add((position, "k^2"), key.square().mean(2))
         self._means.add((position, "v^2"), value.square().mean(2))

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mechint.scoring.scorer import Normalise
 from mechint.scoring.think import Think
 
 
@@ -25,8 +24,8 @@ class _HeadOutputs(Think):
 class Wanda(_HeadOutputs):
     """Weight times activation (Sun et al. 2023), structured by columns as FLAP's WIFN.
 
-    V channel c: sum over the group's query heads h of |x_hc|_2 |W_O[:, h, c]|_1, with |x|_2 as root mean
-    square. K: as `Think`, for the source has no score of keys.
+    V channel c: sum over the group's query heads h of |x_hc|_2 |W_O[:, h, c]|_1, x the output projection's input and
+    |x|_2 its root mean square. K: as `Think`, for the source has no score of keys.
     """
 
     def value_scores(self, position: int) -> Tensor:
@@ -37,15 +36,11 @@ class Wanda(_HeadOutputs):
 
 @dataclass(kw_only=True)
 class Flap(_HeadOutputs):
-    """Fluctuation (An et al. 2023, WIFV): how much an input of the output projection varies, times its
-    weights.
+    """Fluctuation (FLAP's WIFV, An et al. 2023): how much the output projection's inputs vary, times its weights.
 
-    V channel c: sum over the group's query heads h of Var(x_hc) |W_O[:, h, c]|^2. K: as `Think`, for the
-    source has no score of keys. FLAP ranks scores standardised per layer, and gives back the mean of what it
-    removes (mask.ablation=mean).
+    V channel c: sum over the group's query heads h of Var(x_hc) |W_O[:, h, c]|^2. K: as `Think`, for the source has
+    no score of keys. FLAP gives back the mean of what it removes, which is mask.ablation=mean.
     """
-
-    normalise: Normalise = "zscore"
 
     def value_scores(self, position: int) -> Tensor:
         """sum_h Var(x_h) |W_O|^2."""

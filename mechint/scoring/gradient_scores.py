@@ -16,8 +16,8 @@ from mechint.scoring.gradients import gate_gradients, unit_gradients
 class GradientScorer(ScoringMethod):
     """Averages something over the gate gradients of the calibration sequences.
 
-    The loss is the next-token negative log-likelihood: the KL from the dense model is at its minimum there,
-    without gradient.
+    The loss is the next-token negative log-likelihood: the KL from the dense model is at its minimum there, with no
+    gradient.
     """
 
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
@@ -41,11 +41,10 @@ class GradientScorer(ScoringMethod):
 
 @dataclass(kw_only=True)
 class Taylor(GradientScorer):
-    """First-order change of the loss when a unit is removed (Molchanov et al. 2017; LLM-Pruner, Ma et al.
-    2023), K and V alike.
+    """First-order change of the loss when a unit is removed, for K and V alike.
 
-    |dNLL/dm| at m = 1, the mean over sequences of absolute values; with `signed`, the absolute value of the
-    mean over sequences, so that sequences that disagree about a unit cancel.
+    The mean over sequences of |dNLL/dm| at m = 1; with `signed`, |mean over sequences of dNLL/dm|, in which sequences
+    that disagree about a unit cancel. Molchanov et al. 2017; LLM-Pruner (Ma et al. 2023) has the signed one.
     """
 
     signed: bool = False
@@ -61,7 +60,10 @@ class Taylor(GradientScorer):
 
 @dataclass(kw_only=True)
 class Fisher(GradientScorer):
-    """Empirical Fisher information of a gate (Theis et al. 2018), K and V alike: E over sequences of (dNLL/dm)^2 at m = 1."""
+    """Empirical Fisher information of a gate, for K and V alike: E over sequences of (dNLL/dm)^2 at m = 1.
+
+    Theis et al. 2018; Fisher pruning of transformers' heads, Kwon et al. 2022.
+    """
 
     def of_gradients(self, gradients: Tensor) -> Tensor:
         """(dNLL/dm)^2."""
@@ -70,7 +72,10 @@ class Fisher(GradientScorer):
 
 @dataclass(kw_only=True)
 class Snip(GradientScorer):
-    """Connection sensitivity (Lee et al. 2019), K and V alike: |dNLL/dm * m| at m = 1 over a single batch, divided by its sum over all units."""
+    """Connection sensitivity, for K and V alike: |dNLL/dm * m| at m = 1 over a single batch, divided by its sum.
+
+    Lee et al. 2019.
+    """
 
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
         """One forward and backward pass over one batch, drawn from the run's seed."""

@@ -21,14 +21,14 @@ SequenceLoss = Callable[[Tensor, Tensor], Tensor]
 
 def sequence_nll(logits: Tensor, batch: Tensor) -> Tensor:
     """Mean next-token negative log-likelihood of every sequence, [B], in nats."""
-    return F.cross_entropy(logits.mT.float(), batch[:, 1:], reduction="none").mean(1)
+    nll = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten(), reduction="none")
+    return nll.view(len(batch), -1).mean(1)
 
 
 def gate_gradients(
     masked: MaskedModel, batch: Tensor, gates: Tensor, loss: SequenceLoss = sequence_nll
 ) -> Tensor:
-    """Gradients [B, N] of every sequence's loss with respect to gates [N], at these gates, for rows [B, T +
-    1].
+    """Gradients [B, N] of the loss of every one of rows [B, T + 1] with respect to gates [N], at these gates.
 
     Every sequence has gates of its own, so one backward pass gives them all.
     """
@@ -41,7 +41,7 @@ def gate_gradients(
 
 
 def unit_gradients(units: Units, gradients: Tensor) -> Tensor:
-    """Gradients [B, U] with respect to the units' gates, from those of the channels [B, N]: their sums, by the chain rule."""
+    """Gradients [B, U] with respect to units' gates: by the chain rule, sums of their channels' [B, N]."""
     sums = gradients.new_zeros(len(gradients), units.count)
     return sums.index_add_(1, units.of_channel.to(gradients.device), gradients)
 
@@ -62,7 +62,7 @@ def sequence_gates(masked: MaskedModel, gates: Tensor) -> Iterator[None]:
         return states * here + part(masked.fill, position, kind).to(states.dtype) * (1 - here)
 
     def hook_for(position: int) -> Hook:
-        def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+        def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
             return gate(key, position, "k"), gate(value, position, "v")
 
         return hook

@@ -15,19 +15,17 @@ from mechint.scoring.activation_scorer import ActivationScorer
 
 @dataclass(kw_only=True)
 class GramGreedy(ActivationScorer):
-    """Marginal squared error of a unit when it is removed greedily, head by head, with cancelling channels
-    seen.
+    """Squared error that a unit adds when units are removed greedily, head by head, so that cancelling ones are seen.
 
-    Removing the set S of K channels of KV head g changes its query heads' logits by sum_{c in S} q_c k_c. Its
-    squared error over all query and key positions is 1_S^T M 1_S, M = sum_h (Q_h^T Q_h) * (K^T K)
-    elementwise, with keys mean-free within the sequence (softmax sees no constant), per sequence, averaged.
-    For V, the error of the layer's output is 1_S^T M 1_S with M = E[y y^T] * (W_O^T W_O) over (query head,
-    channel), summed over pairs of the group's heads; y is the heads' output minus what a removed channel
-    becomes (zero, or its mean with mask.ablation=mean, where E[y y^T] is nearly the covariance). ThinK's
-    scores are the diagonals (Xu et al. 2024); the greedy removal is backward selection as in optimal brain
-    surgeon's kin.
+    K: removing the set S of channels of a KV head changes the logits of its query heads by sum_{c in S} q_c k_c. The
+    squared error over all query and key positions is 1_S^T M 1_S with M = sum_h (Q_h^T Q_h) o (K^T K), elementwise,
+    per sequence and then averaged. Keys are taken mean-free within the sequence, for softmax sees no constant.
+    V: the squared error of the layer's output is 1_S^T M 1_S with M = E[y y^T] o (W_O^T W_O) over (query head,
+    channel), summed over the pairs of the group's heads. y is the heads' output minus what a removed channel becomes:
+    zero, or its mean with mask.ablation=mean, where E[y y^T] is about the covariance.
 
-    Units of several channels are removed as one. See `removal_costs` for the score.
+    Units of several channels are removed as one; `removal_costs` says how the order becomes a score. With only
+    the diagonal of M this is ThinK with mean-free keys (Xu et al. 2024).
     """
 
     def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:
@@ -35,7 +33,7 @@ class GramGreedy(ActivationScorer):
         self._fill = torch.zeros_like(channels) if masked.fill is None else masked.fill.double()
         return super().score_channels(masked, rows, batch_size, channels)
 
-    def see_states(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:  # noqa: ARG002
+    def see_states(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Gram matrices of queries and keys, multiplied, [B, G, C, C]."""
         queries = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # [B, G, R * T, C]
         centred = key - key.mean(2, keepdim=True)
@@ -58,29 +56,26 @@ class GramGreedy(ActivationScorer):
         group, width = weight.shape[2:]
         columns = weight.permute(1, 0, 2, 3).flatten(2)  # [G, D, R * C]
         matrix = self._means[position, "v"] * (columns.mT @ columns)
-        return self._remove(
-            position, "v", matrix.unflatten(2, (group, width)).unflatten(1, (group, width)).sum((1, 3))
-        )
+        blocks = matrix.unflatten(2, (group, width)).unflatten(1, (group, width))  # [G, R, C, R, C]
+        return self._remove(position, "v", blocks.sum((1, 3)))
 
     def _remove(self, position: int, kind: Kind, matrix: Tensor) -> Tensor:
-        """Scores [G, C] from the error matrix [G, C, C]: the cost of a channel's unit, shared out over its channels."""
+        """Scores [G, C] from M [G, C, C]: the cost of a channel's unit, shared out over the unit's channels."""
         units = self.units.space.view(self.units.of_channel.to(matrix.device), position, kind)  # [G, C]
         local = torch.unique(units, return_inverse=True)[1]
         count = (int(local.max()) + 1) // len(units)  # units per head, numbered head by head
-        member = F.one_hot(local - count * torch.arange(len(units), device=local.device)[:, None], count).to(
-            matrix
-        )
+        first = count * torch.arange(len(units), device=local.device)[:, None]
+        member = F.one_hot(local - first, count).to(matrix)  # [G, C, units]
         costs = removal_costs(member.mT @ matrix @ member)  # [G, units]
         return (member @ (costs / member.sum(1)).unsqueeze(-1)).squeeze(-1)
 
 
 def removal_costs(matrix: Tensor) -> Tensor:
-    """What each of n units [G, n] costs when they are removed one by one, least error first; error of S:
-    1_S^T M 1_S, M [G, n, n].
+    """What each of n units costs, [G, n], when units are removed one by one, always the one that leaves least error.
 
-    The marginal errors in order of removal need not rise (a unit may cancel an earlier one's error), so they
-    are replaced by the slopes of the greatest convex curve below the error, which do and have the same sum;
-    equal slopes are told apart by a ten-thousandth so that the order of removal stays. Vectorised over G.
+    The error of a removed set S is 1_S^T M 1_S, M [G, n, n]. What the units add to it in order of removal need not
+    rise, as one may cancel the error of another, so it is replaced by the slopes of the greatest convex curve below
+    the error: they rise and have the same sum. A ten-thousandth tells equal slopes apart in order of removal.
     """
     heads, n = matrix.shape[:2]
     every = torch.arange(heads, device=matrix.device)
@@ -97,7 +92,10 @@ def removal_costs(matrix: Tensor) -> Tensor:
 
 
 def convex_slopes(steps: Tensor) -> Tensor:
-    """Slopes of the greatest convex curve below the cumulative sums of steps [G, n]: max over a <= i of min over b >= i of mean(a..b)."""
+    """Slopes of the greatest convex curve below the cumulative sums of steps [G, n].
+
+    The slope at i is the maximum over a <= i of the minimum over b >= i of the mean of steps a to b.
+    """
     n = steps.shape[1]
     total = F.pad(steps.cumsum(1), (1, 0))
     start = torch.arange(n, device=steps.device)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mechint.masking.masked_model import LayerRecorder, MaskedModel
+from mechint.masking.space import LayerShape
 from mechint.scoring.projections import attention_modules
 
 
@@ -22,17 +23,23 @@ class RowNorms:
     key: Tensor
     value: Tensor
 
+    @classmethod
+    def zeros(cls, layer: LayerShape, device: torch.device) -> RowNorms:
+        """Norms to be filled in, in double precision."""
+        heads = (layer.num_query_heads, layer.num_kv_heads, layer.num_kv_heads)
+        widths = (layer.key_width, layer.key_width, layer.value_width)
+        shapes = zip(heads, widths, strict=True)
+        return cls(*(torch.zeros(shape, dtype=torch.double, device=device) for shape in shapes))
+
 
 def row_norms(masked: MaskedModel, token: Tensor, chunk: int = 256) -> tuple[list[RowNorms], int]:
     """Row norms for every layer, and how many tokens went through the model.
 
-    They are the norms of the gradients of the final queries, keys and values with respect to the input of the
-    attention module, at position 0, where RoPE turns nothing. For linear projections, fused ones too, these
-    gradients are the weights' rows exactly; with QK-norm or a latent in between they are the map's
-    linearisation at the input that `token` (a LongTensor of one element) gives. Biases do not count.
-
-    The token goes through as a batch of at most `chunk` rows, each differentiating another channel, in one
-    backward pass.
+    They are the norms of the gradients of the final queries, keys and values with respect to the attention module's
+    input, at position 0, where RoPE turns nothing. For linear projections, fused ones too, these gradients are the
+    weights' rows exactly; with QK-norm or a latent in between they are the map's linearisation at the input that
+    `token`, a LongTensor of one element, gives. Biases do not count. The token goes through as batches of at most
+    `chunk` rows, each row for another channel, so that one backward pass differentiates them all.
     """
     layers = masked.space.layers
     recorder = _Gradients(masked)
@@ -57,29 +64,14 @@ class _Gradients(LayerRecorder):
 
     def __init__(self, masked: MaskedModel) -> None:
         self.start = 0
-        self.norms = [
-            RowNorms(
-                *(
-                    torch.zeros(heads, width, dtype=torch.double, device=masked.device)
-                    for heads, width in shapes
-                )
-            )
-            for shapes in (
-                (
-                    (layer.num_query_heads, layer.key_width),
-                    (layer.num_kv_heads, layer.key_width),
-                    (layer.num_kv_heads, layer.value_width),
-                )
-                for layer in masked.space.layers
-            )
-        ]
+        self.norms = [RowNorms.zeros(layer, masked.device) for layer in masked.space.layers]
         self._leaves: dict[int, Tensor] = {}
 
     def leaf_for(self, position: int) -> Callable[..., tuple[tuple[Any, ...], dict[str, Any]]]:
         """A hook that replaces a layer's input [B, 1, D] by a leaf."""
 
         def before(
-            module: nn.Module,  # noqa: ARG001
+            module: nn.Module,
             arguments: tuple[Any, ...],
             keywords: dict[str, Any],
         ) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -19,12 +19,11 @@ IntegratedObjective = Literal["kl", "nll"]
 
 @dataclass(kw_only=True)
 class IntegratedGradients(ScoringMethod):
-    """Integrated gradients of the gates (Sundararajan et al. 2017; EAP-IG, Hanna et al. 2024), K and V alike.
+    """Integrated gradients of the gates, for K and V alike (Sundararajan et al. 2017; EAP-IG, Hanna et al. 2024).
 
-    A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) -
-    L(empty); the score is minus the attribution, how much the unit lowers the loss, or its absolute value
-    with signed=False. path_steps: S. path_objective: L, `kl` from the dense model (its last step, m = 1, is
-    zero by definition) or `nll` of the text.
+    A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) - L(empty).
+    The score is minus the attribution, how much the unit lowers the loss, or its absolute value with signed=False.
+    path_steps: S. path_objective: L, `nll` or `kl` from the dense model, whose last step, m = 1, is zero and left out.
 
     Raises UserError for settings without meaning.
     """
@@ -35,29 +34,26 @@ class IntegratedGradients(ScoringMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.path_steps < 1:
-            raise UserError(f"mask.path_steps={self.path_steps} must be at least 1")
+        if self.path_steps < 2:
+            raise UserError(
+                f"mask.path_steps={self.path_steps} must be at least 2, for a path from empty to dense"
+            )
         if self.path_objective not in get_args(IntegratedObjective):
             raise UserError(f"mask.path_objective={self.path_objective} is not known; use kl or nll")
 
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
-        """S forward and backward passes over rows [N, T + 1], and a forward pass for the KL; returns their tokens."""
+        """S passes over rows [N, T + 1], with `kl` the one of the dense model forward only; returns S * N * T."""
         total = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
-        tokens = 0
+        steps = self.path_steps if self.path_objective == "nll" else self.path_steps - 1
         for batch in rows.split(batch_size):
-            loss: SequenceLoss = sequence_nll
-            if self.path_objective == "kl":
-                loss = kl_from_dense(masked, batch)
-                tokens += batch[:, 1:].numel()
-            for step in range(1, self.path_steps + 1):
+            loss = sequence_nll if self.path_objective == "nll" else kl_from_dense(masked, batch)
+            for step in range(1, steps + 1):
                 gates = torch.full((masked.space.num_channels,), step / self.path_steps)
-                total += (
-                    unit_gradients(self.units, gate_gradients(masked, batch, gates, loss)).double().sum(0)
-                )
-                tokens += batch[:, 1:].numel()
+                gradients = gate_gradients(masked, batch, gates, loss)
+                total += unit_gradients(self.units, gradients).double().sum(0)
         attribution = total / (self.path_steps * len(rows))
         self._scores = -attribution if self.signed else attribution.abs()
-        return tokens
+        return self.path_steps * rows[:, 1:].numel()
 
 
 @torch.no_grad()

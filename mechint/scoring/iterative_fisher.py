@@ -16,13 +16,13 @@ from mechint.scoring.gradients import gate_gradients, unit_gradients
 
 @dataclass(kw_only=True)
 class IterativeFisher(ScoringMethod):
-    """Removes units in stages, each time by the Fisher information of the gates that are left, K and V alike.
+    """Removes units in stages, each time by the Fisher information of the gates that are left, for K and V alike.
 
-    Stage i of S takes the units with the least E over sequences of (dNLL/dm)^2 under the current hard mask,
-    down to the count of the cubic schedule 1 - (1 - i / S)^3 of the target; what is removed never returns.
-    The final score is the stage of removal, and inside a stage the rank by Fisher; kept units are on top.
-    After Theis et al. 2018, with the schedule of Zhu and Gupta 2017. stages: S. sequences_per_stage:
-    calibration sequences, drawn anew, that a stage is estimated on.
+    Stage i of S removes the units with the least E over sequences of (dNLL/dm)^2 under the current hard mask, down to
+    the count of the cubic schedule 1 - (1 - i / S)^3 of the target; what is removed never returns. A unit's score is
+    the stage of its removal and, inside a stage, its rank by Fisher; kept units are on top. After Theis et al. 2018,
+    with the schedule of Zhu and Gupta 2017.
+    stages: S. sequences_per_stage: how many calibration sequences, drawn anew, a stage is estimated on.
 
     Raises UserError unless both are positive.
     """
@@ -36,7 +36,7 @@ class IterativeFisher(ScoringMethod):
             raise UserError("mask.stages and mask.sequences_per_stage must be at least 1")
 
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
-        """Forward and backward passes over S * sequences_per_stage rows of [N, T + 1]; returns their tokens."""
+        """Forward and backward passes over S * sequences_per_stage of rows [N, T + 1]; returns their tokens."""
         schedule, device = CubicSchedule(), masked.device
         pool = self.pools.of_unit.to(device)
         kept = torch.ones(self.units.count, dtype=torch.bool, device=device)

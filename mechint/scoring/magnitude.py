@@ -16,14 +16,13 @@ from mechint.scoring.scorer import ChannelScorer
 class Magnitude(ChannelScorer):
     """Weight norms, of both weights that a channel connects.
 
-    K channel c of KV head g: sum over the group's query heads h of |W_Q[h, c]| |W_K[g, c]|, the channel's
-    part of the attention logits' bilinear form. V channel c: |W_V[g, c]| (sum_h |W_O[:, h, c]|^2)^1/2, its
-    part of the output's linear map. Structured magnitude pruning as in Torch-Pruning (Fang et al. 2023). Rows
-    of W_Q, W_K and W_V are measured as `row_norms` says; the data has a part in it only where projections are
-    not linear.
+    K channel c of KV head g: sum over the group's query heads h of |W_Q[h, c]| |W_K[g, c]|, its part of the logits'
+    bilinear form. V channel c: |W_V[g, c]| (sum_h |W_O[:, h, c]|^2)^1/2, its part of the output's linear map. Rows of
+    W_Q, W_K and W_V are measured as `row_norms` says; the data matters only where these maps are not linear.
+    Structured magnitude pruning, as in Torch-Pruning (Fang et al. 2023).
     """
 
-    def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:  # noqa: ARG002
+    def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:
         """Score from weights; a single token goes through the model, once for every channel of a layer."""
         norms, tokens = row_norms(masked, rows[0, :1])
         for position, projection in enumerate(output_projections(masked)):

@@ -20,8 +20,8 @@ from mechint.masking.space import LayerShape
 class OutputProjection:
     """W_O of one attention layer.
 
-    module: the linear layer that reads the heads' outputs. weight: float32 [D, H, C], D the width of the
-    residual stream.
+    module: the linear layer that reads the heads' outputs. weight: float32 [D, H, C], D the width of the residual
+    stream.
     """
 
     module: nn.Module
@@ -41,12 +41,11 @@ def attention_modules(masked: MaskedModel) -> list[nn.Module]:
 def output_projections(masked: MaskedModel) -> list[OutputProjection]:
     """The output projection of every layer.
 
-    The values of a layer are all replaced by one random vector per KV head. Attention weights sum to one (to
-    less with attention sinks), so every query head's output is that vector up to a factor, and the linear
-    layer inside the attention module whose input shows it, head by head, is the output projection.
+    The values of a layer are all replaced by one random vector per KV head. Attention weights sum to one (to less
+    with attention sinks), so every query head's output is that vector up to a factor, and the linear layer inside the
+    attention module whose input shows it, head by head, is the output projection.
 
-    Raises UserError where that is not exactly one linear layer, for instance where a norm or gate comes
-    before it.
+    Raises UserError where that is not exactly one linear layer, for instance where a norm or gate comes before it.
     """
     generator = torch.Generator().manual_seed(0)
     modules, layers = attention_modules(masked), masked.space.layers
@@ -54,7 +53,7 @@ def output_projections(masked: MaskedModel) -> list[OutputProjection]:
     found: list[list[nn.Linear | Conv1D]] = [[] for _ in layers]
 
     def watch(position: int, linear: nn.Linear | Conv1D) -> Callable[..., None]:
-        def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+        def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             if _shows(arguments[0], patterns[position], layers[position]):
                 found[position].append(linear)
 
@@ -74,14 +73,14 @@ def output_projections(masked: MaskedModel) -> list[OutputProjection]:
 
 
 def _constant(pattern: Tensor) -> Hook:
-    def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return key, pattern.to(value)[:, None, :].expand_as(value).contiguous()
 
     return hook
 
 
 def _shows(states: Tensor, pattern: Tensor, layer: LayerShape) -> bool:
-    """Whether the last position of states [B, T, H * C] is the pattern [G, C] in every head, up to a factor."""
+    """Whether the last position of states [B, T, H * C] is a multiple of the pattern [G, C] in every head."""
     if states.shape[-1] != layer.num_query_heads * layer.value_width:
         return False
     heads = states.reshape(-1, layer.num_query_heads, layer.value_width)[-1].float().cpu()  # [H, C]
@@ -92,8 +91,8 @@ def _shows(states: Tensor, pattern: Tensor, layer: LayerShape) -> bool:
 def _projection(linears: list[nn.Linear | Conv1D], layer: LayerShape) -> OutputProjection:
     if len(linears) != 1:
         raise UserError(
-            f"layer {layer.name!r} does not hand its heads' outputs straight to one linear layer, which this mask method reads; "
-            "use mask=fisher or another method that needs gradients only"
+            f"layer {layer.name!r} does not hand its heads' outputs straight to one linear layer, which this mask "
+            "method reads; use mask=fisher or another method that needs gradients only"
         )
     linear = linears[0]
     weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight  # [D, H * C]
@@ -106,10 +105,10 @@ def _projection(linears: list[nn.Linear | Conv1D], layer: LayerShape) -> OutputP
 def recording_heads(
     projections: Sequence[OutputProjection], function: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """Call function(position, heads' outputs [B, T, H, C]) whenever a layer's output projection runs inside the block."""
+    """Call function(position, heads' outputs [B, T, H, C]) at every run of an output projection inside the block."""
 
     def watch(position: int, shape: torch.Size) -> Callable[..., None]:
-        def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+        def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
             function(position, arguments[0].unflatten(-1, shape))
 
         return before

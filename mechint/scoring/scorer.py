@@ -14,22 +14,22 @@ from mechint.masking.masked_model import MaskedModel
 from mechint.masking.space import KINDS
 from mechint.masking.units import Units
 
-Normalise = Literal["none", "share", "zscore"]
+Normalise = Literal["none", "zscore"]
 
 
 @dataclass(kw_only=True)
 class ChannelScorer(ScoringMethod):
     """A method that scores every channel; a unit's score is the sum over its channels.
 
-    normalise: how scores of different layers, and of K and V, become comparable before units compete: `none`
-    leaves them; `share` divides them by their mean over the layer's K or V units, so that a score is the
-    unit's share of its layer's total; `zscore` also subtracts that mean and divides by the standard deviation
-    (FLAP, An et al. 2023).
+    normalise: how scores of different layers, and of K and V, become comparable before units compete. `zscore`
+    standardises them within every layer and kind (FLAP, An et al. 2023). `none` leaves them; then scores of K (of
+    attention logits) and of V (of outputs) share no scale, and on real models one of the two loses nearly all its
+    units, which is worse than random.
 
     Raises UserError for an unknown way to normalise.
     """
 
-    normalise: Normalise = "none"
+    normalise: Normalise = "zscore"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,28 +51,21 @@ class ChannelScorer(ScoringMethod):
 
 def sum_by_kind(units: Units, channels: Tensor) -> Tensor:
     """Channel scores [N] summed over each unit's K channels and over its V channels, [2, U]."""
-    kind = units.space.labels()["kind"]
-    sums = channels.new_zeros(len(KINDS), units.count)
-    return sums.index_put_(
-        (kind.to(channels.device), units.of_channel.to(channels.device)), channels, accumulate=True
-    )
+    places = (units.space.labels()["kind"].to(channels.device), units.of_channel.to(channels.device))
+    return channels.new_zeros(len(KINDS), units.count).index_put_(places, channels, accumulate=True)
 
 
 def combine(units: Units, by_kind: Tensor, normalise: Normalise) -> Tensor:
-    """Unit scores [U] from the scores [2, U] of their K and V parts, normalised within every layer and kind."""
+    """Unit scores [U] from the scores [2, U] of their K and V parts, each normalised within its layer."""
     total = torch.zeros_like(by_kind[0])
     layers = units.layer.to(by_kind.device)
     for scores, has_kind in zip(by_kind, (units.has_key, units.has_value), strict=True):
         for layer in range(len(units.space.layers)):
             here = has_kind.to(layers.device) & (layers == layer)
-            total[here] += normalised(scores[here], normalise)
+            total[here] += standardised(scores[here]) if normalise == "zscore" else scores[here]
     return total
 
 
-def normalised(scores: Tensor, normalise: Normalise) -> Tensor:
-    """Scores of one layer and kind made comparable with those of others; equal scores say nothing and become equal ones."""
-    if normalise == "share":
-        return scores / scores.mean().clamp_min(torch.finfo(scores.dtype).tiny)
-    if normalise == "zscore":
-        return (scores - scores.mean()) / scores.std(correction=0).clamp_min(torch.finfo(scores.dtype).tiny)
-    return scores
+def standardised(scores: Tensor) -> Tensor:
+    """Scores of one layer and kind with mean 0 and standard deviation 1; where all are equal, all 0."""
+    return (scores - scores.mean()) / scores.std(correction=0).clamp_min(torch.finfo(scores.dtype).tiny)

@@ -48,12 +48,10 @@ def observe(
     projections: Sequence[OutputProjection],
     on_heads: Callable[[int, Tensor], None],
 ) -> int:
-    """Run the dense model once over rows [N, T + 1] and show every layer's states; return the number of
-    tokens, N * T.
+    """Run the dense model once over rows [N, T + 1] and show every layer's states; return N * T, the tokens spent.
 
-    on_states gets (position of the layer, query [B, H, T, C], key [B, G, T, C], value [B, G, T, C]), on_heads
-    gets (position, input of the output projection [B, T, H, C]), all in float32. The language model's head is
-    not run.
+    on_states gets (position of the layer, query [B, H, T, C], key [B, G, T, C], value [B, G, T, C]), on_heads gets
+    (position, input of the output projection [B, T, H, C]), all in float32. The language model's head is not run.
     """
 
     def heads(position: int, states: Tensor) -> None:

@@ -14,10 +14,11 @@ from mechint.scoring.activation_scorer import ActivationScorer
 class Think(ActivationScorer):
     """Energy of a channel's own term of the attention logits (K) and of the layer's output (V).
 
-    K channel c of KV head g: mean over the group's query heads of E_t[q_c^2], times E_t[k_c^2]; per sequence,
-    then averaged over the calibration data, where ThinK (Xu et al. 2024) does it for each prompt. It is the
-    squared error of the logits that removing c alone makes. V channel c: E[v_c^2] sum_h |W_O[:, h, c]|^2.
-    window: only the last so many queries of every sequence count, as in ThinK's code (32); None: all.
+    K channel c of KV head g: mean over the group's query heads of E_t[q_c^2], times E_t[k_c^2], per sequence,
+    averaged over the calibration data; ThinK (Xu et al. 2024) does it for each prompt anew. It is the squared error
+    of the logits when c alone is removed. V channel c: E[v_c^2] sum_h |W_O[:, h, c]|^2, h over the group's query
+    heads.
+    window: only the last so many queries of every sequence count, 32 in ThinK's code; None: all.
 
     Raises UserError for a window below 1.
     """
@@ -59,10 +60,9 @@ class Think(ActivationScorer):
 class ThinkCentered(Think):
     """ThinK's scores without the energy of means, which attention cannot see or a bias can replace.
 
-    K channel c: mean_h E_t[q_c^2] Var_t(k_c), the variance within a sequence, because a constant added to all
-    keys leaves the softmax as it is (except with softcap or sinks). V channel c: Var(v_c) sum_h |W_O[:, h,
-    c]|^2, the variance over the calibration data, because the mean folds into the output projection's bias
-    (as mask.ablation=mean does).
+    K channel c: mean_h E_t[q_c^2] Var_t(k_c), the variance within a sequence, for a constant added to all keys leaves
+    the softmax as it is (except with softcap or sinks). V channel c: Var(v_c) sum_h |W_O[:, h, c]|^2, the variance
+    over the calibration data, for the mean folds into the output projection's bias, as mask.ablation=mean has it.
     """
 
     def key_energy(self, key: Tensor) -> Tensor:

@@ -60,9 +60,9 @@ class Limits:
         layers = [layer for variant in comparison.variants for layer in variant.layers]
         whole = {kind: max(total(layer, kind) for layer in layers) for kind in KINDS}
         most = {kind: max(kept(layer, kind).high for layer in layers) for kind in KINDS}
-        if all(most[kind] > 0.6 * whole[kind] for kind in KINDS):
-            return cls(whole["K"], whole["V"], True)
         room = 1.1 * max(1, *most.values())
+        if all(most[kind] > 0.6 * whole[kind] or room >= whole[kind] for kind in KINDS):
+            return cls(whole["K"], whole["V"], True)
         return cls(min(whole["K"], room), min(whole["V"], room), False)
 
 

@@ -129,12 +129,14 @@ def draw_metric(axes: Axes, comparison: Comparison, rows: list[Row], metric: Met
         label(axes, row, in_words(metric, spread, change), INK, strong)
     if not comparison.comparable_loss:
         axes.set_xlabel("⚠ different evaluation data: not comparable", color=WARNING)
-    if all(spread is None for spread in spreads.values()):
+    measured = [spread for spread in spreads.values() if spread]
+    if not measured:
         axes.set_xticks([])
+        return
     axes.margins(x=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     if metric.name in ("faithfulness", "top1_agreement"):
-        draw_limits(axes, [spread for spread in spreads.values() if spread])
+        draw_limits(axes, measured)
 
 
 def draw_spread(axes: Axes, place: float, spread: Spread, look: Look, size: float = 34) -> None:
@@ -164,8 +166,7 @@ def draw_dense(axes: Axes, row: Row, masked: Spread) -> None:
 
 def draw_limits(axes: Axes, spreads: list[Spread]) -> None:
     """Keep 1, the dense model, in sight."""
-    low = min([spread.low for spread in spreads], default=0.0)
-    high = max([spread.high for spread in spreads], default=1.0)
+    low, high = min(spread.low for spread in spreads), max(spread.high for spread in spreads)
     room = 0.06 * max(1e-9, max(high, 1) - min(low, 1))
     axes.set_xlim(min(low, 1) - room, max(high, 1) + room)
     axes.axvline(1, color=LINE, linewidth=0.7, zorder=0)
@@ -206,8 +207,11 @@ def draw_sparsity(axes: Axes, rows: list[Row]) -> None:
         for kind, spread, side in zip(KINDS, (variant.k_sparsity, variant.v_sparsity), (-1, 1), strict=True):
             place = row.place + 0.13 * side  # K above V, so that neither hides the other
             draw_spread(axes, place, percentages(spread), Look(ACCENT[kind], "o"), size=20)
+            outward = -1 if spread.mean < variant.sparsity.mean else 1  # away from the mark of both
+            end = 100 * (spread.low if outward < 0 else spread.high)
             look: dict[str, Any] = {"size": 6, "weight": "bold", "color": ACCENT[kind]}
-            write(axes, kind, (100 * spread.high, place), (5, 0), va="center", **look)
+            look["ha"] = "right" if outward < 0 else "left"
+            write(axes, kind, (end, place), (5 * outward, 0), va="center", **look)
         axes.plot(
             [100 * variant.sparsity.mean], [row.place], color=INK, marker="|", markersize=9, linestyle=""
         )

@@ -206,7 +206,7 @@ def scale_values(axes: Axes, groups: Sequence[StudyGroup], quantity: Quantity) -
 
 def scale_sparsity(axes: Axes, groups: Sequence[StudyGroup], last: bool) -> None:
     """Sparsity in per cent, with ticks where there are points, as far as these do not touch."""
-    values = sorted({round(point.sparsity, 3) for group in groups for point in group.points})
+    values = sorted({round(point.sparsity, 4) for group in groups for point in group.points})
     span = max(0.02, values[-1] - values[0])
     axes.set_xlim(values[0] - 0.06 * span, values[-1] + 0.06 * span)
     ticks: list[float] = []

@@ -1,0 +1,72 @@
+"""Experiments run in the test's own process, which saves the seconds that every import of torch takes."""
+
+from __future__ import annotations
+
+import logging
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# A run of a fraction of a second on a tiny model that reads bytes.
+SMALL = [
+    "steps=3",
+    "dataset.sequence_length=32",
+    "dataset.calibration_tokens=2048",
+    "dataset.evaluation_tokens=1024",
+    "visualizer=none",
+]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Experiment:
+    """`python experiments/analyze.py ...`, started in `directory`."""
+
+    def __init__(
+        self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        self.directory, self._monkeypatch, self._capsys = directory, monkeypatch, capsys
+
+    def __call__(self, *arguments: str | Path, small: bool = True) -> Ended:
+        """Run it; the settings of a small run are added."""
+        words = [str(argument) for argument in arguments] + (SMALL if small else [])
+        self._monkeypatch.setattr(sys, "argv", ["analyze.py", *words])
+        self._capsys.readouterr()
+        return Ended(_exit_code(ROOT / "experiments" / "analyze.py"), *self._capsys.readouterr())
+
+
+def _exit_code(script: Path) -> int:
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+@contextmanager
+def experiment(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Experiment]:
+    """Runs experiments/analyze.py below a directory; what Hydra does to logging ends with the block."""
+    monkeypatch.chdir(directory)
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield Experiment(directory, monkeypatch, capsys)
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)

@@ -1,0 +1,181 @@
+"""The same sweep in one process, in several, and on a real Slurm of one node."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT
+from hydra_application import SMALL, Experiment, experiment
+from slurm_fixture import MiniSlurm, SlurmUnavailableError
+
+from mechint.masking import load_masks
+
+pytestmark = pytest.mark.slow
+
+GRID = ["target_sparsity=0.5,0.9", "mask.key_sparsity=null,7"]  # the jobs with 7 fail
+STATUSES = ["done", "failed", "done", "failed"]
+
+
+def needs(plugin: str, extra: str) -> pytest.MarkDecorator:
+    """Skip where a launcher is not installed."""
+    missing = importlib.util.find_spec(f"hydra_plugins.{plugin}") is None
+    return pytest.mark.skipif(missing, reason=f"pip install -e '.[{extra}]'")
+
+
+joblib = needs("hydra_joblib_launcher", "parallel")
+submitit = needs("hydra_submitit_launcher", "slurm")
+
+
+@pytest.fixture
+def analyze(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Experiment]:
+    """Runs experiments/analyze.py below tmp_path."""
+    with experiment(tmp_path, monkeypatch, capsys) as run:
+        yield run
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[MiniSlurm]:
+    """A private Slurm; tests that use it are skipped, with the reason, where it cannot start."""
+    root = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))  # short, for the names of sockets
+    slurm = MiniSlurm(root / "s")
+    try:
+        slurm.start()
+    except SlurmUnavailableError as error:
+        shutil.rmtree(root)
+        if os.environ.get("REQUIRE_SLURM"):
+            raise
+        pytest.skip(f"slurm: {error}")
+    yield slurm
+    slurm.stop()
+    shutil.rmtree(root)
+
+
+def start(directory: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+    """Start a sweep as a user would."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "experiments" / "analyze.py"), "-m", *SMALL, *arguments],
+        cwd=directory,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def output(process: subprocess.Popen[str]) -> str:
+    """What it says until its end."""
+    text, _ = process.communicate(timeout=300)
+    return text
+
+
+def results(sweep: Path) -> dict[str, dict[str, Any]]:
+    """The result.json of every job's directory."""
+    return {path.parent.name: json.loads(path.read_text()) for path in sorted(sweep.glob("*/result.json"))}
+
+
+def assert_equal_masks(first: Path, second: Path) -> None:
+    """Both sweeps' finished jobs have the same masks and scores to the last bit."""
+    for job in ("0", "2"):
+        here, there = (load_masks(sweep / job / "final_masks.safetensors") for sweep in (first, second))
+        assert list(here) == list(there)
+        for name, mask in here.items():
+            for part in ("k_mask", "v_mask", "k_importance", "v_importance"):
+                assert torch.equal(getattr(mask, part), getattr(there[name], part))
+
+
+@pytest.fixture
+def basic(analyze: Experiment, byte_model_directory: Path) -> Path:
+    """The sweep in one process."""
+    ended = analyze("-m", f"checkpoint={byte_model_directory}", *GRID, "output_dir=basic")
+    assert ended.code == 1
+    return analyze.directory / "basic"
+
+
+@joblib
+def test_joblib_learns_the_same_masks(basic: Path, byte_model_directory: Path) -> None:
+    arguments = [f"checkpoint={byte_model_directory}", *GRID, "output_dir=joblib"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    process = start(basic.parent, environment, *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    text = output(process)
+    assert process.returncode == 1, text
+    sweep = basic.parent / "joblib"
+    assert [result["status"] for result in results(sweep).values()] == STATUSES
+    assert "2 done, 2 failed" in text
+    assert text.count("mask.key_sparsity=7 must lie in [0, 1]") == 4  # when it happened, and in the table
+    assert "Traceback" not in text
+    assert "Traceback" in (sweep / "1" / "analyze.log").read_text()
+    assert_equal_masks(basic, sweep)
+    threads = {result["cost"]["threads"] for result in results(sweep).values() if "cost" in result}
+    assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
+
+
+@submitit
+def test_slurm_learns_the_same_masks(basic: Path, slurm: MiniSlurm, byte_model_directory: Path) -> None:
+    arguments = [f"checkpoint={byte_model_directory}", *GRID, "output_dir=slurm"]
+    process = start(basic.parent, slurm.environment, *arguments, "hydra/launcher=submitit_slurm")
+    text = output(process)
+    assert process.returncode == 1, text
+    sweep = basic.parent / "slurm"
+    assert [result["status"] for result in results(sweep).values()] == STATUSES
+    assert "2 done, 2 failed" in text
+    assert_equal_masks(basic, sweep)
+    assert slurm.command("scontrol", "-o", "show", "job").count("JobName=analyze") == 4
+    assert not list(sweep.glob(".jobs-*"))
+
+
+@submitit
+def test_a_preempted_job_starts_over_and_a_killed_one_stops_no_other(
+    slurm: MiniSlurm, byte_model_directory: Path, tmp_path: Path
+) -> None:
+    """Job 0 is killed, which submitit takes as a reason to give up; job 1 is sent away and requeued."""
+    process = start(
+        tmp_path,
+        slurm.environment,
+        *(
+            f"checkpoint={byte_model_directory}",
+            "steps=1000000,1000",
+            "trainer.log_every=1",
+            "output_dir=out",
+        ),
+        *("hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=60"),
+    )
+    try:
+        preempted = running_job(slurm, tmp_path / "out", 1)
+        slurm.command("scancel", "--signal=USR2", preempted)
+        slurm.command("scancel", running_job(slurm, tmp_path / "out", 0))
+        text = output(process)
+    finally:
+        process.kill()
+    assert process.returncode == 1, text
+    assert "died or still running" in text
+    assert "1 done" in text
+    assert "the sweep stopped early: UncompletedJobError" in text
+    status = {name: result["status"] for name, result in results(tmp_path / "out").items()}
+    assert status == {"0": "running", "1": "done"}
+    assert "Restarts=1" in slurm.command("scontrol", "-o", "show", "job", preempted)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "1" / "metrics.jsonl").open()]
+    assert steps == sorted(set(steps))  # of the second attempt alone
+    assert steps[-1] == 999
+
+
+def running_job(slurm: MiniSlurm, sweep: Path, number: int, timeout: float = 120) -> str:
+    """Slurm's number of a sweep's job, once it learns."""
+    metrics, end = sweep / str(number) / "metrics.jsonl", time.monotonic() + timeout
+    while time.monotonic() < end:
+        if metrics.exists() and metrics.stat().st_size:
+            lines = slurm.command("squeue", "-h", "-o", "%A %K", "--states=RUNNING").splitlines()
+            return next(line.split()[0] for line in lines if line.split()[1] == str(number))
+        time.sleep(0.2)
+    raise AssertionError(f"job {number} did not begin: {slurm.command('squeue')}")
