@@ -23,7 +23,7 @@ class Documents(TextDataset):
     def title(self) -> str:
         return "documents"
 
-    def document_split(self, encoder: DocumentEncoder) -> DocumentSplit:  # noqa: ARG002
+    def document_split(self, encoder: DocumentEncoder) -> DocumentSplit:
         return split_documents(map(Document.of, self.texts), self.evaluation_fraction)
 
 

@@ -312,7 +312,8 @@ def test_profiles_show_each_variant_beside_the_baseline(two: Comparison, two_dra
 def test_other_depths_are_placed_by_relative_depth(many_drawn: dict[str, Drawn]) -> None:
     drawn = many_drawn["sparsity_comparison.png"]
     assert "relative depth" in drawn.words
-    ends = {len(np.asarray(x)): np.asarray(x)[[0, -1]].tolist() for x in (line.get_xdata() for a in drawn.figure.axes for line in a.lines)}  # fmt: skip
+    lines = [np.asarray(line.get_xdata()) for axes in drawn.figure.axes for line in axes.lines]
+    ends = {len(places): places[[0, -1]].tolist() for places in lines}
     assert ends[24] == pytest.approx([0.5 / 24, 23.5 / 24])
     assert ends[18] == pytest.approx([0.5 / 18, 17.5 / 18])
 
@@ -325,7 +326,9 @@ def test_bars_count_kept_channels_and_overlap_stands_below(
     for kept in ([8, 4, 16, 0], [-12, -2, -16, -6]):
         assert any(heights[i : i + 4] == kept for i in range(0, len(heights), 4))
     overlap = two.differences["B"].overlap
-    assert overlap is not None and overlap.iou is not None and overlap.chance_layers is not None
+    assert overlap is not None
+    assert overlap.iou is not None
+    assert overlap.chance_layers is not None
     assert f"{overlap.iou.mean:.3f} (chance {overlap.chance_layers.mean:.3f})" in drawn.words
     assert "keeps K 28 of 64, V 36 of 64" in drawn.words
 
@@ -456,7 +459,7 @@ def test_curves_have_looks_of_their_own(study: Study) -> None:
 
 def test_variants_have_looks_of_their_own(many: Comparison) -> None:
     looks = variant_looks(many)
-    assert list(looks)[0] == "Baseline"
+    assert next(iter(looks)) == "Baseline"
     assert len({look.colour for look in looks.values()}) == len({look.marker for look in looks.values()}) == 8
     assert not {look.colour for look in looks.values()} & set(ACCENT.values()), "blue is K, orange is V"
 

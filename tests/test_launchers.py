@@ -175,7 +175,8 @@ def running_job(slurm: MiniSlurm, sweep: Path, number: int, timeout: float = 120
     metrics, end = sweep / str(number) / "metrics.jsonl", time.monotonic() + timeout
     while time.monotonic() < end:
         if metrics.exists() and metrics.stat().st_size:
-            lines = slurm.command("squeue", "-h", "-o", "%A %K", "--states=RUNNING").splitlines()
-            return next(line.split()[0] for line in lines if line.split()[1] == str(number))
+            lines = slurm.command("squeue", "-h", "-o", "%F_%K", "--states=RUNNING").splitlines()
+            # Not the job's own number: that of an array's last job stands for the whole array.
+            return next(line for line in lines if line.endswith(f"_{number}"))
         time.sleep(0.2)
     raise AssertionError(f"job {number} did not begin: {slurm.command('squeue')}")

@@ -324,7 +324,7 @@ def test_a_failed_drawing_leaves_the_former_file(
     [path] = figure.draw(run, DPI)
     before = path.read_bytes()
 
-    def broken(self: Figure, target: Path, **_: Any) -> None:  # noqa: ARG001
+    def broken(self: Figure, target: Path, **_: Any) -> None:
         Path(target).write_bytes(b"half a picture")
         raise OSError("disk full")
 

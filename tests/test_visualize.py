@@ -226,9 +226,15 @@ def test_a_tree_without_any_finished_run(tmp_path: Path) -> None:
 
 
 def test_a_tree_is_repeated_below_output_dir(tmp_path: Path) -> None:
+    told = {
+        "checkpoint__format": "bundled",
+        "checkpoint__architecture": "gpt2",
+        "checkpoint__num_parameters": None,
+        "dataset__tokenizer": "bytes",
+        "dataset__calibration_tokens": 64,
+    }
     for name in ("a/1", "a/2"):
-        write_run(tmp_path / "tree" / name, EVEN, checkpoint__format="bundled", checkpoint__architecture="gpt2",
-                  checkpoint__num_parameters=None, dataset__tokenizer="bytes", dataset__calibration_tokens=64)  # fmt: skip
+        write_run(tmp_path / "tree" / name, EVEN, **told)
     drawn = redraw_tree(tmp_path / "tree", Visualizer([]), tmp_path / "out").drawn
     assert [paths[-1] for paths in drawn.values()] == [tmp_path / "out" / n / REPORT for n in ("a/1", "a/2")]
     assert all(not (directory / REPORT).exists() for directory in drawn)

@@ -1,6 +1,7 @@
 """A checkpoint's own tokenizer, or another one in its place."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -23,7 +24,7 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
         with quiet():
             if file.is_file() and not (directory / "tokenizer_config.json").is_file():
                 # The architecture's default class would add its own special tokens, outside the vocabulary.
-                tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+                tokenizer: Any = PreTrainedTokenizerFast(tokenizer_file=str(file))
             else:
                 options = {"local_files_only": True, "trust_remote_code": False}
                 tokenizer = AutoTokenizer.from_pretrained(directory, **options)

@@ -34,7 +34,7 @@ def check(node: Any, path: str = "") -> None:
         return
     for key in node:
         if not OmegaConf.is_missing(node, key):
-            check(node[key], f"{path}.{key}" if path else str(key))
+            check(node[key], f"{path}.{key!s}" if path else str(key))
     target = node.get("_target_")
     if target is None:
         return

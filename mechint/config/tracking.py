@@ -95,7 +95,7 @@ def _plan(config: DictConfig) -> Sweep:
     if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
         lines = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
         parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides(lines + OmegaConf.to_container(hydra.overrides.task))
+        overrides = parser.parse_overrides([*lines, *hydra.overrides.task])
         for override in overrides:
             if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
                 raise UserError(_no_value(override.input_line or override.key_or_group))

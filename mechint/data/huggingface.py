@@ -38,7 +38,7 @@ class HuggingFaceText(TextDataset):
         useful = {False: POOL * self.calibration_tokens, True: self.evaluation_tokens}
         found = {False: 0, True: 0}
         documents: list[Document] = []
-        notes = ()
+        notes: tuple[str, ...] = ()
         for number, text in enumerate(self._texts(), start=1):
             document = Document.of(text)
             side = document.held_out(self.evaluation_fraction)

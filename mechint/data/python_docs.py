@@ -22,7 +22,7 @@ class PythonDocs(TextDataset):
     def title(self) -> str:
         return "python_docs"
 
-    def document_split(self, encoder: DocumentEncoder | None = None) -> DocumentSplit:  # noqa: ARG002
+    def document_split(self, encoder: DocumentEncoder | None = None) -> DocumentSplit:
         """Training text and held-out text, as the bundled models were trained on."""
         documents = [Document.of(text, name) for name, text in python_topics().items()]
         split = split_documents(documents, self.evaluation_fraction)

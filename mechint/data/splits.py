@@ -66,7 +66,7 @@ def split_documents(documents: Iterable[Document], fraction: float) -> DocumentS
     held_out = (held_out | {digests[0]}) - {digests[-1]}
     evaluation = tuple(document for document in documents if document.digest in held_out)
     calibration = tuple(document for document in documents if document.digest not in held_out)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if len(digests) < FEW_DOCUMENTS:
         notes = (f"few documents: {len(calibration)} for calibration, {len(evaluation)} for evaluation",)
     return DocumentSplit(calibration, evaluation, notes)

@@ -31,7 +31,7 @@ class TextFiles(TextDataset):
     def title(self) -> str:
         return safe_title("text", Path(self.path or "").name)
 
-    def document_split(self, encoder: DocumentEncoder | None = None) -> DocumentSplit:  # noqa: ARG002
+    def document_split(self, encoder: DocumentEncoder | None = None) -> DocumentSplit:
         """Hold out documents of `path`, or take those of `evaluation_path`."""
         if self.path is None:
             raise UserError("dataset=text needs a file, a directory or a glob: give dataset.path=...")

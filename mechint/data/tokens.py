@@ -34,7 +34,7 @@ class TokenFiles(Dataset):
     def title(self) -> str:
         return safe_title("tokens", Path(self.path or "").name)
 
-    def sides(self, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Sides:  # noqa: ARG002
+    def sides(self, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Sides:
         """Ids of the files; no tokenizer is needed. Raises UserError if the files cannot be used."""
         if self.path is None:
             raise UserError("dataset=tokens needs a .bin file or a directory of them: give dataset.path=...")
@@ -47,7 +47,7 @@ class TokenFiles(Dataset):
         note = f"one file: the last {100 * EVALUATION_FRACTION:g} % of its tokens is the evaluation side"
         return Sides(TokenStream(ids[:cut], None), TokenStream(ids[cut:], None), (note,))
 
-    def vocabulary_message(self, highest: int, vocab_size: int, tokenizer_name: str) -> str:  # noqa: ARG002
+    def vocabulary_message(self, highest: int, vocab_size: int, tokenizer_name: str) -> str:
         """What is wrong, and what to do, when a token id is outside the checkpoint's vocabulary."""
         other = "uint32" if self.dtype == "uint16" else "uint16"
         return (

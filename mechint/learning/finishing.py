@@ -32,11 +32,11 @@ class Finishing:
 class Exchange:
     """Local search over hard masks of a fixed count, on rows that the learning steps did not see.
 
-    The gradient at the current mask estimates to first order what each unit is worth. The least valuable kept units are
-    exchanged for the most valuable removed ones, several at a time while that helps, then fewer; an exchange stays only if
-    the KL measured on all selection rows falls, so the result is never worse there. Kept units that cancel each
-    other look vital one by one: pairs of one head whose gradients are opposite in every sequence are tried for
-    removal together.
+    The gradient at the current mask estimates to first order what each unit is worth. The least valuable kept units
+    are exchanged for the most valuable removed ones, several at a time while that helps, then fewer; an exchange
+    stays only if the KL measured on all selection rows falls, so the result is never worse there. Kept units that
+    cancel each other look vital one by one: pairs of one head whose gradients are opposite in every sequence are
+    tried for removal together.
     """
 
     masked: MaskedModel

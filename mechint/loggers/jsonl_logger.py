@@ -34,7 +34,7 @@ class JsonlLogger(Logger):
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
-    def finish(self, succeeded: bool) -> None:  # noqa: ARG002
+    def finish(self, succeeded: bool) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None

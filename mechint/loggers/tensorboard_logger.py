@@ -74,7 +74,7 @@ class TensorboardLogger(Logger):
                 pixels = np.asarray(picture.convert("RGB"))  # [height, width, 3]
             self.writer.add_image(f"figures/{path.stem}", pixels, self._last_step, dataformats="HWC")
 
-    def finish(self, succeeded: bool) -> None:  # noqa: ARG002
+    def finish(self, succeeded: bool) -> None:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()

@@ -40,7 +40,7 @@ def read_records(path: Path) -> Iterator[Any]:
         payload += piece
         position += 7 + length
         if kind in (WHOLE, LAST):
-            yield protocol.Record.FromString(payload)  # pyright: ignore[reportAttributeAccessIssue]
+            yield protocol.Record.FromString(payload)  # type: ignore[attr-defined]  # made at import
             payload = b""
 
 

@@ -118,7 +118,7 @@ class WandbLogger(Logger):
             tags=self.tags or None,
             config=run.config,
             dir=self._directory,
-            mode=mode,  # pyright: ignore[reportArgumentType]
+            mode=mode,  # type: ignore[arg-type]
             # A run of its own whatever else is open: an earlier job of a sweep, or the user's own run.
             reinit="create_new",
             settings=settings,

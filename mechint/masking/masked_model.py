@@ -41,7 +41,10 @@ class MaskedModel:
         return self.model.device
 
     def logits(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Next-token logits [B, T, V] for tokens [B, T] under gates [N] or, per sequence, [B, N] (None: the dense model)."""
+        """Next-token logits [B, T, V] for tokens [B, T] under gates [N] or, per sequence, [B, N].
+
+        Without gates it is the dense model.
+        """
         with self.gated(gates):
             return self.model(input_ids=tokens, use_cache=False).logits
 

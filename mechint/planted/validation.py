@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -97,7 +98,9 @@ class Validation:
         """Plant, learn and compare."""
         method = self._method()
         planted = model.plant(seed, method.ablation)
+        started = time.process_time()
         keep, training = self.learn(planted, method)
+        cpu_seconds = time.process_time() - started
         found = planted.recovery(keep)
         certificate = planted.certificate
         return {
@@ -110,6 +113,7 @@ class Validation:
             "truth_kl": certificate.truth_kl,
             "explained": 1 - found.kl / certificate.empty_kl,
             "seconds": training.seconds,
+            "cpu_seconds": cpu_seconds,
             "tokens": training.tokens,
         }
 
@@ -165,9 +169,12 @@ def summary(runs: list[Record]) -> Record:
 def seed_line(name: str, run: Record) -> str:
     """One run in one line."""
     exact = {True: "exact", False: "not exact", None: "no truth"}[run["exact"]]
+    kept = f"kept {run['kept']} of {run['units']}"
+    found = (
+        f"precision {_number(run['precision'])}, recall {_number(run['recall'])}, KL {run['kl']:.2e}, {exact}"
+    )
     return (
-        f"{name} seed {run['seed']}: kept {run['kept']} of {run['units']}, precision {_number(run['precision'])}, "
-        f"recall {_number(run['recall'])}, KL {run['kl']:.2e}, {exact}, {run['seconds']:.1f} s"
+        f"{name} seed {run['seed']}: {kept}, {found}, {run['seconds']:.1f} s (CPU {run['cpu_seconds']:.1f} s)"
     )
 
 
@@ -180,7 +187,7 @@ COLUMNS = {
     "kl": "KL at k (worst)",
     "explained": "explained",
     "exact": "exact",
-    "seconds": "seconds",
+    "seconds": "seconds (CPU)",
 }
 
 
@@ -212,7 +219,7 @@ def _row(name: str, total: Record) -> str:
         f"{total['kl']:.2e} ({total['worst_kl']:.2e})",
         f"{total['explained']:.3f}",
         "-" if total["exact"] is None else f"{total['exact']} of {total['seeds']}",
-        f"{total['seconds']:.1f}",
+        f"{total['seconds']:.1f} ({total['cpu_seconds']:.1f})",
     ]
     return "| " + " | ".join(cells) + " |"
 

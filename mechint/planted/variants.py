@@ -106,7 +106,7 @@ class Graded(Induction):
     """
 
     noise_heads: int = 2
-    weakness: float = 0.001
+    weakness: float = 0.0005
     name: ClassVar[str] = "graded"
     inert: ClassVar[float] = 1e-3
 

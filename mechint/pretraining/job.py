@@ -73,7 +73,7 @@ def pretrain(
     pretrainer.train(model, training.calibration, positions, steps, seed)
     seconds = time.perf_counter() - start
     settle(model)
-    model.to(torch.bfloat16).save_pretrained(output_dir)
+    model.bfloat16().save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     saved = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32).eval()
     saved.to(device)
