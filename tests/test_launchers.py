@@ -18,6 +18,7 @@ from conftest import ROOT
 from hydra_application import SMALL, Experiment, experiment
 from slurm_fixture import MiniSlurm, SlurmUnavailableError
 
+from mechint.config import launching
 from mechint.masking import load_masks
 
 pytestmark = pytest.mark.slow
@@ -165,9 +166,36 @@ def test_a_preempted_job_starts_over_and_a_killed_one_stops_no_other(
     status = {name: result["status"] for name, result in results(tmp_path / "out").items()}
     assert status == {"0": "running", "1": "done"}
     assert "Restarts=1" in slurm.command("scontrol", "-o", "show", "job", preempted)
-    steps = [json.loads(line)["step"] for line in (tmp_path / "out" / "1" / "metrics.jsonl").open()]
+    lines = (tmp_path / "out" / "1" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == sorted(set(steps))  # of the second attempt alone
     assert steps[-1] == 999
+
+
+def test_after_a_job_died_the_others_are_waited_for() -> None:
+    """Job 1 above may be faster than submitit finds out about job 0."""
+    waited = []
+
+    class Job:
+        def wait(self) -> None:
+            waited.append(self)
+
+    class UncompletedJobError(RuntimeError):
+        __module__ = "submitit.core.utils"
+
+    def launch(error: type[Exception]) -> None:
+        jobs = [Job(), Job()]
+        raise error(f"{len(jobs)} jobs, the first died")
+
+    def main(error: type[Exception]) -> BaseException:
+        with pytest.raises(error) as caught:
+            launch(error)
+        return caught.value
+
+    launching._wait_for_the_others(main(ValueError))
+    assert len(waited) == 0
+    launching._wait_for_the_others(main(UncompletedJobError))
+    assert len(waited) == 2
 
 
 def running_job(slurm: MiniSlurm, sweep: Path, number: int, timeout: float = 120) -> str:

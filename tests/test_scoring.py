@@ -421,9 +421,9 @@ def test_integrated_gradients_formula(objective: Any) -> None:
     masked = masked_model("llama")
     ones = torch.ones(masked.space.num_channels)
     expected = sum(_gradients_one_by_one(masked, ones * s / 3, objective).mean(0) for s in (1, 2, 3)) / 3
-    got, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective), masked)
+    got, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective, signed=True), masked)
     torch.testing.assert_close(got.float(), -expected, rtol=1e-3, atol=1e-5)
-    absolute, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective, signed=False), masked)
+    absolute, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective), masked)
     torch.testing.assert_close(absolute, got.abs())
 
 
@@ -433,7 +433,7 @@ def test_integrated_gradients_add_up_to_what_the_attention_is_worth() -> None:
     for value in (0.0, 1.0):
         logits = masked.logits(rows[:, :-1], torch.full((masked.space.num_channels,), value))
         losses.append(NllObjective()(logits, rows[:, 1:], None).item())
-    scores, _ = scored(IntegratedGradients(path_steps=40, path_objective="nll"), masked, rows)
+    scores, _ = scored(IntegratedGradients(path_steps=40, path_objective="nll", signed=True), masked, rows)
     assert scores.sum().item() == pytest.approx(losses[0] - losses[1], rel=0.1, abs=0.05)
 
 

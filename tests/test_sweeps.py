@@ -307,6 +307,11 @@ def test_an_experiment_file_drives_a_batch_alone(analyze: Experiment, byte_model
     assert ended.code == 0, ended.err
     assert statuses(ended) == ["done 0", "done 1", "done 2", "done 3"]
     assert result(analyze.directory / "nightly" / "3")["config"]["seed"] == 1
+    # The command line has the last word.
+    assert statuses(analyze("--config-dir", "mine", "experiment=nightly", "seed=0")) == [
+        "skipped 0",
+        "skipped 2",
+    ]
 
 
 def test_a_sweep_without_output_dir_has_a_directory_of_its_own(

@@ -33,7 +33,7 @@ def choice(group: str) -> str:
 
 def sweep_name() -> str | None:
     """What the runs of one multirun have in common, None in a single run."""
-    return Path(HydraConfig.get().sweep.dir).name if is_sweep() else None
+    return Path(HydraConfig.get().sweep.dir).absolute().name if is_sweep() else None
 
 
 def is_sweep() -> bool:

@@ -31,7 +31,7 @@ def launch(main: Callable[[], Any]) -> None:
         except (Exception, KeyboardInterrupt) as error:
             problem = error
     sweep = current_sweep()
-    if sweep is not None and sweep.begun:
+    if sweep is not None and (sweep.begun or not isinstance(problem, USER_ERRORS)):
         _wait_for_the_others(problem)
         raise SystemExit(_report(sweep, problem))
     if problem is None:
@@ -59,11 +59,16 @@ def _wait_for_the_others(problem: BaseException | None) -> None:
 
     They go on, but only its launcher, which the error has left, knows them.
     """
-    if problem is None or type(problem).__module__.split(".")[0] != "submitit":
+    if problem is None or _origin(problem) != "submitit":
         return
     for frame, _ in traceback.walk_tb(problem.__traceback__):
         for job in frame.f_locals.get("jobs", []) if frame.f_code.co_name == "launch" else []:
             job.wait()
+
+
+def _origin(problem: BaseException) -> str:
+    """The package that an error comes from."""
+    return type(problem).__module__.split(".")[0]
 
 
 def _report(sweep: Sweep, problem: BaseException | None) -> int:
@@ -73,10 +78,11 @@ def _report(sweep: Sweep, problem: BaseException | None) -> int:
     sweep.end()
     if problem is None and succeeded(outcomes):
         return 0
+    if isinstance(problem, Exception) and _origin(problem) not in ("submitit", "joblib"):
+        traceback.print_exception(problem)
     if problem is not None:
         stopped = f"{type(problem).__name__}: {one_line(problem)}".rstrip(": ")
         print(f"error: the sweep stopped early: {stopped}", file=sys.stderr)
-    print(
-        f"the same command with output_dir={sweep.directory} repeats only what is not done", file=sys.stderr
-    )
+    remedy = f"the same command with output_dir={sweep.directory} repeats only what is not done"
+    print(remedy, file=sys.stderr)
     return INTERRUPTED if isinstance(problem, KeyboardInterrupt) else 1

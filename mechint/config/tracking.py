@@ -79,7 +79,7 @@ def _begin(step: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 
 def _check_run(config: DictConfig) -> None:
     if sweep := OmegaConf.select(config, "hydra.runtime.choices.sweep"):
-        raise UserError(f"sweep={sweep} starts one job per file: add -m")
+        raise UserError(f"sweep={sweep} starts several jobs: add -m")
     if config.output_dir and Occupant.of(Path(config.output_dir)).status != "free":
         HydraConfig.instance().set_config(config)  # for interpolations of ${hydra:...}
         refuse_other_run(Path(config.output_dir), run_config(config), run_digest(config))
@@ -91,23 +91,23 @@ def _plan(config: DictConfig) -> Sweep:
     Raises UserError where it has no job at all, which Hydra takes for success.
     """
     hydra = config.hydra
-    jobs = None
-    if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
-        lines = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-        parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        overrides = parser.parse_overrides([*lines, *hydra.overrides.task])
-        for override in overrides:
-            if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
-                raise UserError(_no_value(override.input_line or override.key_or_group))
-        jobs = [
-            " ".join(filter_overrides(job))
-            for job in BasicSweeper.split_arguments(
-                [o for o in overrides if o.is_sweep_override()], max_batch_size=None
-            )[0]
-        ]
-    launcher, count = str(hydra.runtime.choices["hydra/launcher"]), len(jobs or [1])
-    threads = threads_per_job(launcher, int(hydra.launcher.get("n_jobs", count)), count)
-    return Sweep(Path(hydra.sweep.dir).absolute(), jobs, threads)
+    jobs = _jobs(hydra) if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper") else None
+    launcher, count = str(hydra.runtime.choices["hydra/launcher"]), len(jobs or [""])
+    parallel = hydra.launcher.get("n_jobs", count) or 1
+    return Sweep(Path(hydra.sweep.dir).absolute(), jobs, threads_per_job(launcher, int(parallel), count))
+
+
+def _jobs(hydra: DictConfig) -> list[str]:
+    """What is peculiar to each job that Hydra's own sweeper will start."""
+    lines = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    overrides = parser.parse_overrides(lines + OmegaConf.to_container(hydra.overrides.task))
+    batch = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+    if not batch:
+        empty = [o for o in overrides if o.is_discrete_sweep() and not list(o.sweep_string_iterator())]
+        raise UserError(_no_value(empty[0].input_line or empty[0].key_or_group))
+    common = set.intersection(*map(set, batch)) if len(batch) > 1 else set()
+    return [" ".join(word for word in filter_overrides(job) if word not in common) for job in batch]
 
 
 def _no_value(override: str) -> str:

@@ -9,25 +9,16 @@ import torch
 from torch import Tensor
 
 from mechint.learning.method import LearnedMethod
-from mechint.learning.schedules import Shape, Temperature
 
 
 @dataclass(kw_only=True)
 class TopK(LearnedMethod):
-    """Hard global top-k mask with a sigmoid surrogate around the threshold.
+    """Hard top-k mask whose gradient goes straight through to the scores.
 
     Forward, the k units with the highest scores are on and the others off, so what is trained is what is measured.
-    Backward, the gradient of sigmoid((score - threshold) / temperature) takes the step's place, which lets units
-    far from the threshold rest (straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020).
+    Backward, every score gets the gradient of its gate: of kept units what removing them would cost, of removed ones what
+    taking them back would gain, both to first order. Straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020.
     """
-
-    temperature: Shape = "constant"
-    temperature_start: float = 1.0
-    temperature_end: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._temperature = Temperature(self.temperature, self.temperature_start, self.temperature_end)
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """All scores start equal but for a noise that only breaks ties."""
@@ -42,16 +33,6 @@ class TopK(LearnedMethod):
         """Scores [U]."""
         return self._scores.detach()
 
-    def temperature_at(self, progress: float) -> float:
-        """Width of the surrogate, in units of score."""
-        return self._temperature(progress)
-
     def gates(self, share: float, progress: float) -> Tensor:
-        """Hard gates [U] with the surrogate's gradient."""
-        hard = self.hard_mask(share)
-        threshold = self.pools.thresholds(self.scores(), share)
-        soft = torch.sigmoid((self._scores - threshold) / self.temperature_at(progress))
-        # the sigmoid's largest slope, 1 / (4 temperature), is divided out: at the threshold the gradient passes
-        # unchanged
-        soft = soft * 4 * self.temperature_at(progress)
-        return hard.float() + (soft - soft.detach())
+        """Hard gates [U]; their gradient is the scores' own."""
+        return self.hard_mask(share).float() + (self._scores - self._scores.detach())

@@ -19,7 +19,7 @@ Place = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class Stream:
-    """One-hot blocks of the residual stream: this token, its position, the previous token, the answer.
+    """One-hot blocks of the residual stream: this token, its position, the previous token, the answer, and waste.
 
     Token ids are 1 .. num_tokens; id 0 begins every row and has no place in any block. The last column is the bias.
     """
@@ -30,7 +30,12 @@ class Stream:
     @property
     def width(self) -> int:
         """W, the width of the stream without the bias column."""
-        return 3 * self.num_tokens + self.num_positions
+        return 4 * self.num_tokens + self.num_positions
+
+    @property
+    def waste(self) -> slice:
+        """Columns that nothing planted reads, and neither does the readout."""
+        return slice(3 * self.num_tokens + self.num_positions, self.width)
 
     @property
     def bias(self) -> int:
@@ -90,6 +95,11 @@ class Blueprint:
     def query_heads(self, kv_head: int) -> slice:
         """The query heads that share a KV head."""
         return slice(kv_head * self.group, (kv_head + 1) * self.group)
+
+    def read(self, weights: Tensor, size: float, generator: torch.Generator) -> None:
+        """Fill query, key or value weights [..., W + 1] with Gaussian noise that reads everything but waste."""
+        weights.copy_(size * gaussian(weights, generator))
+        weights[..., self.stream.waste] = 0
 
     def shuffle(self, generator: torch.Generator, keys: bool) -> None:
         """Move KV heads, value channels and, with `keys`, key channels to random places; the function stays the same.

@@ -14,7 +14,7 @@ from mechint.learning.method import Ablation
 from mechint.masking import MaskedModel, make_units
 from mechint.masking.units import Unit
 from mechint.measurement import channel_means
-from mechint.planted.blueprint import Blueprint, K, Stream, V, gaussian
+from mechint.planted.blueprint import Blueprint, K, Place, Stream, V, gaussian
 from mechint.planted.certificate import check, knock_out
 from mechint.planted.model import PlantedModel
 from mechint.planted.planted import Planted, labels
@@ -29,13 +29,15 @@ class Induction:
 
     In layer 0 a head writes each position's previous token; in layer 1 a head finds the position whose previous token
     is the current one and copies that position's token. Keys and values are one-hot, so each needs a channel of its
-    own. Everything else is a distractor, of five kinds, each of which misleads one family of methods:
+    own. Everything else is a distractor, of six kinds, each of which misleads one family of methods:
 
     1. loud keys that no query reads (activation norms),
     2. loud values that no output reads (activation norms),
     3. loud queries on keys that are the same at all positions, which softmax ignores (products of norms),
     4. two values that cancel, though each alone is worth more than most planted units (knock-outs, gradients),
-    5. a value that is always the same: planted under zero ablation, inert under mean ablation.
+    5. a value that is always the same: planted under zero ablation, inert under mean ablation,
+    6. heads whose queries, keys and values are all live and loud, but which write where nothing reads (products of
+       norms, of weights or activations).
 
     The truth holds for the mean KL over all positions. A seed decides distractors, places and rows.
 
@@ -197,29 +199,42 @@ class Induction:
         blueprint.mark((1, V, CONSTANT_HEAD, 0), "constant value", planted=ablation == "zero")
 
     def distractors(self, blueprint: Blueprint, generator: torch.Generator) -> None:
-        """Distractors 1, 2 and 3, in every channel that is still free."""
+        """Distractors 1, 2, 3 and 6, in every channel that is still free."""
         num_layers, _, num_heads, _ = blueprint.planted.shape
         for layer in range(num_layers):
             for head in range(num_heads):
                 for channel in blueprint.free(layer, K, head):
-                    place = (layer, K, head, channel)
-                    if self.may_be_constant(head) and torch.rand((), generator=generator) < 0.5:
-                        heads = blueprint.query_heads(head)
-                        blueprint.query[layer, heads, channel] = self.noise(
-                            blueprint.query[layer, heads, channel], generator
-                        )
-                        blueprint.key[layer, head, channel, blueprint.stream.bias] = self.loudness
-                        blueprint.mark(place, "constant key")
-                    else:
-                        blueprint.key[layer, head, channel] = self.noise(
-                            blueprint.key[layer, head, channel], generator
-                        )
-                        blueprint.mark(place, "key without a query")
+                    self.idle_key(blueprint, (layer, K, head, channel), generator)
                 for channel in blueprint.free(layer, V, head):
-                    blueprint.value[layer, head, channel] = self.noise(
-                        blueprint.value[layer, head, channel], generator
-                    )
-                    blueprint.mark((layer, V, head, channel), "value without an output")
+                    self.idle_value(blueprint, (layer, V, head, channel), generator)
+
+    def idle_key(self, blueprint: Blueprint, place: Place, generator: torch.Generator) -> None:
+        """A key that is not read, or constant, or, outside the circuit's heads, of no consequence."""
+        layer, _, head, channel = place
+        kinds = ["key without a query"]
+        kinds += ["constant key"] if self.may_be_constant(head) else []
+        kinds += ["key of an idle head"] if head != CIRCUIT_HEAD else []
+        kind = kinds[int(torch.randint(len(kinds), (), generator=generator))]
+        query = blueprint.query[layer, blueprint.query_heads(head), channel]
+        key = blueprint.key[layer, head, channel]
+        if kind == "constant key":
+            key[blueprint.stream.bias] = self.loudness
+        else:
+            blueprint.read(key, self.loudness, generator)
+        if kind != "key without a query":
+            blueprint.read(query, self.loudness, generator)
+        blueprint.mark(place, kind)
+
+    def idle_value(self, blueprint: Blueprint, place: Place, generator: torch.Generator) -> None:
+        """A value that no output reads, or one whose output nothing reads."""
+        layer, _, head, channel = place
+        blueprint.read(blueprint.value[layer, head, channel], self.loudness, generator)
+        kind = "value without an output"
+        if torch.rand((), generator=generator) < 0.5:
+            output = blueprint.output[layer, blueprint.query_heads(head), channel, blueprint.stream.waste]
+            output.copy_(self.loudness * gaussian(output, generator))
+            kind = "value written to waste"
+        blueprint.mark(place, kind)
 
     def may_be_constant(self, head: int) -> bool:
         """Whether a constant key is inert in this KV head."""
@@ -228,10 +243,6 @@ class Induction:
     def shuffle(self, blueprint: Blueprint, generator: torch.Generator) -> None:
         """Move everything to random places."""
         blueprint.shuffle(generator, keys=True)
-
-    def noise(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Gaussian weights as loud as the distractors."""
-        return self.loudness * gaussian(like, generator)
 
 
 def any_of_unit(of_channel: Tensor, channels: Tensor, num_units: int) -> Tensor:

@@ -121,7 +121,8 @@ def kl_meter(masked: MaskedModel, units: Units, rows: Tensor) -> Callable[[Tenso
     def kl(keep: Tensor) -> float:
         with torch.inference_mode():
             gates = units.to_channels(keep.to(inputs.device).float())
-            return kl_per_position(dense, masked.logits(inputs, gates)).mean().item()
+            # float32 rounds the KL of equal distributions to either side of 0
+            return max(kl_per_position(dense, masked.logits(inputs, gates)).mean().item(), 0.0)
 
     return kl
 

@@ -25,6 +25,19 @@ from mechint.results import Record, describe_method, end_record, start_record
 
 VALIDATION, TABLE = "validation.json", "table.md"
 
+MEANS = (
+    "kept",
+    "units",
+    "chance",
+    "precision",
+    "recall",
+    "kl",
+    "empty_kl",
+    "explained",
+    "seconds",
+    "cpu_seconds",
+)
+
 log = logging.getLogger(__name__)
 
 
@@ -139,20 +152,10 @@ class Validation:
 def summary(runs: list[Record]) -> Record:
     """Means over seeds, the worst KL, the share of exact recoveries, and how often each kind of unit was mistaken."""
     exact = [run["exact"] for run in runs if run["exact"] is not None]
-    means = {
-        name: fmean(values) if (values := [run[name] for run in runs if run[name] is not None]) else None
-        for name in (
-            "kept",
-            "units",
-            "chance",
-            "precision",
-            "recall",
-            "kl",
-            "empty_kl",
-            "explained",
-            "seconds",
-        )
-    }
+    means: Record = {}
+    for name in MEANS:
+        values = [run[name] for run in runs if run[name] is not None]
+        means[name] = fmean(values) if values else None
     mistakes = {
         name: dict(Counter(purpose(label) for run in runs for label in run[name]).most_common())
         for name in ("missed", "wrong")

@@ -121,11 +121,11 @@ class Graded(Induction):
         for layer in range(num_layers):
             for head in range(num_heads - self.noise_heads, num_heads):
                 heads = blueprint.query_heads(head)
-                for weights in (blueprint.query[layer, heads], blueprint.output[layer, heads]):
-                    weights.copy_(gaussian(weights, generator))
-                blueprint.output[layer, heads] *= fall
-                for kind, weights in ((K, blueprint.key[layer, head]), (V, blueprint.value[layer, head])):
-                    weights.copy_(gaussian(weights, generator))
+                output = blueprint.output[layer, heads]
+                output.copy_(fall * gaussian(output, generator))
+                blueprint.read(blueprint.query[layer, heads], 1.0, generator)
+                for kind, weights in ((K, blueprint.key), (V, blueprint.value)):
+                    blueprint.read(weights[layer, head], 1.0, generator)
                     for channel in range(self.head_dim):
                         blueprint.mark((layer, kind, head, channel), "weak noise")
         super().distractors(blueprint, generator)

@@ -103,7 +103,9 @@ def draw_heads(axes: Axes, mask: LayerMask, kind: Kind, width: int, cell: float)
     """Cells [G, C] in the colours of importance, a dot on each kept one; `cell` is their size in points."""
     kept, _ = channels(mask, kind)
     heads = len(kept)
-    edges: dict[str, Any] = {"edgecolors": "white", "linewidth": min(0.8, cell / 10)} if cell >= DOTTED_FROM else {}
+    edges: dict[str, Any] = (
+        {"edgecolors": "white", "linewidth": min(0.8, cell / 10)} if cell >= DOTTED_FROM else {}
+    )
     columns, rows = np.arange(kept.shape[1] + 1) - 0.5, np.arange(heads + 1) - 0.5
     axes.pcolormesh(columns, rows, channel_colours(mask, kind), **edges)
     if cell >= DOTTED_FROM:
