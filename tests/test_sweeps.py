@@ -120,6 +120,10 @@ def test_a_sweep_with_one_broken_checkpoint_among_three(
     assert statuses(second) == ["skipped 0", "skipped 1", "done 2", "done 3", "skipped 4", "skipped 5"]
     assert before == {number: (out / number / "result.json").read_bytes() for number in "0145"}
     assert result(out / "2")["error"] is None
+    third = analyze(
+        "-m", "sweep=checkpoints", "checkpoint_glob=ckpts/s*", "target_sparsity=0.9", "output_dir=out"
+    )
+    assert statuses(third) == ["skipped 3", "skipped 5"]  # however they were found
 
 
 def test_a_job_that_fails_before_it_begins_leaves_its_error_too(

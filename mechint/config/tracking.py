@@ -101,12 +101,12 @@ def _jobs(hydra: DictConfig) -> list[str]:
     """What is peculiar to each job that Hydra's own sweeper will start."""
     lines = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(lines + OmegaConf.to_container(hydra.overrides.task))
+    overrides = parser.parse_overrides(lines + list(hydra.overrides.task))
     batch = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
     if not batch:
         empty = [o for o in overrides if o.is_discrete_sweep() and not list(o.sweep_string_iterator())]
         raise UserError(_no_value(empty[0].input_line or empty[0].key_or_group))
-    common = set.intersection(*map(set, batch)) if len(batch) > 1 else set()
+    common: set[str] = set.intersection(*map(set, batch)) if len(batch) > 1 else set()
     return [" ".join(word for word in filter_overrides(job) if word not in common) for job in batch]
 
 

@@ -16,8 +16,9 @@ class TopK(LearnedMethod):
     """Hard top-k mask whose gradient goes straight through to the scores.
 
     Forward, the k units with the highest scores are on and the others off, so what is trained is what is measured.
-    Backward, every score gets the gradient of its gate: of kept units what removing them would cost, of removed ones what
-    taking them back would gain, both to first order. Straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020.
+    Backward, every score gets the gradient of its gate: of kept units what removing them would cost, of removed ones
+    what taking them back would gain, both to first order. Straight-through: Bengio et al. 2013; top-k masks:
+    Ramanujan et al. 2020.
     """
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:

@@ -22,7 +22,7 @@ class IntegratedGradients(ScoringMethod):
     """Integrated gradients of the gates, for K and V alike (Sundararajan et al. 2017; EAP-IG, Hanna et al. 2024).
 
     A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) - L(empty).
-    The score is its absolute value; with `signed` it is minus the attribution, how much the unit lowers the loss, so that
+    The score is its absolute value; with `signed` it is minus the attribution, how much the unit lowers the loss, and
     units that raise it go first.
     path_steps: S. path_objective: L, `nll` or `kl` from the dense model, whose last step, m = 1, is zero and left out.
 
