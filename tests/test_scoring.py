@@ -33,7 +33,7 @@ from mechint.scoring import (
     Wanda,
 )
 from mechint.scoring.gradients import gate_gradients
-from mechint.scoring.gram_greedy import convex_slopes
+from mechint.scoring.gram_greedy import convex_slopes, removal_costs
 from mechint.scoring.input_projections import row_norms
 from mechint.scoring.projections import output_projections
 from mechint.scoring.scorer import combine
@@ -285,6 +285,13 @@ def test_gram_greedy_counts_from_what_a_removed_channel_becomes() -> None:
     _, _, value, heads, weight = states()
     change = sum((heads[:, h] - value[:, 0].mean((0, 1))) @ weight[:, h].T for h in (0, 1))
     assert total == pytest.approx(change.square().sum().item() / TOKENS, rel=1e-3)
+
+
+def test_units_that_cancel_each_other_cost_little() -> None:
+    matrix = torch.tensor([[0.3, 0, 0, 0], [0, 1, -1, 0], [0, -1, 1, 0], [0, 0, 0, 2]], dtype=torch.double)
+    costs = removal_costs(matrix[None])[0]
+    assert costs.tolist() == pytest.approx([0.1, 0.1, 0.1, 2], rel=1e-3)
+    assert costs.argsort().tolist() == [0, 1, 2, 3]
 
 
 def test_slopes_rise_and_keep_the_sum() -> None:

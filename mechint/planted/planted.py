@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -148,5 +149,4 @@ def labels(units: Units, purposes: Sequence[str]) -> tuple[str, ...]:
 
 def purpose(label: str) -> str:
     """What a unit is for, without its place and the number of its token or position."""
-    text = label.split(": ", 1)[1]
-    return text if text.startswith("one of") else text.split(" of ")[0]
+    return re.sub(r" of (token|position|pair) \d+", "", label.split(": ", 1)[1])
