@@ -23,7 +23,7 @@ demo: setup
 	@$(PY) experiments/analyze.py
 
 test: setup
-	@$(PY) -m pytest
+	@$(PY) -m pytest -n 2 --dist loadfile
 
 # Format, lint and types, without changing anything.
 check: setup
