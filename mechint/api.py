@@ -80,7 +80,7 @@ def analyze(
         "method": method,
         "objective": objective or KlObjective(),
         "make_optimizer": make_optimizer or (sgd if isinstance(method, TopK) else adam),
-        "schedule": schedule or CubicSchedule(end=0.6),
+        "schedule": schedule or CubicSchedule(end=0.3),
         "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
         "visualizer": visualizer or Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves()]),
         "loggers": list(loggers),

@@ -16,6 +16,7 @@ LONGEST_REPEATABLE = 40
 class PythonDocs(TextDataset):
     """The topics of the running Python's `help()`; the same topics are held out on every version of it."""
 
+    evaluation_tokens: int = 20_480
     evaluation_fraction: float = 0.12
 
     @property
