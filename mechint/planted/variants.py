@@ -163,11 +163,14 @@ def rotate_values(blueprint: Blueprint, generator: torch.Generator) -> None:
 
 @dataclass(kw_only=True)
 class Permuted(Induction):
-    """The base with its attention weights permuted at random: no truth, and no small mask should explain it.
+    """The base with its attention weights permuted at random: nothing is planted, so nothing can be recovered.
 
-    Methods keep as many units as the base has planted ones.
+    A control for claims: how much of a model without a circuit a mask of the base's size explains. It is not little, as
+    few of the weights are large. All are smaller than in the base, for outputs of ordinary size.
     """
 
+    logit: float = 4.0
+    loudness: float = 0.3
     name: ClassVar[str] = "permuted"
     has_truth: ClassVar[bool] = False
 

@@ -139,7 +139,7 @@ def draw_row(
     scale_bytes(right, groups, last)
     left.set_title(quantity.title, weight="bold")
     left.set_ylabel(quantity.label)
-    right.tick_params(labelleft=False)
+    right.tick_params(labelleft=False, which="both")
 
 
 def draw_group(axes: Axes, group: StudyGroup, quantity: Quantity, look: Look, by_bytes: bool) -> None:
@@ -198,6 +198,9 @@ def scale_values(axes: Axes, groups: Sequence[StudyGroup], quantity: Quantity) -
     if quantity.logarithmic and low > 0 and high > 10 * low:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        # Between decades too, or an axis that spans less than one would have no number at all.
+        axes.yaxis.set_minor_locator(LogLocator(10, subs=(2, 5)))
+        axes.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     elif quantity.logarithmic:
         axes.set_ylim(bottom=min(0, low) - 0.04 * (high - min(0, low)))
     else:
@@ -213,7 +216,7 @@ def scale_sparsity(axes: Axes, groups: Sequence[StudyGroup], last: bool) -> None
     for value in reversed(values):
         if not ticks or ticks[-1] - value >= 0.1 * span:
             ticks.append(value)
-    axes.set_xticks(ticks, [f"{100 * tick:.4g} %" for tick in ticks])
+    axes.set_xticks(ticks, [f"{100 * tick:.3g} %" for tick in ticks])
     axes.tick_params(labelbottom=last)
     axes.set_xlabel("sparsity (units removed)" if last else "")
 
