@@ -12,6 +12,10 @@ from mechint.learning.objectives import kl_per_position
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.units import Pools, Units
 
+# How far removed units are opened when their worth is estimated, and how many of the best are tried on each side.
+AJAR = 0.3
+WIDTH = 8
+
 
 @dataclass
 class Finishing:
@@ -54,58 +58,59 @@ class Exchange:
     def run(self, keep: Tensor) -> Finishing:
         """Improve a hard mask keep, bool [U]."""
         before = best = self.kl(keep)
-        start, left, size = keep, self.trials, max(1, int(keep.sum()) // 8)
-        gradients = self.sequence_gradients(keep)
+        start, size, turn = keep, max(1, int(keep.sum()) // 8), 0
+        value, gradients = self._values(keep)
         paired: set[tuple[int, int]] = set()
-        skip = 0
-        while left > 0 and keep.any() and not keep.all():
-            proposal = self._cancelling(keep, gradients, paired) if size == 1 else None
-            if proposal is None:
-                proposal = self._swap(keep, gradients.mean(0), size, skip)
+        for _ in range(self.trials):
+            if size > 2:
+                proposal = self._swap(keep, value, size, 0)
+            else:  # the fine end: cancelling pairs first, then two or one at a time
+                proposal = self._cancelling(keep, value, gradients, paired)
+                if proposal is None:
+                    proposal = self._swap(keep, value, 2 - turn % 2, turn // 2)
+                    turn += 1
             if proposal is None:
                 break
-            left -= 1
             kl = self.kl(proposal)
             if kl < best:
-                keep, best, skip = proposal, kl, 0
-                gradients = self.sequence_gradients(keep)
-            elif size > 1:
+                keep, best, turn = proposal, kl, 0
+                value, gradients = self._values(keep)
+            elif size > 2:
                 size = size // 2
-            else:
-                skip += 1
-        exchanged = int((keep & ~start).sum())
-        return Finishing(keep, before, best, self._tokens, exchanged)
+        return Finishing(keep, before, best, self._tokens, int((keep & ~start).sum()))
 
-    def _swap(self, keep: Tensor, gradient: Tensor, size: int, skip: int) -> Tensor | None:
-        """Exchange `size` units; `skip` leaves out pairs that were tried before. None when there is nothing left.
+    def _values(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """What each unit is worth to first order, [U], and the kept units' gradients by sequence, [rows, U].
 
-        Units are exchanged inside their pool, so every pool keeps its count.
+        Removed units are judged with all of them a little open: two that only work one after the other, each closed,
+        would both look worthless.
         """
-        value = -gradient
+        gradients = self.sequence_gradients(keep.float())
+        opened = self.sequence_gradients(keep.float() + AJAR * (~keep).float())
+        return -torch.where(keep, gradients.mean(0), opened.mean(0)), gradients
+
+    def _swap(self, keep: Tensor, value: Tensor, size: int, turn: int) -> Tensor | None:
+        """Exchange the `size` least valuable kept units for the most valuable removed ones of the same pool.
+
+        `turn` walks through other pairs, the best few of both sides first. None when no unit can be exchanged.
+        """
         lowest = torch.argsort(torch.where(keep, value, torch.inf), stable=True)[: int(keep.sum())]
         highest = torch.argsort(torch.where(keep, -torch.inf, value), descending=True, stable=True)
         highest = highest[: int((~keep).sum())]
-        width = 8  # single exchanges walk through the best few of both sides
-        if size == 1:
-            lowest, highest = lowest[skip // width :], highest[skip % width :]
         proposal, done = keep.clone(), 0
-        for out in lowest.tolist():
-            inside = highest[self._pool[highest] == self._pool[out]]
-            inside = inside[~proposal[inside]]
-            if len(inside) == 0 or value[inside[0]] <= value[out] - self._slack(size, value):
-                continue
-            proposal[out], proposal[inside[0]] = False, True
-            done += 1
+        for out in lowest[turn // WIDTH :].tolist():
+            inside = highest[turn % WIDTH :]
+            inside = inside[(self._pool[inside] == self._pool[out]) & ~proposal[inside]]
+            if len(inside):
+                proposal[out], proposal[inside[0]] = False, True
+                done += 1
             if done == size:
-                return proposal
+                break
         return proposal if done else None
 
-    @staticmethod
-    def _slack(size: int, value: Tensor) -> float:
-        """Single exchanges may look bad to first order: curvature is what the estimate does not see."""
-        return float(value.abs().max()) if size == 1 else 0.0
-
-    def _cancelling(self, keep: Tensor, gradients: Tensor, tried: set[tuple[int, int]]) -> Tensor | None:
+    def _cancelling(
+        self, keep: Tensor, value: Tensor, gradients: Tensor, tried: set[tuple[int, int]]
+    ) -> Tensor | None:
         """Drop the most opposite pair of kept units of one head that was not tried, and add the two best others."""
         norms = gradients.square().sum(0)  # [U]
         gram = gradients.T @ gradients  # [U, U]
@@ -124,10 +129,11 @@ class Exchange:
             tried.add((first, second))
             proposal = keep.clone()
             proposal[[first, second]] = False
-            value = torch.where(keep | (self._pool != self._pool[first]), torch.inf, gradients.mean(0))
-            if int(value.isfinite().sum()) < 2:
+            free = ~keep & (self._pool == self._pool[first])
+            if int(free.sum()) < 2:
                 return None
-            proposal[torch.argsort(value, stable=True)[:2]] = True
+            best = torch.argsort(torch.where(free, value, -torch.inf), descending=True, stable=True)
+            proposal[best[:2]] = True
             return proposal
         return None
 
@@ -142,12 +148,12 @@ class Exchange:
             self._tokens += tokens.numel()
         return total / self.rows[:, 1:].numel()
 
-    def sequence_gradients(self, keep: Tensor) -> Tensor:
-        """Gradient of the mean KL with respect to every unit, for each selection row on its own, [rows, U]."""
+    def sequence_gradients(self, gate: Tensor) -> Tensor:
+        """Gradient of the mean KL at gates [U], for each selection row on its own, [rows, U]."""
         parts = []
         for chosen in torch.arange(len(self.rows)).split(self.batch_size):
             tokens = self.rows[chosen, :-1].to(self.masked.device)
-            gates = keep.float().expand(len(chosen), -1).clone().requires_grad_()  # [B, U]
+            gates = gate.expand(len(chosen), -1).clone().requires_grad_()  # [B, U]
             logits = self.masked.logits(tokens, self.units.to_channels(gates))
             kl_per_position(self._dense(chosen), logits).mean(1).sum().backward()
             assert gates.grad is not None

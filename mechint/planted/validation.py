@@ -146,7 +146,7 @@ class Validation:
             generator,
             lambda *_: None,
         )
-        return method.hard_mask().cpu(), training
+        return method.pools.select(training.scores).cpu(), training
 
 
 def summary(runs: list[Record]) -> Record:
