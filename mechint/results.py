@@ -143,6 +143,13 @@ def describe_outcome(record: Record, metrics: Record, training: Training) -> Non
     record["metrics"] = metrics
     record["loss_degradation_percent"] = loss_degradation_percent(dense, masked)
     record["faithfulness"] = faithfulness(dense, empty, masked)
+    finishing = training.finishing
+    if finishing is not None:
+        record["finishing"] = {
+            "selection_kl_before": finishing.kl_before,
+            "selection_kl_after": finishing.kl_after,
+            "exchanged_units": finishing.exchanged,
+        }
     record["cost"] = {
         "steps": training.steps,
         "tokens": training.tokens,

@@ -60,9 +60,9 @@ def test_gradients_by_sequence_add_up_to_the_whole() -> None:
 def test_the_trainer_hands_on_what_the_pass_found() -> None:
     masked = MaskedModel(tiny_model("llama"))
     rows = torch.randint(3, 97, (12, 9), generator=torch.Generator().manual_seed(0))
-    method, generator = TopK(), torch.Generator().manual_seed(0)
+    method, generator = TopK(finishing_trials=10), torch.Generator().manual_seed(0)
     method.prepare(masked, 0.5, generator)
-    trainer = MaskTrainer(batch_size=4, finishing_trials=10, selection_fraction=0.5)
+    trainer = MaskTrainer(batch_size=4, selection_fraction=0.5)
     optimizer = partial(NormalizedSGD, lr=0.1)
     training = trainer.train(
         masked, rows, method, KlObjective(), optimizer, ConstantSchedule(), 2, generator, lambda *_: None

@@ -21,7 +21,8 @@ class MaskMethod:
 
     unit: `channel`, `rope_pair` or `head`. scope: units compete `global`ly, `per_layer` or `per_head`. tie_kv: one
     mask for K and V. key_sparsity, value_sparsity: targets of their own. ablation: what a removed channel becomes,
-    `zero` or its `mean` over the calibration data.
+    `zero` or its `mean` over the calibration data. finishing_trials: how many exchanges of units are tried out at
+    the end (`mechint.learning.finishing`).
 
     A method owns scores [U]; the higher, the longer a unit is kept.
     """
@@ -32,11 +33,16 @@ class MaskMethod:
     key_sparsity: float | None = None
     value_sparsity: float | None = None
     ablation: Ablation = "zero"
+    finishing_trials: int = 0
 
     def __post_init__(self) -> None:
         if self.ablation not in get_args(Ablation):
             raise UserError(
                 f"mask.ablation={self.ablation} is not known; use one of {', '.join(get_args(Ablation))}"
+            )
+        if self.finishing_trials < 0:
+            raise UserError(
+                f"mask.finishing_trials={self.finishing_trials} must be at least 0; 0 tries nothing"
             )
         for name in ("key_sparsity", "value_sparsity"):
             value = getattr(self, name)

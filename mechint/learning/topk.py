@@ -18,8 +18,10 @@ class TopK(LearnedMethod):
     Forward, the k units with the highest scores are on and the others off, so what is trained is what is measured.
     Backward, every score gets the gradient of its gate: of kept units what removing them would cost, of removed ones
     what taking them back would gain, both to first order. Straight-through: Bengio et al. 2013; top-k masks:
-    Ramanujan et al. 2020.
+    Ramanujan et al. 2020. A finishing pass follows.
     """
+
+    finishing_trials: int = 60
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """All scores start equal but for a noise that only breaks ties."""

@@ -42,23 +42,21 @@ class MaskTrainer:
 
     batch_size: sequences per step. log_every: steps between two logged lines. learning_rate_decay: the learning
     rate falls linearly to this fraction of itself over the run. dense_cache_gib: up to this size the dense model's
-    outputs are kept and not computed again.
+    outputs are kept and not computed again. selection_fraction: share of the calibration sequences that a finishing
+    pass selects on and the steps do not see.
     """
 
     batch_size: int = 8
     log_every: int = 10
     learning_rate_decay: float = 1.0
     dense_cache_gib: float = 1.0
-    finishing_trials: int = 0
-    selection_fraction: float = 0.125
+    selection_fraction: float = 1 / 32
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_every < 1:
             raise UserError("trainer.batch_size and trainer.log_every must be at least 1")
-        if self.finishing_trials < 0 or not 0 < self.selection_fraction < 1:
-            raise UserError(
-                "trainer.finishing_trials must be at least 0 and trainer.selection_fraction between 0 and 1"
-            )
+        if not 0 < self.selection_fraction < 1:
+            raise UserError(f"trainer.selection_fraction={self.selection_fraction} must lie between 0 and 1")
 
     def train(
         self,
@@ -81,7 +79,7 @@ class MaskTrainer:
         if masked.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(masked.device)
         start = time.perf_counter()
-        rows, selection = self._split(rows)
+        rows, selection = self._split(rows, method.finishing_trials)
         if isinstance(method, ScoringMethod):
             run = Training(tokens=method.score(masked, rows, self.batch_size))
         else:
@@ -145,21 +143,21 @@ class MaskTrainer:
             run.tokens += batch[:, 1:].numel()
         return run
 
-    def _split(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _split(self, rows: Tensor, trials: int) -> tuple[Tensor, Tensor]:
         """Rows to learn on, and rows the finishing pass selects on; they share no row."""
-        if not self.finishing_trials:
+        if not trials:
             return rows, rows[:0]
         count = min(max(1, round(self.selection_fraction * len(rows))), len(rows) - 1)
         if count < 1:
             raise UserError(
                 "the finishing pass needs at least two calibration sequences; "
-                "raise dataset.calibration_tokens or set trainer.finishing_trials=0"
+                "raise dataset.calibration_tokens or set mask.finishing_trials=0"
             )
         return rows[:-count], rows[-count:]
 
     def _finish(self, masked: MaskedModel, selection: Tensor, method: MaskMethod, run: Training) -> None:
         exchange = Exchange(
-            masked, method.units, method.pools, selection, self.batch_size, self.finishing_trials
+            masked, method.units, method.pools, selection, self.batch_size, method.finishing_trials
         )
         run.finishing = exchange.run(method.pools.select(run.scores))
         run.tokens += run.finishing.tokens
