@@ -409,7 +409,7 @@ def test_pareto_draws_means_against_sparsity_and_bytes(draw: Draw, study: Study)
     assert [1.0, 1.0] in spans, "dense"
     assert [5.0, 5.0] in spans, "empty"
     assert [label.get_text() for label in drawn.figure.axes[4].get_xticklabels()] == [
-        "93.75 %",
+        "93.8 %",
         "75 %",
         "50 %",
     ]
