@@ -10,9 +10,10 @@ setup: $(VENV)/ready
 # A torch that the Python at hand already has (on a CUDA machine, say) is kept; otherwise the pinned one is installed first.
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else "Python 3.10 to 3.13 is needed, not %d.%d; choose one with make PYTHON=python3.12" % v)'
-	@test -x $(PY) || if $(PYTHON) -c 'import torch' 2>/dev/null; \
-		then echo "keeping the torch of $(PYTHON)" && $(PYTHON) -m venv --system-site-packages $(VENV); \
-		else $(PYTHON) -m venv $(VENV); fi
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@own=$$($(PYTHON) -c 'import pathlib, torch; print(pathlib.Path(torch.__file__).parents[1])' 2>/dev/null) && \
+		echo "keeping the torch in $$own" && \
+		echo "$$own" > "$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/kept_torch.pth" || true
 	@echo "installing into $(VENV) (a few minutes the first time)"
 	@$(PY) -c 'import torch' 2>/dev/null || $(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' $(CONSTRAINTS))"
 	@grep -v '^torch==' $(CONSTRAINTS) > $(VENV)/constraints.txt
@@ -27,6 +28,6 @@ test: setup
 
 # Format, lint and types, without changing anything.
 check: setup
-	@$(VENV)/bin/ruff format --check .
-	@$(VENV)/bin/ruff check .
-	@$(VENV)/bin/mypy
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
