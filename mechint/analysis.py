@@ -35,6 +35,7 @@ from mechint.results import (
     describe_outcome,
     end_record,
     layer_table,
+    settings_without_effect,
     start_record,
 )
 from mechint.run_directories import Occupant, clear_run, finished_run, refuse_other_run
@@ -143,6 +144,7 @@ class Analysis:
         describe_inputs(record, checkpoint, data)
         describe_model(record, masked)
         describe_method(record, self.method, self.objective, self.schedule)
+        record["notes"] += settings_without_effect(self.method, masked)
         write_json(output_dir / RESULT, record)
 
         training = self._learn(masked, data, generator, logger, progress)

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from mechint.checkpoints import Checkpoint
 from mechint.data import TokenData
-from mechint.learning.method import MaskMethod
+from mechint.learning.method import MaskMethod, ScoringMethod
 from mechint.learning.objectives import Objective
 from mechint.learning.trainer import Training
 from mechint.masking import ChannelSpace, MaskedModel, Units
+from mechint.masking.rotary import has_rotary_embedding
 from mechint.measurement import faithfulness, loss_degradation_percent
 from mechint.records import SCHEMA_VERSION
 
@@ -97,6 +98,19 @@ def describe_method(record: Record, method: MaskMethod, objective: Objective, sc
         "objective": objective.name,
         "schedule": type(schedule).__name__,
     }
+
+
+def settings_without_effect(method: MaskMethod, masked: MaskedModel) -> list[str]:
+    """Settings that do nothing in this combination, in words."""
+    notes = []
+    if method.unit == "rope_pair" and not has_rotary_embedding(masked):
+        notes.append(
+            "mask.unit=rope_pair has no effect: the model rotates no keys, so every unit is a channel"
+        )
+    if isinstance(method, ScoringMethod):
+        name = type(method).__name__
+        notes.append(f"objective, optimizer, sparsity_schedule and steps have no effect: {name} only scores")
+    return notes
 
 
 def describe_mask(record: Record, units: Units, target: float, keep: Tensor, importance: Tensor) -> None:

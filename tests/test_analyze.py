@@ -212,3 +212,14 @@ def test_bad_input_is_one_line_and_exit_code_2(overrides: list[str], message: st
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_settings_without_effect_are_said(tmp_path: Path) -> None:
+    done = analyze(
+        tmp_path, *SMALL, "mask=act_norm", "mask.unit=rope_pair", "output_dir=out", "visualizer=none"
+    )
+    assert done.returncode == 0, done.stderr
+    notes = " ".join(json.loads((tmp_path / "out" / "result.json").read_text())["notes"])
+    assert "mask.unit=rope_pair has no effect" in notes  # the bundled baseline has no RoPE
+    assert "optimizer" in notes
+    assert "only scores" in (tmp_path / "out" / "circuit_analysis_report.md").read_text()

@@ -72,3 +72,23 @@ def test_the_trainer_hands_on_what_the_pass_found() -> None:
     assert torch.equal(method.pools.select(training.scores), training.finishing.keep)
     assert not torch.equal(method.hard_mask(), training.finishing.keep)
     assert training.tokens == 2 * 4 * 8 + training.finishing.tokens
+
+
+def test_pairs_that_cancel_are_found_inside_a_head_only() -> None:
+    finishing = exchange(MaskedModel(tiny_model("gpt2")), rows=4)
+    gradients = torch.randn(4, 192, generator=torch.Generator().manual_seed(0))
+    gradients[:, 5] = -gradients[:, 3]  # the same head
+    gradients[:, 40] = -gradients[:, 6]  # another one
+    assert finishing._opposite_pairs(torch.ones(192, dtype=torch.bool), gradients)[0] == (3, 5)
+    assert (6, 40) not in finishing._opposite_pairs(torch.ones(192, dtype=torch.bool), gradients)
+    keep = torch.ones(192, dtype=torch.bool)
+    keep[3] = False
+    assert (3, 5) not in finishing._opposite_pairs(keep, gradients)
+
+
+def test_scores_agree_with_a_mask_even_where_they_hardly_differ() -> None:
+    pools = exchange(MaskedModel(tiny_model("llama"))).pools
+    scores = 5 + 1e-6 * torch.rand(96, generator=torch.Generator().manual_seed(0))
+    keep = torch.zeros(96, dtype=torch.bool)
+    keep[::2] = True
+    assert torch.equal(pools.select(pools.agree(scores, keep)), keep)

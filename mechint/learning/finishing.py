@@ -16,6 +16,9 @@ from mechint.masking.units import Pools, Units
 AJAR = 0.3
 WIDTH = 8
 
+# Two gradients cancel if this little of their squared norms is left in the squared norm of their sum.
+OPPOSITE = 0.05
+
 
 @dataclass
 class Finishing:
@@ -49,45 +52,53 @@ class Exchange:
     rows: Tensor
     batch_size: int
     trials: int
+    dense_bytes: int = 2**30
     _tokens: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._dense = DenseOutputs(self.masked, self.rows, 2**30)
+        self._dense = DenseOutputs(self.masked, self.rows, self.dense_bytes)
         self._pool = self.pools.of_unit.to(self.masked.device)
+        places = torch.stack([self.units.layer, self.units.head, self.units.has_value.long()], dim=1)
+        place = torch.unique(places, dim=0, return_inverse=True)[1]
+        order = torch.argsort(place, stable=True).to(self.masked.device)
+        self._heads = order.split(torch.bincount(place).tolist())
 
     def run(self, keep: Tensor) -> Finishing:
         """Improve a hard mask keep, bool [U]."""
         before = best = self.kl(keep)
         start, size, turn = keep, max(1, int(keep.sum()) // 8), 0
-        value, gradients = self._values(keep)
-        paired: set[tuple[int, int]] = set()
+        value, pairs = self._values(keep)
+        tried: set[tuple[int, int]] = set()
         for _ in range(self.trials):
+            untried = [pair for pair in pairs if pair not in tried]
             if size > 2:
                 proposal = self._swap(keep, value, size, 0)
-            else:  # the fine end: cancelling pairs first, then two or one at a time
-                proposal = self._cancelling(keep, value, gradients, paired)
-                if proposal is None:
-                    proposal = self._swap(keep, value, 2 - turn % 2, turn // 2)
-                    turn += 1
+            elif untried:  # the fine end: cancelling pairs first, then two or one at a time
+                tried.add(untried[0])
+                proposal = self._without_pair(keep, value, untried[0])
+            else:
+                proposal = self._swap(keep, value, 2 - turn % 2, turn // 2)
+                turn += 1
             if proposal is None:
                 break
             kl = self.kl(proposal)
             if kl < best:
                 keep, best, turn = proposal, kl, 0
-                value, gradients = self._values(keep)
+                value, pairs = self._values(keep)
             elif size > 2:
                 size = size // 2
         return Finishing(keep, before, best, self._tokens, int((keep & ~start).sum()))
 
-    def _values(self, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """What each unit is worth to first order, [U], and the kept units' gradients by sequence, [rows, U].
+    def _values(self, keep: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+        """What each unit is worth to first order, [U], and pairs of kept units that cancel each other.
 
         Removed units are judged with all of them a little open: two that only work one after the other, each closed,
         would both look worthless.
         """
         gradients = self.sequence_gradients(keep.float())
         opened = self.sequence_gradients(keep.float() + AJAR * (~keep).float())
-        return -torch.where(keep, gradients.mean(0), opened.mean(0)), gradients
+        value = -torch.where(keep, gradients.mean(0), opened.mean(0))
+        return value, self._opposite_pairs(keep, gradients)
 
     def _swap(self, keep: Tensor, value: Tensor, size: int, turn: int) -> Tensor | None:
         """Exchange the `size` least valuable kept units for the most valuable removed ones of the same pool.
@@ -108,34 +119,33 @@ class Exchange:
                 break
         return proposal if done else None
 
-    def _cancelling(
-        self, keep: Tensor, value: Tensor, gradients: Tensor, tried: set[tuple[int, int]]
-    ) -> Tensor | None:
-        """Drop the most opposite pair of kept units of one head that was not tried, and add the two best others."""
-        norms = gradients.square().sum(0)  # [U]
-        gram = gradients.T @ gradients  # [U, U]
-        together = (norms[:, None] + norms[None, :] + 2 * gram) / (norms[:, None] + norms[None, :] + 1e-30)
-        layer, head = self.units.layer.to(keep.device), self.units.head.to(keep.device)
-        same = (layer[:, None] == layer[None, :]) & (head[:, None] == head[None, :])
-        same &= (self.units.has_key[:, None] == self.units.has_key[None, :]).to(keep.device)
-        same &= (self._pool[:, None] == self._pool[None, :]) & keep[:, None] & keep[None, :]
-        together = torch.where(torch.triu(same, 1), together, torch.inf)
-        for index in torch.argsort(together.flatten())[:16].tolist():
-            first, second = divmod(index, len(keep))
-            if together[first, second] > 0.05:
-                return None
-            if (first, second) in tried:
-                continue
-            tried.add((first, second))
-            proposal = keep.clone()
-            proposal[[first, second]] = False
-            free = ~keep & (self._pool == self._pool[first])
-            if int(free.sum()) < 2:
-                return None
-            best = torch.argsort(torch.where(free, value, -torch.inf), descending=True, stable=True)
-            proposal[best[:2]] = True
-            return proposal
-        return None
+    def _opposite_pairs(self, keep: Tensor, gradients: Tensor) -> list[tuple[int, int]]:
+        """The pairs of kept units of one head and kind whose gradients [rows, U] cancel, most opposite first.
+
+        Only units of the same head are compared, so memory grows with a head's width and not with all units.
+        """
+        found: list[tuple[float, int, int]] = []
+        for members in self._heads:
+            kept = members[keep[members]]
+            gram = gradients[:, kept].T @ gradients[:, kept]  # [kept, kept]
+            norms = gram.diagonal()[:, None] + gram.diagonal()[None, :]
+            left_over = torch.triu(1 + 2 * gram / norms.clamp_min(1e-30), 1)
+            left_over += torch.tril(torch.full_like(gram, torch.inf))
+            for first, second in (left_over <= OPPOSITE).nonzero().tolist():
+                pair = sorted((int(kept[first]), int(kept[second])))
+                found.append((float(left_over[first, second]), pair[0], pair[1]))
+        return [(first, second) for _, first, second in sorted(found)[: 2 * WIDTH]]
+
+    def _without_pair(self, keep: Tensor, value: Tensor, pair: tuple[int, int]) -> Tensor | None:
+        """Drop two units and add the two best removed ones of their pool; None where there are not two."""
+        free = ~keep & (self._pool == self._pool[pair[0]])
+        if int(free.sum()) < 2:
+            return None
+        best = torch.argsort(torch.where(free, value, -torch.inf), descending=True, stable=True)
+        proposal = keep.clone()
+        proposal[list(pair)] = False
+        proposal[best[:2]] = True
+        return proposal
 
     @torch.no_grad()
     def kl(self, keep: Tensor) -> float:

@@ -110,10 +110,8 @@ class MaskTrainer:
         dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
         optimizer = make_optimizer(method.parameter_groups())
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step / steps))
-        run, before = (
-            Training(steps=steps),
-            torch.ones(method.units.count, dtype=torch.bool, device=masked.device),
-        )
+        run = Training(steps=steps)
+        before = torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
         for step, chosen in enumerate(_batches(len(rows), self.batch_size, steps, generator)):
             progress = step / max(steps - 1, 1)
             share = schedule(progress)
@@ -157,11 +155,18 @@ class MaskTrainer:
 
     def _finish(self, masked: MaskedModel, selection: Tensor, method: MaskMethod, run: Training) -> None:
         exchange = Exchange(
-            masked, method.units, method.pools, selection, self.batch_size, method.finishing_trials
+            masked,
+            method.units,
+            method.pools,
+            selection,
+            self.batch_size,
+            method.finishing_trials,
+            int(self.dense_cache_gib * 2**30),
         )
         run.finishing = exchange.run(method.pools.select(run.scores))
         run.tokens += run.finishing.tokens
         run.scores = method.pools.agree(run.scores, run.finishing.keep)
+        assert torch.equal(method.pools.select(run.scores), run.finishing.keep)
 
     def _rate(self, progress: float) -> float:
         return 1 + (self.learning_rate_decay - 1) * progress

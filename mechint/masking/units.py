@@ -125,18 +125,21 @@ class Pools:
         return rank < self.quotas(progress).to(scores.device)[self.of_unit.to(scores.device)]
 
     def agree(self, scores: Tensor, keep: Tensor) -> Tensor:
-        """Scores [U] moved just across their pool's threshold where they would not select `keep`, bool [U]."""
-        middle = self.thresholds(scores)
+        """Scores [U] moved just across their pool's threshold where they would not select `keep`, bool [U].
+
+        In double precision, so that the step across is not lost.
+        """
+        scores = scores.double()
+        middle = self._thresholds(scores)
         step = 1e-6 * (scores.max() - scores.min()).clamp_min(1e-12)
         return torch.where(keep, torch.maximum(scores, middle + step), torch.minimum(scores, middle - step))
 
-    def thresholds(self, scores: Tensor, progress: float = 1.0) -> Tensor:
+    def _thresholds(self, scores: Tensor) -> Tensor:
         """Midway between the lowest kept and the highest removed score of each unit's pool, [U].
 
         Where a pool keeps all or nothing it is the pool's lowest or highest score.
         """
-        scores = scores.detach()
-        keep, pool = self.select(scores, progress), self.of_unit.to(scores.device)
+        keep, pool = self.select(scores), self.of_unit.to(scores.device)
         infinity = scores.new_full((len(self.share),), torch.inf)
         kept = infinity.scatter_reduce(0, pool, torch.where(keep, scores, torch.inf), "amin")
         removed = (-infinity).scatter_reduce(0, pool, torch.where(keep, -torch.inf, scores), "amax")
