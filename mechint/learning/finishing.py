@@ -122,14 +122,15 @@ class Exchange:
     def _opposite_pairs(self, keep: Tensor, gradients: Tensor) -> list[tuple[int, int]]:
         """The pairs of kept units of one head and kind whose gradients [rows, U] cancel, most opposite first.
 
-        Only units of the same head are compared, so memory grows with a head's width and not with all units.
+        Two units without any gradient count as well: they do nothing, together or apart. Only units of the same head
+        are compared, so memory grows with a head's width and not with all units.
         """
         found: list[tuple[float, int, int]] = []
         for members in self._heads:
             kept = members[keep[members]]
             gram = gradients[:, kept].T @ gradients[:, kept]  # [kept, kept]
             norms = gram.diagonal()[:, None] + gram.diagonal()[None, :]
-            left_over = torch.triu(1 + 2 * gram / norms.clamp_min(1e-30), 1)
+            left_over = torch.triu((norms + 2 * gram) / (norms + 1e-30), 1)
             left_over += torch.tril(torch.full_like(gram, torch.inf))
             for first, second in (left_over <= OPPOSITE).nonzero().tolist():
                 pair = sorted((int(kept[first]), int(kept[second])))
