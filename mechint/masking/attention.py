@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mechint.errors import UserError
+from mechint.masking.gating import gated
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
@@ -49,14 +50,7 @@ class LayerGate:
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Gate key [B, G, T, C] and value [B, G, T, C]."""
-        return _gate(key, self.key, self.key_fill), _gate(value, self.value, self.value_fill)
-
-
-def _gate(states: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
-    gate = gate.to(states.dtype).unsqueeze(-2)  # [G, 1, C] or [B, G, 1, C]
-    if fill is None:
-        return states * gate  # [B, G, T, C]
-    return states * gate + fill.to(states.dtype).unsqueeze(-2) * (1 - gate)
+        return gated(key, self.key, self.key_fill), gated(value, self.value, self.value_fill)
 
 
 def _base_function(base: str, module: nn.Module) -> AttentionFunction:

@@ -54,14 +54,14 @@ class MaskedModel:
         if gates is None:
             yield
             return
-        with hooks([(module, self._layer_gate(i, gates)) for i, module in enumerate(self._modules)]):
+        parts = self.space.parts(gates)
+        fills = [None] * len(parts) if self.fill is None else self.space.parts(self.fill)
+        layers = [
+            LayerGate(parts[i], parts[i + 1], fills[i], fills[i + 1])
+            for i in range(0, len(parts), len(KINDS))
+        ]
+        with hooks(list(zip(self._modules, layers, strict=True))):
             yield
-
-    def _layer_gate(self, position: int, gates: Tensor) -> LayerGate:
-        key, value = (self.space.view(gates, position, kind) for kind in KINDS)
-        if self.fill is None:
-            return LayerGate(key, value)
-        return LayerGate(key, value, *(self.space.view(self.fill, position, kind) for kind in KINDS))
 
     @contextmanager
     def recording(self, recorder: LayerRecorder) -> Iterator[None]:

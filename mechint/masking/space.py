@@ -65,6 +65,15 @@ class ChannelSpace:
         """The [..., G, C] view of a flat tensor [..., N] for one layer and kind."""
         return flat[..., self.slices[position, kind]].unflatten(-1, (self.layers[position].num_kv_heads, -1))
 
+    def parts(self, flat: Tensor) -> list[Tensor]:
+        """All views [..., G, C] of a flat tensor [..., N] in their order, layer by layer, K before V.
+
+        The gradient of all of them together is one concatenation, however many layers there are.
+        """
+        pieces = flat.split([part.stop - part.start for part in self.slices.values()], dim=-1)
+        heads = [layer.num_kv_heads for layer in self.layers for _ in KINDS]
+        return [piece.unflatten(-1, (count, -1)) for piece, count in zip(pieces, heads, strict=True)]
+
     def labels(self) -> dict[str, Tensor]:
         """For every channel on the flat axis: its layer position, kind (0 K, 1 V), KV head and channel.
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from mechint.masking.attention import Hook, hooks
 from mechint.masking.masked_model import MaskedModel
-from mechint.masking.space import Kind
 from mechint.masking.units import Units
-from mechint.scoring.projections import attention_modules
 
 # Loss of every sequence [B], from logits [B, T, V] and rows [B, T + 1].
 SequenceLoss = Callable[[Tensor, Tensor], Tensor]
@@ -34,8 +30,8 @@ def gate_gradients(
     """
     batch = batch.to(masked.device)
     leaf = gates.detach().float().to(masked.device).expand(len(batch), -1).clone().requires_grad_()
-    with torch.enable_grad(), sequence_gates(masked, leaf):
-        logits = masked.model(input_ids=batch[:, :-1], use_cache=False).logits
+    with torch.enable_grad():
+        logits = masked.logits(batch[:, :-1], leaf)
         (gradients,) = torch.autograd.grad(loss(logits, batch).sum(), leaf)
     return gradients
 
@@ -44,28 +40,3 @@ def unit_gradients(units: Units, gradients: Tensor) -> Tensor:
     """Gradients [B, U] with respect to units' gates: by the chain rule, sums of their channels' [B, N]."""
     sums = gradients.new_zeros(len(gradients), units.count)
     return sums.index_add_(1, units.of_channel.to(gradients.device), gradients)
-
-
-@contextmanager
-def sequence_gates(masked: MaskedModel, gates: Tensor) -> Iterator[None]:
-    """As `MaskedModel.gated`, with gates [B, N]: a set for every sequence of the batch."""
-
-    def part(flat: Tensor, position: int, kind: Kind) -> Tensor:
-        """[..., G, 1, C] of a flat tensor [..., N]."""
-        heads = masked.space.layers[position].num_kv_heads
-        return flat[..., masked.space.slices[position, kind]].unflatten(-1, (heads, 1, -1))
-
-    def gate(states: Tensor, position: int, kind: Kind) -> Tensor:
-        here = part(gates, position, kind).to(states.dtype)
-        if masked.fill is None:
-            return states * here
-        return states * here + part(masked.fill, position, kind).to(states.dtype) * (1 - here)
-
-    def hook_for(position: int) -> Hook:
-        def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            return gate(key, position, "k"), gate(value, position, "v")
-
-        return hook
-
-    with hooks([(module, hook_for(position)) for position, module in enumerate(attention_modules(masked))]):
-        yield

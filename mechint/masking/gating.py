@@ -1,0 +1,46 @@
+"""Keys and values under a gate, with the smallest backward pass that a frozen model needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gated(states: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+    """states * gate + fill * (1 - gate), [B, G, T, C], in the dtype of the states.
+
+    states [B, G, T, C]; gate [G, C] or one for each sequence [B, G, C], in float32 whatever the model computes in;
+    fill [G, C], or None for zero.
+    """
+    return _Gated.apply(states, gate, fill)
+
+
+class _Gated(torch.autograd.Function):
+    """Keeps the states and nothing else, and sums the gate's gradient in one pass over them.
+
+    Nothing flows into states that need no gradient: below the first layer's attention no graph is built.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+        ctx.save_for_backward(states, gate, fill)
+        factor = gate.to(states.dtype).unsqueeze(-2)  # [G, 1, C] or [B, G, 1, C]
+        if fill is None:
+            return states * factor
+        return states * factor + fill.to(states.dtype).unsqueeze(-2) * (1 - factor)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        states, gate, fill = ctx.saved_tensors
+        below = gradient * gate.to(gradient.dtype).unsqueeze(-2) if ctx.needs_input_grad[0] else None
+        if not ctx.needs_input_grad[1]:
+            return below, None, None
+        summed = (
+            (-2,) if gate.ndim == 3 else (0, -2)
+        )  # over positions, and sequences where they share the gate
+        of_gate = (gradient * states).sum(summed, dtype=gate.dtype)
+        if fill is not None:
+            of_gate -= fill * gradient.sum(summed, dtype=gate.dtype)
+        return below, of_gate, None
