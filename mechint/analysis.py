@@ -17,7 +17,7 @@ import torch
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import TokenData
 from mechint.errors import UserError
-from mechint.learning.method import MaskMethod, importance
+from mechint.learning.method import LearnedMethod, MaskMethod, importance
 from mechint.learning.objectives import Objective
 from mechint.learning.trainer import MaskTrainer, Metrics, Training
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
@@ -28,6 +28,7 @@ from mechint.records import RESULT, config_digest, write_json
 from mechint.reporting import RunFiles, Visualizer
 from mechint.results import (
     Record,
+    describe_binarization,
     describe_inputs,
     describe_mask,
     describe_method,
@@ -197,6 +198,10 @@ class Analysis:
         metrics = prepared.measure(kept, self.trainer.batch_size)
         describe_mask(record, units, self.target_sparsity, keep, importance_)
         describe_outcome(record, metrics, training)
+        if isinstance(self.method, LearnedMethod):
+            soft = self.method.soft_gates()
+            soft_kl = None if soft is None else prepared.kl(units.to_channels(soft), self.trainer.batch_size)
+            describe_binarization(record, soft, soft_kl)
         return masks_by_layer(units.space, kept, units.to_channels(importance_))
 
     def _report(self, record: Record, logger: LoggerGroup, mask_files: list[Path], drawn: list[Path]) -> None:

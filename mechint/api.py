@@ -30,7 +30,19 @@ from mechint.comparison.figures import (
 from mechint.comparison.job import Output, leave_comparison
 from mechint.comparison.variant import Directories
 from mechint.data import Dataset, PythonDocs
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
+from mechint.learning import (
+    AnnealedSigmoid,
+    ConstantSchedule,
+    CubicSchedule,
+    EdgePopup,
+    HardConcrete,
+    KlObjective,
+    LeanK,
+    LinearSchedule,
+    MaskTrainer,
+    NormalizedSGD,
+    TopK,
+)
 from mechint.learning.method import MaskMethod
 from mechint.learning.objectives import Objective
 from mechint.loggers import Logger, WandbLogger
@@ -61,13 +73,11 @@ def analyze(
 ) -> RunFiles:
     """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
-    Whatever is None is as in conf/analyze.yaml. A finished run of the same settings in `output_dir` is
+    Whatever is None is as in conf/analyze.yaml and conf/mask. A finished run of the same settings in `output_dir` is
     returned as it is unless `resume` is False. Raises UserError for what a user can mend.
     """
     method = method or TopK()
-    # the other methods are made for Adam, as conf/mask says
-    sgd = functools.partial(NormalizedSGD, lr=0.1, momentum=0.9)
-    adam = functools.partial(torch.optim.Adam, lr=0.1)
+    usual_optimizer, usual_schedule = recipe(method)
     settings: dict[str, Any] = {
         "checkpoint": checkpoint,
         "target_sparsity": target_sparsity,
@@ -79,14 +89,28 @@ def analyze(
         "dataset": dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
         "method": method,
         "objective": objective or KlObjective(),
-        "make_optimizer": make_optimizer or (sgd if isinstance(method, TopK) else adam),
-        "schedule": schedule or CubicSchedule(end=0.3),
+        "make_optimizer": make_optimizer or usual_optimizer,
+        "schedule": schedule or usual_schedule,
         "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
         "visualizer": visualizer or Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves()]),
         "loggers": list(loggers),
     }
     Analysis(**settings).run(Path(output_dir), describe_settings(settings), resume=resume)
     return RunFiles.read(output_dir)
+
+
+def recipe(method: MaskMethod) -> tuple[MakeOptimizer, Callable[[float], float]]:
+    """The optimizer and the sparsity schedule that conf/mask gives a method."""
+    adam = functools.partial(torch.optim.Adam, lr=0.1)
+    if isinstance(method, HardConcrete):
+        return functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01), LinearSchedule(
+            end=2500 / 3000
+        )
+    if isinstance(method, EdgePopup):
+        return adam, ConstantSchedule()
+    if isinstance(method, AnnealedSigmoid | LeanK):
+        return adam, CubicSchedule(end=0.3)
+    return functools.partial(NormalizedSGD, lr=0.1, momentum=0.9), CubicSchedule(end=0.3)
 
 
 def compare_variants(

@@ -31,8 +31,8 @@ def measure(
     once.
 
     rows: evaluation data [M, T + 1], whose first T tokens predict the last T. variants: bool [N] each, True keeps
-    the channel; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown,
-    bits_per_byte is left out. loss and kl are means per predicted token in nats.
+    the channel, or float [N] gates; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where
+    unknown, bits_per_byte is left out. loss and kl are means per predicted token in nats.
     """
     sums = {name: _Sums() for name in variants}
     with torch.inference_mode():

@@ -49,6 +49,11 @@ class Prepared:
         self._baselines[key] = {name: metrics[name] for name in ("dense", "empty")}
         return metrics
 
+    def kl(self, gates: Tensor, batch_size: int) -> float:
+        """KL(dense || gated) on evaluation data, nats per token, for gates float [N]."""
+        data = self.data
+        return measure(self.masked, data.evaluation, {"gated": gates}, None, batch_size)["gated"]["kl"]
+
 
 class Preparation:
     """Loads checkpoints and tokens, and keeps the latest ones, so that memory never holds two models.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mechint.checkpoints import Checkpoint
 from mechint.data import TokenData
-from mechint.learning.method import MaskMethod, ScoringMethod
+from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.learning.objectives import Objective
 from mechint.learning.trainer import Training
 from mechint.masking import ChannelSpace, MaskedModel, Units
@@ -107,8 +107,15 @@ def settings_without_effect(method: MaskMethod, masked: MaskedModel) -> list[str
         notes.append(
             "mask.unit=rope_pair has no effect: the model rotates no keys, so every unit is a channel"
         )
+    name = type(method).__name__
+    if isinstance(method, LearnedMethod) and method.has_learning_rate:
+        notes.append(
+            f"optimizer.lr and trainer.learning_rate_decay have no effect: {name} has learning rates of its own, "
+            "mask.learning_rate, that rise and fall as published"
+        )
+    if isinstance(method, LearnedMethod) and not method.follows_schedule:
+        notes.append(f"sparsity_schedule has no effect: {name} takes the target's count at the end")
     if isinstance(method, ScoringMethod):
-        name = type(method).__name__
         notes.append(f"objective, optimizer, sparsity_schedule and steps have no effect: {name} only scores")
     return notes
 
@@ -164,6 +171,7 @@ def describe_outcome(record: Record, metrics: Record, training: Training) -> Non
             "selection_kl_after": finishing.kl_after,
             "exchanged_units": finishing.exchanged,
         }
+    record["binarization_gap"] = None  # there is none for methods that only score
     record["cost"] = {
         "steps": training.steps,
         "tokens": training.tokens,
@@ -171,6 +179,19 @@ def describe_outcome(record: Record, metrics: Record, training: Training) -> Non
         "step_seconds": training.seconds / max(training.steps, 1),
         "peak_memory_bytes": training.peak_memory_bytes,
     }
+
+
+def describe_binarization(record: Record, soft: Tensor | None, soft_kl: float | None) -> None:
+    """Add what making the mask hard cost a learned method, from its final soft gates [U] and their KL, if it has any.
+
+    soft_open: soft gates above 1/2, which no target has set. gap: KL of the hard mask - KL of the soft gates, in nats.
+    """
+    kl, kept = record["metrics"]["masked"]["kl"], record["sparsity"]["kept"]
+    if soft is None or soft_kl is None:
+        record["binarization_gap"] = {"soft_kl": kl, "soft_open": kept, "gap": 0.0}
+        return
+    open_gates = int((soft > 0.5).sum())
+    record["binarization_gap"] = {"soft_kl": soft_kl, "soft_open": open_gates, "gap": kl - soft_kl}
 
 
 def layer_table(record: Record) -> tuple[list[str], list[list[Any]]]:

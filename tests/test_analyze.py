@@ -193,6 +193,13 @@ def test_other_choices_work_together_and_a_terminal_shows_a_bar(
         "objective": "nll",
         "schedule": "CosineSchedule",
     }
+    gap = record["binarization_gap"]
+    assert gap["gap"] == pytest.approx(record["metrics"]["masked"]["kl"] - gap["soft_kl"])
+    assert 0 <= gap["soft_open"] <= 72
+    notes = " ".join(record["notes"])
+    assert "sparsity_schedule has no effect" in notes
+    assert "optimizer.lr" in notes
+    assert "Binarization gap" in (directories[0] / "circuit_analysis_report.md").read_text()
     assert not list(directories[0].glob("*.png"))
     assert (directories[0] / "metrics.jsonl").exists()
 

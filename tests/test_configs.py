@@ -3,13 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mechint import config as configuration
+from mechint.api import recipe
 from mechint.errors import UserError
+from mechint.learning.method import ScoringMethod
 
 CONF = ROOT / "conf"
 ANALYZE_GROUPS = [
@@ -91,6 +94,21 @@ def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert configuration.job_directory(None, "outputs/runs/x") == "outputs/runs/x-2"
 
 
+@pytest.mark.parametrize("option", [name for name in options("mask") if name != "options"])
+def test_a_methods_file_and_the_python_interface_agree(option: str) -> None:
+    config = composed("analyze", [f"mask={option}"])
+    method = configuration.build(config.mask)
+    if isinstance(method, ScoringMethod):
+        return
+    assert method == type(method)()
+    make_optimizer, schedule = recipe(method)
+    weight = torch.zeros(1, requires_grad=True)
+    ours = make_optimizer([weight])
+    theirs = configuration.build(config.optimizer, _partial_=True)([weight])
+    assert (type(ours), ours.defaults) == (type(theirs), theirs.defaults)
+    assert schedule == configuration.build(config.sparsity_schedule)
+
+
 @pytest.mark.parametrize("architecture", options("architecture"))
 def test_pretraining_options(architecture: str) -> None:
     config = composed("pretrain", [f"architecture={architecture}"])
@@ -101,7 +119,7 @@ def test_pretraining_options(architecture: str) -> None:
 
 
 def test_a_command_line_choice_wins_over_a_methods_own_optimizer() -> None:
-    assert composed("analyze", ["mask=hard_concrete"]).optimizer._target_ == "torch.optim.Adam"
+    assert composed("analyze", ["mask=hard_concrete"]).optimizer._target_ == "torch.optim.AdamW"
     assert (
         composed("analyze", ["mask=hard_concrete", "optimizer=sgd"]).optimizer._target_ == "torch.optim.SGD"
     )

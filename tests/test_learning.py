@@ -17,9 +17,11 @@ from mechint.learning import (
     ConstantSchedule,
     CosineSchedule,
     CubicSchedule,
+    EdgePopup,
     ExponentialSchedule,
     HardConcrete,
     KlObjective,
+    LeanK,
     LinearSchedule,
     MaskTrainer,
     NllObjective,
@@ -27,15 +29,18 @@ from mechint.learning import (
     TopK,
 )
 from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.method import MaskMethod, importance
-from mechint.learning.schedules import Temperature
+from mechint.learning.method import LearnedMethod, MaskMethod, importance
+from mechint.learning.schedules import warm_up_and_decay
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
+from mechint.results import describe_binarization
 
 METHODS: list[tuple[type[MaskMethod], Callable[..., torch.optim.Optimizer]]] = [
     (partial(TopK, finishing_trials=0), partial(NormalizedSGD, lr=0.1)),
-    (HardConcrete, partial(torch.optim.Adam, lr=0.1)),
+    (HardConcrete, partial(torch.optim.AdamW, lr=0.1)),
     (AnnealedSigmoid, partial(torch.optim.Adam, lr=0.1)),
+    (LeanK, partial(torch.optim.Adam, lr=0.1)),
+    (EdgePopup, partial(torch.optim.Adam, lr=0.1)),
 ]
 SCHEDULES = [LinearSchedule, CubicSchedule, CosineSchedule, ExponentialSchedule]
 
@@ -67,20 +72,101 @@ def train(
 
 
 @pytest.mark.parametrize(("method", "optimizer"), METHODS)
-def test_a_method_starts_dense_ends_exact_and_repeats(method: type[MaskMethod], optimizer: Any) -> None:
+def test_a_method_ends_exact_and_repeats(method: type[MaskMethod], optimizer: Any) -> None:
     keep, training = train(method(), optimizer)
     again, repeated = train(method(), optimizer)
     assert int(keep.sum()) == round(0.4 * 96)
     assert torch.equal(keep, again)
     assert training.history == repeated.history
     first, last = training.history[0], training.history[-1]
-    assert first["sparsity"] == first["scheduled_sparsity"] == 0
-    assert last["scheduled_sparsity"] == pytest.approx(0.6)
-    if not isinstance(
-        method(), HardConcrete | AnnealedSigmoid
-    ):  # the others approach the count by a penalty, which takes more steps
+    if not isinstance(method(), EdgePopup):  # which starts from a random mask
+        assert first["sparsity"] == 0
+    if (
+        first["scheduled_sparsity"] is not None
+    ):  # prices without a target, and quantiles, have none on the way
+        assert first["scheduled_sparsity"] == 0
+        assert last["scheduled_sparsity"] == pytest.approx(0.6)
+    if isinstance(method(), TopK):  # the others approach the count by a penalty, which takes more steps
         assert last["sparsity"] == pytest.approx(1 - int(keep.sum()) / 96)
     assert training.tokens == 6 * 2 * 16
+
+
+def prepared(method: LearnedMethod, target: float = 0.5) -> LearnedMethod:
+    """A method with fresh scores for a tiny model of 96 channels."""
+    method.prepare(MaskedModel(tiny_model("llama")), target, torch.Generator().manual_seed(0))
+    return method
+
+
+def test_hard_concrete_is_that_of_edge_pruning() -> None:
+    method = prepared(HardConcrete())
+    assert isinstance(method, HardConcrete)
+    scores, multipliers = method.parameter_groups()
+    assert scores["lr"] == multipliers["lr"] == 0.8
+    assert multipliers["maximize"]
+    assert method.scores().mean().item() == pytest.approx(10, abs=0.01)
+    assert [method.rate(x) for x in (0, 1 / 30, 1 / 15, 8 / 15, 1)] == pytest.approx([0, 0.5, 1, 0.5, 0])
+    with torch.no_grad():
+        method._log_alpha.copy_(torch.linspace(-12, 12, 96))
+    soft = method.soft_gates()
+    assert soft is not None
+    # P(z = 0) = sigmoid(2/3 log(1/11) - log_alpha), summed over the units
+    closed = torch.sigmoid(2 / 3 * torch.tensor(1 / 11).log() - method.scores()).sum().round()
+    assert int((soft == 0).sum()) == int(closed)
+    assert soft[-1].item() == pytest.approx(torch.sigmoid(torch.tensor(0.8 * 12 * 1.5)).item())
+    drawn = torch.stack([method.gates(1.0, 1.0).detach() for _ in range(400)])
+    assert (drawn == 0).float().mean(0).sum().item() == pytest.approx(float(closed), abs=1.5)
+
+
+def test_the_price_of_an_open_gate_is_per_layer_and_the_slope_ends_beyond_200() -> None:
+    method = prepared(AnnealedSigmoid(multiplier=0.5))
+    gates = method.gates(1.0, 0.0)
+    assert gates.tolist() == pytest.approx([torch.sigmoid(torch.tensor(1.0)).item()] * 96)
+    penalty = method.penalty(1.0)
+    assert penalty is not None
+    assert penalty.item() == pytest.approx(0.5 * gates.sum().item() / 3)
+    assert method.temperature_at(1 / 1.1) == pytest.approx(1 / 200)
+    assert method.temperature_at(1.0) < 1 / 300
+
+
+def test_leank_learns_scales_first_and_cuts_at_their_quantile_then() -> None:
+    method = prepared(LeanK())
+    assert isinstance(method, LeanK)
+    with torch.no_grad():
+        method._scales.copy_(torch.linspace(-0.5, 1.5, 96))
+    first = method.gates(0.3, 0.5)
+    assert first.min() == 0
+    assert first.max() == 1
+    assert method.penalty(0.3).item() == pytest.approx(0.06 * first.mean().item())  # type: ignore[union-attr]
+    second = method.gates(0.3, 0.95)
+    assert method.penalty(0.3) is None
+    assert int((second > 0).sum()) == 48
+    assert torch.equal(second > 0, method.hard_mask())
+    assert torch.equal(second.detach(), method.soft_gates())
+    second.sum().backward()
+    assert torch.equal(method._scales.grad, torch.ones(96))  # also of those that are cut
+    rates = [method.rate(x) for x in (0, 1 / 11, 0.5, 10 / 11 - 1e-9, 10 / 11, 10.5 / 11, 1)]
+    assert rates == pytest.approx([0.1, 0.5, 1, 0.1, 0.05, 0.5, 0.05], abs=1e-6)
+
+
+def test_edge_popup_keeps_the_largest_magnitudes_and_learns_their_signs() -> None:
+    method = prepared(EdgePopup())
+    assert isinstance(method, EdgePopup)
+    assert method.scores().max() <= 96**-0.5
+    with torch.no_grad():
+        method._scores.copy_(torch.linspace(-2, 1, 96))
+    gates = method.gates(1.0, 0.0)
+    assert gates[:33].sum() == 33  # from -2 to -1: larger than any positive one
+    assert gates.sum() == 48
+    gates.sum().backward()
+    assert torch.equal(method._scores.grad, torch.linspace(-2, 1, 96).sign())
+
+
+def test_only_methods_with_soft_gates_have_a_gap_between_soft_and_hard() -> None:
+    record: dict[str, Any] = {"metrics": {"masked": {"kl": 0.5}}, "sparsity": {"kept": 3}}
+    describe_binarization(record, None, None)
+    assert record["binarization_gap"] == {"soft_kl": 0.5, "soft_open": 3, "gap": 0}
+    describe_binarization(record, torch.tensor([0.9, 0.6, 0.2]), 0.2)
+    assert record["binarization_gap"] == {"soft_kl": 0.2, "soft_open": 2, "gap": pytest.approx(0.3)}
 
 
 def test_the_default_method_starts_with_no_loss_at_all() -> None:
@@ -144,10 +230,11 @@ def test_schedule_values() -> None:
     assert ExponentialSchedule(rate=2)(0.5) == pytest.approx((1 - 2.718281828**-1) / (1 - 2.718281828**-2))
 
 
-def test_temperatures() -> None:
-    assert Temperature("constant", 3, 1)(0.7) == 3
-    assert Temperature("linear", 3, 1)(0.5) == 2
-    assert Temperature("exponential", 4, 1)(0.5) == pytest.approx(2)
+def test_learning_rates_rise_stay_and_fall() -> None:
+    assert [warm_up_and_decay(x, 0.2, 0.5) for x in (0, 0.1, 0.2, 0.5, 0.75, 1)] == pytest.approx(
+        [0, 0.5, 1, 1, 0.5, 0]
+    )
+    assert warm_up_and_decay(0, 0.2, 0.2, 0.1) == warm_up_and_decay(1, 0.2, 0.2, 0.1) == 0.1
 
 
 @pytest.mark.parametrize(
@@ -156,8 +243,9 @@ def test_temperatures() -> None:
         lambda: LinearSchedule(begin=0.5, end=0.5),
         lambda: LinearSchedule(end=1.5),
         lambda: ExponentialSchedule(rate=0.0),
-        lambda: Temperature("sudden", 1, 1),  # type: ignore[arg-type]
-        lambda: AnnealedSigmoid(temperature_start=0.0),
+        lambda: AnnealedSigmoid(multiplier=-1.0),
+        lambda: AnnealedSigmoid(highest_slope=0.5),
+        lambda: LeanK(l1=-1.0),
         lambda: TopK(ablation="noise"),  # type: ignore[arg-type]
         lambda: TopK(key_sparsity=1.5),
         lambda: MaskTrainer(batch_size=0),

@@ -315,7 +315,7 @@ def test_planted_options_combine() -> None:
     )
     assert list(config.planted) == ["induction", "rope"]
     assert config.planted.rope.distinct == 5
-    assert config.optimizer._target_ == "torch.optim.Adam"
+    assert config.optimizer._target_ == "torch.optim.AdamW"
 
 
 def test_the_job_prints_seeds_and_a_table(tmp_path: Path) -> None:

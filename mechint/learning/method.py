@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -73,7 +73,17 @@ class MaskMethod:
 
 
 class LearnedMethod(MaskMethod):
-    """A method whose scores are learned by gradient descent."""
+    """A method whose scores are learned by gradient descent.
+
+    has_learning_rate: whether the method has a learning rate and its course of its own, as published recipes do.
+    """
+
+    has_learning_rate: ClassVar[bool] = False
+
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether the sparsity schedule concerns the method before the end."""
+        return True
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer updates, as torch parameter groups."""
@@ -92,6 +102,14 @@ class LearnedMethod(MaskMethod):
 
     def temperature_at(self, progress: float) -> float | None:
         """The surrogate's temperature, for methods that have one."""
+        return None
+
+    def rate(self, progress: float) -> float | None:
+        """The learning rate at `progress` as a fraction of the highest; None: as the trainer has it."""
+        return None
+
+    def soft_gates(self) -> Tensor | None:
+        """The final gates [U] as the forward pass has them, without noise; None where they are the hard mask."""
         return None
 
 

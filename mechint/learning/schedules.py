@@ -1,14 +1,11 @@
-"""How fast the target sparsity is approached, and how the temperature of a surrogate falls."""
+"""How fast the target sparsity is approached, and how learning rates rise and fall."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from mechint.errors import UserError
-
-Shape = Literal["constant", "linear", "exponential"]
 
 
 @dataclass(kw_only=True)
@@ -86,6 +83,7 @@ class ExponentialSchedule(SparsitySchedule):
         return math.expm1(-self.rate * x) / math.expm1(-self.rate)
 
 
+@dataclass(kw_only=True)
 class ConstantSchedule:
     """The target from the first step on."""
 
@@ -94,30 +92,6 @@ class ConstantSchedule:
         return 1.0
 
 
-@dataclass(frozen=True)
-class Temperature:
-    """Temperature as a function of a run's progress: constant at `start`, or from `start` to `end` in equal
-    differences (linear) or equal ratios (exponential).
-
-    Raises UserError for an unknown shape or temperatures that are not positive.
-    """
-
-    shape: Shape
-    start: float
-    end: float
-
-    def __post_init__(self) -> None:
-        if self.shape not in get_args(Shape):
-            raise UserError(
-                f"mask.temperature={self.shape} is not known; use one of {', '.join(get_args(Shape))}"
-            )
-        if not (self.start > 0 and self.end > 0):
-            raise UserError(f"mask temperatures must be positive, not {self.start} and {self.end}")
-
-    def __call__(self, progress: float) -> float:
-        """Temperature at `progress` in [0, 1]."""
-        if self.shape == "constant":
-            return self.start
-        if self.shape == "linear":
-            return self.start + (self.end - self.start) * progress
-        return self.start * (self.end / self.start) ** progress
+def warm_up_and_decay(progress: float, warm_up: float, decay: float, floor: float = 0.0) -> float:
+    """1, but rising linearly over the first `warm_up` of a run and falling over its last `decay`; at least `floor`."""
+    return min(1.0, max(progress / warm_up, floor), max((1 - progress) / decay, floor))

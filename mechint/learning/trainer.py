@@ -109,7 +109,9 @@ class MaskTrainer:
     ) -> Training:
         dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
         optimizer = make_optimizer(method.parameter_groups())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self._rate(step / steps))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self._rate(method, step / steps)
+        )
         run = Training(steps=steps)
         before = torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
         for step, chosen in enumerate(_batches(len(rows), self.batch_size, steps, generator)):
@@ -124,7 +126,7 @@ class MaskTrainer:
             now = gates.detach() > 0.5
             metrics = {
                 "loss": loss.item(),
-                "scheduled_sparsity": _scheduled(method, share),
+                "scheduled_sparsity": _scheduled(method, share) if method.follows_schedule else None,
                 "sparsity": 1 - now.float().mean().item(),
                 "temperature": method.temperature_at(progress),
                 "learning_rate": optimizer.param_groups[0]["lr"],
@@ -168,8 +170,9 @@ class MaskTrainer:
         run.scores = method.pools.agree(run.scores, run.finishing.keep)
         assert torch.equal(method.pools.select(run.scores), run.finishing.keep)
 
-    def _rate(self, progress: float) -> float:
-        return 1 + (self.learning_rate_decay - 1) * progress
+    def _rate(self, method: LearnedMethod, progress: float) -> float:
+        own = method.rate(progress)
+        return own if own is not None else 1 + (self.learning_rate_decay - 1) * progress
 
 
 def _scheduled(method: MaskMethod, share: float) -> float:

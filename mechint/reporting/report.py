@@ -72,6 +72,7 @@ def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
         "seed": result.get("config", {}).get("seed"),
         "cost": result.get("cost") or {},
         "measured": run.measured,
+        "binarization": result.get("binarization_gap"),
         "models": [(name, meaning, result["metrics"].get(name) or {}) for name, meaning in MODELS.items()],
         "layers": [
             layer_row(run, layer, files[layer["name"]] if files[layer["name"]] in there else None)

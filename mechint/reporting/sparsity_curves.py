@@ -97,7 +97,9 @@ def draw_sparsity(axes: Axes, run: RunFiles, steps: Values) -> None:
     axes.axhline(target, color=LINE, linewidth=0.8, linestyle=(0, (1, 2)))
     line(axes, steps, column(run, "sparsity"), ACTUAL, label="actual (hard mask)")
     dashes: dict[str, Any] = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
-    axes.plot(steps, column(run, "scheduled_sparsity"), label="scheduled", **dashes)
+    scheduled = column(run, "scheduled_sparsity")
+    if np.isfinite(scheduled).any():  # some methods know of the target only at the end
+        axes.plot(steps, scheduled, label="scheduled", **dashes)
     axes.legend(loc="lower right")
     axes.set(ylim=(-0.03, 1.06), ylabel="sparsity\n[fraction removed]", yticks=[0, 0.25, 0.5, 0.75, 1])
     axes.set_title(f"Sparsity (target {target:g})")
