@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from mechint.analysis import Analysis
 from mechint.checkpoints import CheckpointLoader
 from mechint.comparison.compare import read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
@@ -47,6 +46,8 @@ from mechint.learning.method import MaskMethod
 from mechint.learning.objectives import Objective
 from mechint.loggers import Logger, WandbLogger
 from mechint.reporting import ImportanceOverview, LayerImportance, RunFiles, SparsityCurves, Visualizer
+from mechint.stability import Stability
+from mechint.stability.study import SeedStudy
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
@@ -58,6 +59,7 @@ def analyze(
     target_sparsity: float = 0.95,
     steps: int = 500,
     seed: int = 0,
+    seeds: int = 1,
     device: str = "auto",
     dtype: str = "auto",
     loader: CheckpointLoader | None = None,
@@ -68,11 +70,13 @@ def analyze(
     schedule: Callable[[float], float] | None = None,
     trainer: MaskTrainer | None = None,
     visualizer: Visualizer | None = None,
+    stability: Stability | None = None,
     loggers: Sequence[Logger] = (),
     resume: bool = True,
 ) -> RunFiles:
     """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
+    With `seeds` above 1, runs from as many seeds are in seed_<n>/ below it, and the run is their consensus.
     Whatever is None is as in conf/analyze.yaml and conf/mask. A finished run of the same settings in `output_dir` is
     returned as it is unless `resume` is False. Raises UserError for what a user can mend.
     """
@@ -83,6 +87,7 @@ def analyze(
         "target_sparsity": target_sparsity,
         "steps": steps,
         "seed": seed,
+        "seeds": seeds,
         "device": device,
         "dtype": dtype,
         "loader": loader or CheckpointLoader(),
@@ -93,9 +98,10 @@ def analyze(
         "schedule": schedule or usual_schedule,
         "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
         "visualizer": visualizer or Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves()]),
+        "stability": stability or Stability(),
         "loggers": list(loggers),
     }
-    Analysis(**settings).run(Path(output_dir), describe_settings(settings), resume=resume)
+    SeedStudy(**settings).run(Path(output_dir), describe_settings(settings), resume=resume)
     return RunFiles.read(output_dir)
 
 

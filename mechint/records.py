@@ -20,6 +20,9 @@ RESULT = "result.json"
 # Keys that say where results go and how they are shown, not what is computed.
 PRESENTATION_KEYS = frozenset({"output_dir", "logger", "visualizer", "resume", "checkpoint_glob"})
 
+# Keys about several seeds; they have no effect for one.
+STABILITY_KEYS = frozenset({"seeds", "stability"})
+
 
 @contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
@@ -55,12 +58,20 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration without keys that change no number: where results go, how they are shown.
+
+    For a single seed there is nothing to say about several, so that it is the same run with or without those keys.
+    """
+    without = PRESENTATION_KEYS | (STABILITY_KEYS if config.get("seeds", 1) == 1 else set())
+    return {key: value for key, value in config.items() if key not in without}
+
+
 def config_digest(config: Mapping[str, Any], checkpoint_fingerprint: str) -> str:
     """Digest of everything that decides a run's numbers: its configuration and the checkpoint it read.
 
-    Keys that only say where results go or how they are shown are left out, and so is the checkpoint's path:
-    the same checkpoint under another name gives the same digest.
+    The checkpoint's path is left out: the same checkpoint under another name gives the same digest.
     """
-    content = {key: value for key, value in config.items() if key not in PRESENTATION_KEYS | {"checkpoint"}}
+    content = deciding(config)
     text = json.dumps(plain({**content, "checkpoint": checkpoint_fingerprint}), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mechint.errors import UserError
-from mechint.records import PRESENTATION_KEYS, RESULT
+from mechint.records import RESULT, deciding
 
 MASKS = ("final_masks.safetensors", "final_masks.pt")
 
@@ -21,6 +21,8 @@ RUN_FILES = (
     "metrics.jsonl",
     "circuit_analysis_report.md",
     "sparsity_curves.png",
+    "stability.png",
+    "stability.safetensors",
     "*_importance.png",
     "tensorboard/events.out.tfevents.*",
 )
@@ -98,7 +100,7 @@ def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) ->
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """The first keys in which two configurations differ, e.g. 'seed=0 there, 1 here'."""
-    old, new = dict(_flat(there)), dict(_flat(here))
+    old, new = dict(_flat(deciding(there))), dict(_flat(deciding(here)))
     keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
     if not keys:
         return "the checkpoint's content differs"
@@ -108,8 +110,6 @@ def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
-        if not path and key in PRESENTATION_KEYS:
-            continue
         if isinstance(value, Mapping):
             yield from _flat(value, f"{path}{key}.")
         else:

@@ -25,6 +25,7 @@ ANALYZE_GROUPS = [
     "logger",
     "visualizer",
     "trainer",
+    "stability",
     "experiment",
     "sweep",
 ]
@@ -79,7 +80,16 @@ def test_every_option_fits_its_class(
     configuration.check(config)
     plain = configuration.plain_config(config)
     assert plain["checkpoint"] == "bundled:baseline"
-    for key in ("model", "mask", "objective", "sparsity_schedule", "trainer", "visualizer", "dataset"):
+    for key in (
+        "model",
+        "mask",
+        "objective",
+        "sparsity_schedule",
+        "trainer",
+        "visualizer",
+        "dataset",
+        "stability",
+    ):
         assert configuration.build(config[key]) is not None
 
 

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mechint.records import PRESENTATION_KEYS
+from mechint.records import PRESENTATION_KEYS, STABILITY_KEYS
 
 # Root keys of the configuration that make no other curve: what is swept, where things are, where it ran.
 # dtype is told by the checkpoint's entry, which knows what "auto" became.
-NOT_OPTIONS = PRESENTATION_KEYS | {"checkpoint", "target_sparsity", "seed", "device", "dtype"}
+NOT_OPTIONS = (
+    PRESENTATION_KEYS | STABILITY_KEYS | {"checkpoint", "target_sparsity", "seed", "device", "dtype"}
+)
 
 # Options that change no number.
 WITHOUT_EFFECT = frozenset({"trainer.log_every", "trainer.dense_cache_gib"})

@@ -50,14 +50,17 @@ def check(node: Any, path: str = "") -> None:
 
 
 def build_analysis(config: DictConfig) -> Any:
-    """The `Analysis` that a composed `conf/analyze.yaml` describes."""
-    from mechint.analysis import Analysis  # here, so that showing a configuration does not import torch
+    """The `SeedStudy`, an `Analysis`, that a composed `conf/analyze.yaml` describes."""
+    from mechint.stability.study import (
+        SeedStudy,
+    )  # here, so that showing a configuration does not import torch
 
-    return Analysis(
+    return SeedStudy(
         checkpoint=config.checkpoint,
         target_sparsity=config.target_sparsity,
         steps=config.steps,
         seed=config.seed,
+        seeds=config.seeds,
         device=config.device,
         dtype=config.dtype,
         loader=build(config.model),
@@ -68,6 +71,7 @@ def build_analysis(config: DictConfig) -> Any:
         schedule=build(config.sparsity_schedule),
         trainer=build(config.trainer),
         visualizer=build(config.visualizer),
+        stability=build(config.stability),
         loggers=[build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
     )
 

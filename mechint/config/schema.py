@@ -27,6 +27,7 @@ class AnalyzeSchema:
     target_sparsity: float
     steps: int
     seed: int
+    seeds: int
     device: str
     dtype: str
     output_dir: str | None
@@ -39,6 +40,7 @@ class AnalyzeSchema:
     objective: Any
     visualizer: Any
     trainer: Any
+    stability: Any
     logger: Any = None  # logger=[] chooses none
     checkpoint_glob: str | None = None  # sweep=checkpoints
 

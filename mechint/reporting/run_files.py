@@ -10,6 +10,7 @@ from typing import Any
 
 from mechint.errors import UserError
 from mechint.masking.masks import MaskSet, load_masks
+from mechint.stability.evidence import Evidence, load_evidence
 
 
 @dataclass(frozen=True)
@@ -18,12 +19,14 @@ class RunFiles:
 
     result: the content of result.json. masks: module path -> LayerMask, ordered by layer index.
     history: the lines of metrics.jsonl, one dict per logged step; empty where the method takes no steps.
+    evidence: what several seeds say of every channel; None for a run of one seed.
     """
 
     directory: Path
     result: dict[str, Any]
     masks: MaskSet
     history: list[dict[str, Any]]
+    evidence: Evidence | None = None
 
     @classmethod
     def read(cls, directory: str | Path) -> RunFiles:
@@ -47,6 +50,7 @@ class RunFiles:
             result,
             {name: masks[name] for name in names},
             _read_history(directory / "metrics.jsonl"),
+            load_evidence(directory) if result.get("stability") else None,
         )
 
     @property

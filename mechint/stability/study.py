@@ -1,0 +1,157 @@
+"""The same method from several seeds: a run for each, and one for what they agree on."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+from mechint.analysis import Analysis, seed_everything
+from mechint.errors import UserError
+from mechint.learning.method import importance
+from mechint.loggers import LoggerGroup, Progress
+from mechint.masking import masks_by_layer, save_masks
+from mechint.measurement import channel_means
+from mechint.preparation import Preparation, Prepared
+from mechint.records import RESULT, write_json
+from mechint.reporting import RunFiles
+from mechint.results import (
+    Record,
+    describe_inputs,
+    describe_mask,
+    describe_method,
+    describe_model,
+    describe_outcome,
+    end_record,
+    settings_without_effect,
+)
+from mechint.stability.assessment import Assessment, null_record, training_of_all
+from mechint.stability.consensus import Selections
+from mechint.stability.evidence import save_evidence
+from mechint.stability.permuted import permuted_weights
+from mechint.stability.settings import Stability
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True)
+class SeedStudy(Analysis):
+    """An analysis from the seeds seed, seed + 1, ...; for a single seed it is that analysis.
+
+    A seed decides which calibration sequences are drawn and their order, and every random draw of the method; the
+    evaluation data are the same for all. Every seed's run is an ordinary run in seed_<n>/. The directory above holds
+    the consensus mask (the units most often selected, ties by mean importance rank, as many as each run keeps) as a
+    run of its own, and what `stability` tests on it.
+    """
+
+    seeds: int = 1
+    stability: Stability = field(default_factory=Stability)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 1:
+            raise UserError(f"seeds={self.seeds} must be at least 1; it is how many seeds are run")
+
+    def run(
+        self,
+        output_dir: Path,
+        config: Record,
+        group: str | None = None,
+        bar: bool | None = None,
+        resume: bool = True,
+        preparation: Preparation | None = None,
+    ) -> Record:
+        """As Analysis.run; with several seeds, after a run for each of them."""
+        if self.seeds > 1:
+            self._group, self._bar, self._resume = group or output_dir.name, bar, resume
+            self._singles = [self._single(self.seed + number) for number in range(self.seeds)]
+        return super().run(output_dir, config, group, bar, resume, preparation)
+
+    def _work(
+        self,
+        output_dir: Path,
+        record: Record,
+        preparation: Preparation,
+        logger: LoggerGroup,
+        progress: Progress,
+    ) -> None:
+        if self.seeds == 1:
+            super()._work(output_dir, record, preparation, logger, progress)
+            return
+        started = time.perf_counter()
+        runs = self._run_seeds(output_dir, record["config"], preparation)
+        prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
+        masked = prepared.masked
+        self.method.prepare(masked, self.target_sparsity, seed_everything(self.seed))  # for its units
+        units, pools = self.method.units, self.method.pools
+        describe_inputs(record, prepared.checkpoint, prepared.data)
+        describe_model(record, masked)
+        describe_method(record, self.method, self.objective, self.schedule)
+        record["notes"] += settings_without_effect(self.method, masked)
+
+        selections = Selections.of(units, [run.masks for run in runs])
+        scores = selections.scores(pools)
+        keep, importance_ = pools.select(scores), importance(scores)
+        kept = units.to_channels(keep)
+        if self.method.ablation == "mean":
+            masked.fill = channel_means(masked, prepared.data.calibration, self.trainer.batch_size)
+        metrics = prepared.measure(kept, self.trainer.batch_size)
+        describe_mask(record, units, self.target_sparsity, keep, importance_)
+        describe_outcome(record, metrics, training_of_all(runs))
+
+        batch_size = self.trainer.batch_size
+        assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size)
+        record["stability"] = assessment.record(metrics, self.seed)
+        if self.stability.null_control:
+            record["stability"]["null"] = self._null_control(prepared, progress)
+        masks = masks_by_layer(units.space, kept, units.to_channels(importance_))
+        record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
+        identity = {"checkpoint_sha256": prepared.checkpoint.sha256}
+        files = [
+            *save_masks(masks, output_dir, identity),
+            save_evidence(assessment.evidence, output_dir, identity),
+        ]
+        end_record(record, "done")
+        drawn = self.visualizer.draw(RunFiles(output_dir, record, masks, [], assessment.evidence))
+        self._report(record, logger, files, drawn)
+        write_json(output_dir / RESULT, record)
+
+    def _single(self, seed: int) -> Analysis:
+        """The analysis of one seed, with objects of its own where they change or hold something open."""
+        shared = {item.name: getattr(self, item.name) for item in fields(Analysis)}
+        own = {"seed": seed, "method": copy.deepcopy(self.method), "loggers": copy.deepcopy(self.loggers)}
+        return Analysis(**{**shared, **own})
+
+    def _run_seeds(self, output_dir: Path, config: Record, preparation: Preparation) -> list[RunFiles]:
+        """An ordinary run for every seed, unless it is done already."""
+        runs = []
+        for number, single in enumerate(self._singles, start=1):
+            directory = output_dir / f"seed_{single.seed}"
+            log.info("seed %d, run %d of %d: %s", single.seed, number, self.seeds, directory)
+            told = {**config, "seed": single.seed, "seeds": 1}
+            if "output_dir" in config:
+                told["output_dir"] = str(directory)
+            single.run(directory, told, self._group, self._bar, self._resume, preparation)
+            runs.append(RunFiles.read(directory))
+        return runs
+
+    def _null_control(self, prepared: Prepared, progress: Progress) -> Record:
+        """The same method at the same settings on the model with permuted weights, from the first seed."""
+        log.info("null control: seed %d once more, on the model with permuted weights", self.seed)
+        masked, fill = prepared.masked, prepared.masked.fill
+        control = copy.copy(self)
+        control.method = copy.deepcopy(self.method)
+        with permuted_weights(masked.model, self.seed) as matrices:
+            masked.fill = None
+            generator = seed_everything(self.seed)
+            training = control._learn(masked, prepared.data, generator, LoggerGroup(), progress)
+            keep = control.method.pools.select(training.scores.cpu())
+            kept = control.method.units.to_channels(keep)
+            permuted = Prepared(prepared.checkpoint, masked, prepared.data)
+            metrics = permuted.measure(kept, self.trainer.batch_size)
+        masked.fill = fill
+        return null_record(metrics, self.seed, matrices, training)
