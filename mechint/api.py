@@ -45,7 +45,14 @@ from mechint.learning import (
 from mechint.learning.method import MaskMethod
 from mechint.learning.objectives import Objective
 from mechint.loggers import Logger, WandbLogger
-from mechint.reporting import ImportanceOverview, LayerImportance, RunFiles, SparsityCurves, Visualizer
+from mechint.reporting import (
+    ImportanceOverview,
+    LayerImportance,
+    RunFiles,
+    SparsityCurves,
+    StabilityFigure,
+    Visualizer,
+)
 from mechint.stability import Stability
 from mechint.stability.study import SeedStudy
 
@@ -97,7 +104,8 @@ def analyze(
         "make_optimizer": make_optimizer or usual_optimizer,
         "schedule": schedule or usual_schedule,
         "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
-        "visualizer": visualizer or Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves()]),
+        "visualizer": visualizer
+        or Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure()]),
         "stability": stability or Stability(),
         "loggers": list(loggers),
     }

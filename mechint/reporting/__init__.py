@@ -5,6 +5,7 @@ from mechint.reporting.layer_importance import LayerImportance
 from mechint.reporting.report import write_report
 from mechint.reporting.run_files import RunFiles
 from mechint.reporting.sparsity_curves import SparsityCurves
+from mechint.reporting.stability import StabilityFigure
 from mechint.reporting.visualizer import RunFigure, Visualizer
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "RunFigure",
     "RunFiles",
     "SparsityCurves",
+    "StabilityFigure",
     "Visualizer",
     "write_report",
 ]

@@ -11,11 +11,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mechint.masking.masks import LayerMask
 from mechint.records import write_atomically
 from mechint.reporting import wording
+from mechint.reporting.certainty import certainty, seeds_in_words, signed
 from mechint.reporting.finding import cautions, finding, thirds
 from mechint.reporting.importance_overview import ImportanceOverview
 from mechint.reporting.layer_importance import layer_files
 from mechint.reporting.run_files import RunFiles
 from mechint.reporting.sparsity_curves import SparsityCurves
+from mechint.reporting.stability import StabilityFigure
 
 FILENAME = "circuit_analysis_report.md"
 
@@ -49,6 +51,7 @@ def write_report(run: RunFiles, drawn: Sequence[Path]) -> Path:
     )
     for name in ("text", "code", "number", "percent", "counted", "seconds", "byte_size", "enumeration"):
         environment.filters[name] = getattr(wording, name)
+    environment.filters["signed"] = signed
     path = run.directory / FILENAME
     with write_atomically(path) as temporary:
         temporary.write_text(
@@ -61,6 +64,7 @@ def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
     """What the template may use."""
     result = run.result
     mask, channels = result["mask"], result["channels"]
+    stability = result.get("stability")
     files, there = layer_files(run.masks), {path.name for path in drawn}
     return {
         "result": result,
@@ -70,6 +74,10 @@ def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
         "unit": (TIED_UNITS if mask.get("tie_kv") else UNITS).get(mask["unit"], mask["unit"]),
         "units_are_channels": channels["total"] == result["sparsity"]["total"],
         "seed": result.get("config", {}).get("seed"),
+        "stability": stability,
+        "seeds": seeds_in_words(stability) if stability else None,
+        "certainty": certainty(stability) if stability else [],
+        "stability_figure": StabilityFigure.filename if StabilityFigure.filename in there else None,
         "cost": result.get("cost") or {},
         "measured": run.measured,
         "binarization": result.get("binarization_gap"),
