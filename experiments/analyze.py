@@ -3,6 +3,7 @@
 python experiments/analyze.py                                    # bundled model and text, minutes on 2 cores
 python experiments/analyze.py checkpoint=model.pt dataset=text dataset.path=book.txt target_sparsity=0.9
 python experiments/analyze.py -m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt' target_sparsity=0.5,0.9 output_dir=study
+python experiments/analyze.py seeds=5                            # five runs, what they agree on, and tests of it
 python experiments/analyze.py checkpoint=gpt2 dataset=fineweb_edu logger=wandb logger.project=masks
 python experiments/analyze.py --cfg job                          # show every key
 """
@@ -23,6 +24,7 @@ def main(config: DictConfig) -> float:
     """Compose, analyse, say where to look; returns the masked model's KL, which a sweeper may minimise."""
     from mechint.analysis import summary_lines
     from mechint.preparation import SHARED
+    from mechint.reporting.certainty import agreement_lines
 
     output_dir = configuration.output_directory()
     analysis = configuration.build_analysis(config)
@@ -34,7 +36,7 @@ def main(config: DictConfig) -> float:
         resume=config.resume,
         preparation=SHARED if configuration.is_sweep() else None,
     )
-    for line in summary_lines(record, output_dir):
+    for line in [*agreement_lines(record), *summary_lines(record, output_dir)]:
         log.info(line)
     return record["metrics"]["masked"]["kl"]
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import torch
+from torch import Tensor
 
-from mechint.comparison.overlap import Masks, chance_by_layer, chance_overall, iou
+from mechint.comparison.overlap import Masks
 from mechint.comparison.spread import Spread
 
 
@@ -20,7 +20,8 @@ class Agreement:
     iou: intersection over union of kept channels, over all pairs of masks; None where no mask keeps any. chance: its
     expectation for random masks of the same counts. chance_layers: for random masks that also keep as many K and V
     channels of every layer. histogram: [S + 1], how many channels exactly 0, 1, ..., S masks keep. chance_histogram:
-    its expectation for random masks of the same counts.
+    its expectation for random masks of the same counts. All pairs at once, by the formulas of
+    `mechint.comparison.overlap`.
     """
 
     iou: Spread | None
@@ -32,18 +33,26 @@ class Agreement:
     @classmethod
     def of(cls, masks: Sequence[Masks]) -> Agreement:
         """Compare masks of the same shapes, two or more, each a sequence of layers."""
-        pairs = list(combinations(masks, 2))
-        flat = torch.stack(
-            [torch.cat([m.flatten() for layer in one for m in (layer.k_mask, layer.v_mask)]) for one in masks]
-        )
-        kept = flat.sum(0)
+        parts = [[part.flatten() for layer in one for part in (layer.k_mask, layer.v_mask)] for one in masks]
+        kept = torch.stack([torch.cat(of_mask) for of_mask in parts]).double()  # [S, N]
+        sizes, total = kept.sum(1), kept.shape[1]
+        counts = torch.stack([torch.stack([part.sum() for part in of_mask]) for of_mask in parts]).double()
+        widths = torch.tensor([max(1, part.numel()) for part in parts[0]])
+        histogram = torch.bincount(kept.sum(0).long(), minlength=len(masks) + 1)
         return cls(
-            iou=Spread.of(iou(a, b) for a, b in pairs),
-            chance=Spread.of(chance_overall(a, b) for a, b in pairs),
-            chance_layers=Spread.of(chance_by_layer(a, b) for a, b in pairs),
-            histogram=tuple(torch.bincount(kept, minlength=len(masks) + 1).tolist()),
-            chance_histogram=_random_histogram(flat.float().mean(1).tolist(), flat.shape[1]),
+            iou=_over_pairs(kept @ kept.T, sizes),
+            chance=_over_pairs(torch.outer(sizes, sizes) / total, sizes),
+            chance_layers=_over_pairs((counts / widths) @ counts.T, sizes),
+            histogram=tuple(histogram.tolist()),
+            chance_histogram=_random_histogram((sizes / total).tolist(), total),
         )
+
+
+def _over_pairs(common: Tensor, sizes: Tensor) -> Spread | None:
+    """Intersection over union of every pair, from (expected) intersections [S, S] and mask sizes [S]."""
+    union = sizes[:, None] + sizes[None, :] - common
+    first, second = torch.triu_indices(len(sizes), len(sizes), 1).unbind()
+    return Spread.of((common / union)[first, second].tolist())  # 0 / 0 is left out
 
 
 def _random_histogram(densities: Sequence[float], total: int) -> tuple[float, ...]:

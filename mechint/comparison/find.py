@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,13 @@ def newest_of_each(directories: list[tuple[Path, dict[str, Any]]]) -> tuple[list
         kept[digest] = newer
         notes.append(f"{older[0]} is left out: {newer[0]} repeats it (digest {digest}) and finished later.")
     return [directory for directory, _ in kept.values()], notes
+
+
+def consensus_note(directory: Path, result: Mapping[str, Any]) -> str | None:
+    """Why a finished run is not counted beside others: it is the consensus of several seeds, which are counted."""
+    if not result.get("stability"):
+        return None
+    return f"{directory} is left out: it is the consensus of the runs below it, which are counted themselves."
 
 
 def one_line(text: object) -> str:

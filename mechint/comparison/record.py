@@ -9,7 +9,8 @@ by_depth}}}.
 
 Tree: {schema_version, kind "tree", created, not_logged, root, bytes_per_element, flags, notes, groups[{label
 checkpoint method dense_loss empty_loss dense_kv_bytes_per_token points[{sparsity target kv_bytes_per_token
-loss SPREAD loss_degradation_percent kl faithfulness runs[...]}]}], unfinished[{directory status reason}]}.
+loss SPREAD loss_degradation_percent kl faithfulness agreement{iou SPREAD chance chance_layers histogram
+chance_histogram} runs[...]}]}], unfinished[{directory status reason}]}.
 
 SPREAD is {mean, sd, n, values}, or null where there is no number; sd is null for a single run. Sparsities are
 fractions: of channels for variants, of units for a tree.
@@ -105,5 +106,6 @@ def _point(point: StudyPoint) -> dict[str, Any]:
         "target": point.target,
         "kv_bytes_per_token": point.kv_bytes_per_token,
         **spreads,
+        "agreement": as_plain(point.agreement),
         "runs": as_plain(point.runs),
     }

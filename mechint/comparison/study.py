@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from mechint.comparison.agreement import Agreement
 from mechint.comparison.spread import Spread
 
 # bf16 or fp16 caches; stated wherever bytes are shown.
@@ -42,13 +43,15 @@ class StudyPoint:
     """The runs of one group at one achieved sparsity: its seeds.
 
     sparsity: achieved, of units. kv_bytes_per_token: bytes of kept K and V channels per token, over all
-    layers, at BYTES_PER_ELEMENT, nothing padded (mean over runs).
+    layers, at BYTES_PER_ELEMENT, nothing padded (mean over runs). agreement: of the seeds' masks; None for a single run
+    or where masks are missing.
     """
 
     sparsity: float
     target: float
     kv_bytes_per_token: float
     runs: tuple[StudyRun, ...]
+    agreement: Agreement | None = None
 
     def spread(self, name: str) -> Spread | None:
         """A number of StudyRun ("loss", "kl", ...) over the seeds; None where no run has it."""

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mechint.comparison.agreement import Agreement
 from mechint.comparison.record import POINT_METRICS
 from mechint.comparison.report import markdown_table, with_spread
 from mechint.comparison.study import BYTES_PER_ELEMENT, Study, StudyGroup, StudyPoint
-from mechint.reporting.wording import code, percent, text
+from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 CSV, MARKDOWN = "table.csv", "table.md"
 
@@ -20,6 +21,7 @@ def study_table(study: Study) -> tuple[list[str], list[list[Any]]]:
     """One row per point: group, sparsity, KV bytes per token, mean and standard deviation of each number."""
     columns = ["group", "checkpoint", "method", "target", "sparsity", "kv_bytes_per_token", "n", "seeds"]
     columns += [f"{name}{end}" for name in POINT_METRICS for end in ("", "_sd")]
+    columns += ["iou", "iou_chance", "iou_chance_layers"]
     rows = [_row(group, point) for group in study.groups for point in group.points]
     return [*columns, "dense_loss"], rows
 
@@ -31,7 +33,9 @@ def _row(group: StudyGroup, point: StudyPoint) -> list[Any]:
     for name in POINT_METRICS:
         spread = point.spread(name)
         row += [spread.mean if spread else None, spread.sd if spread else None]
-    return [*row, group.dense_loss]
+    found = point.agreement
+    spreads = [found.iou, found.chance, found.chance_layers] if found else [None, None, None]
+    return [*row, *(spread.mean if spread else None for spread in spreads), group.dense_loss]
 
 
 def study_csv(study: Study) -> str:
@@ -62,7 +66,8 @@ def study_markdown(study: Study, figures: Sequence[Path]) -> str:
     lines += [
         f"KV bytes per token: kept K and V channels of all layers at {BYTES_PER_ELEMENT} bytes each (bf16), "
         "with no padding. Sparsity is of units; losses are in nats per token, of the hard mask on "
-        "evaluation data.",
+        "evaluation data. IoU: channels that two seeds' masks share over channels that either keeps, mean over pairs; "
+        "chance: for random masks of the same counts, and of the same K and V counts of every layer.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -76,7 +81,9 @@ def count_in_words(study: Study) -> str:
 
 def _group(group: StudyGroup) -> list[str]:
     dense = "unknown" if group.dense_loss is None else f"{group.dense_loss:.4f}"
+    agreeing = any(point.agreement for point in group.points)
     columns = ["sparsity", "KV bytes/token", "loss", "degradation [%]", "KL", "faithfulness", "n"]
+    columns += ["IoU of seeds (chance)", "kept by all / some seeds"] if agreeing else []
     rows = [
         [
             percent(point.sparsity, 2),
@@ -91,8 +98,22 @@ def _group(group: StudyGroup) -> list[str]:
                 )
             ),
             len(point.runs),
+            *(_agreement(point.agreement) if agreeing else []),
         ]
         for point in group.points
     ]
     head = f"Dense: loss {dense}, {group.dense_kv_bytes_per_token:,} KV bytes per token."
     return [head, "", *markdown_table(columns, rows)]
+
+
+def _agreement(found: Agreement | None) -> list[str]:
+    """'0.620 (0.053; by layer 0.110)' and '40 / 124'."""
+    if found is None:
+        return [ABSENT, ABSENT]
+    iou, chance, layers = (
+        number(s.mean if s else None, 3) for s in (found.iou, found.chance, found.chance_layers)
+    )
+    return [
+        f"{iou} ({chance}; by layer {layers})",
+        f"{found.histogram[-1]:,} / {sum(found.histogram[1:-1]):,}",
+    ]

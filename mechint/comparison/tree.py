@@ -7,8 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechint.comparison.find import Unreadable, newest_of_each, one_line, read_result, run_directories
+from mechint.comparison.agreement import Agreement
+from mechint.comparison.find import (
+    Unreadable,
+    consensus_note,
+    newest_of_each,
+    one_line,
+    read_result,
+    run_directories,
+)
 from mechint.comparison.identity import Options, key_of, options, shown, telling
+from mechint.comparison.overlap import same_shapes
 from mechint.comparison.study import (
     BYTES_PER_ELEMENT,
     Study,
@@ -18,6 +27,7 @@ from mechint.comparison.study import (
     UnfinishedRun,
 )
 from mechint.errors import UserError
+from mechint.reporting.run_files import read_masks
 
 # Achieved sparsities that agree to so many decimals are one point.
 DECIMALS = 6
@@ -42,13 +52,15 @@ def read_study(root: str | Path) -> Study:
     done: list[tuple[Path, dict[str, Any]]] = []
     for directory in run_directories(root):
         _sort_in(root, directory, done, unfinished)
-    kept, notes = newest_of_each(done)
-    results = dict(done)
+    notes = [note for directory, result in done if (note := consensus_note(directory, result))]
+    results = {directory: result for directory, result in done if not consensus_note(directory, result)}
+    kept, repeated = newest_of_each(list(results.items()))
+    notes += repeated
     finished = [_finished(root, directory, results[directory]) for directory in kept]
     if not finished:
         listed = f" ({len(unfinished)} failed, running or unreadable)" if unfinished else ""
         raise UserError(f"no finished run below {root}{listed}; give the output directory of a sweep")
-    groups = _groups(finished)
+    groups = _groups(finished, root, notes)
     return Study(root, tuple(groups), tuple(unfinished), tuple(_flags(finished)), tuple(notes))
 
 
@@ -97,7 +109,7 @@ def _finished(root: Path, directory: Path, result: Mapping[str, Any]) -> _Finish
     return _Finished(run, dict(result["checkpoint"]), options(result))
 
 
-def _groups(finished: Sequence[_Finished]) -> list[StudyGroup]:
+def _groups(finished: Sequence[_Finished], root: Path, notes: list[str]) -> list[StudyGroup]:
     """One group for each checkpoint and set of options, in the order in which they were found."""
     members: dict[str, list[_Finished]] = {}
     for entry in finished:
@@ -109,7 +121,7 @@ def _groups(finished: Sequence[_Finished]) -> list[StudyGroup]:
             label=label,
             checkpoint=str(first.checkpoint.get("name") or first.checkpoint.get("source")),
             method=str(first.options.get("method")),
-            points=tuple(_points([entry.run for entry in group])),
+            points=tuple(_points([entry.run for entry in group], root, notes)),
             dense_loss=first.run.dense_loss,
             empty_loss=first.run.empty_loss,
             dense_kv_bytes_per_token=BYTES_PER_ELEMENT * first.run.total_channels,
@@ -118,7 +130,7 @@ def _groups(finished: Sequence[_Finished]) -> list[StudyGroup]:
     ]
 
 
-def _points(runs: Sequence[StudyRun]) -> list[StudyPoint]:
+def _points(runs: Sequence[StudyRun], root: Path, notes: list[str]) -> list[StudyPoint]:
     """Runs of one group by achieved sparsity, ascending."""
     at: dict[float, list[StudyRun]] = {}
     for run in runs:
@@ -129,9 +141,25 @@ def _points(runs: Sequence[StudyRun]) -> list[StudyPoint]:
             target=here[0].target,
             kv_bytes_per_token=BYTES_PER_ELEMENT * sum(run.kept_channels for run in here) / len(here),
             runs=tuple(here),
+            agreement=_agreement(here, root, notes),
         )
         for sparsity, here in sorted(at.items())
     ]
+
+
+def _agreement(runs: Sequence[StudyRun], root: Path, notes: list[str]) -> Agreement | None:
+    """Agreement of the masks of one point; where one cannot be read, a note says so."""
+    if len(runs) < 2:
+        return None
+    try:
+        masks = [list(read_masks(root / run.directory).values()) for run in runs]
+    except UserError as error:
+        notes.append(f"The overlap of {len(runs)} masks is unknown: {error}.")
+        return None
+    if not all(same_shapes(masks[0], of_run) for of_run in masks):
+        notes.append(f"The overlap of {len(runs)} masks is unknown: they are of models of different shapes.")
+        return None
+    return Agreement.of(masks)
 
 
 def _labels(firsts: Sequence[_Finished]) -> list[str]:

@@ -9,7 +9,14 @@ from typing import Any
 from torch import Tensor
 
 from mechint.comparison.comparison import METRICS, Variant, VariantLayer
-from mechint.comparison.find import Unreadable, newest_of_each, one_line, read_result, run_directories
+from mechint.comparison.find import (
+    Unreadable,
+    consensus_note,
+    newest_of_each,
+    one_line,
+    read_result,
+    run_directories,
+)
 from mechint.comparison.identity import Options, options, shown, telling
 from mechint.comparison.leank import read_leank_run
 from mechint.comparison.old_results import is_old_run, quotations, read_old_run
@@ -71,7 +78,9 @@ def make_variant(name: str, runs: Sequence[RunFiles]) -> Variant:
 def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
     """The runs in or below one directory."""
     if (directory / RESULT).exists():
-        return [RunFiles.read(directory)], []
+        run = RunFiles.read(directory)
+        if not run.result.get("stability"):
+            return [run], []
     if is_old_run(directory):
         return [read_old_run(directory)], []
     if directory.suffix in {".pth", ".pt"}:
@@ -84,7 +93,10 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
             notes.append(f"{name}: {found} is left out, its result.json cannot be read ({error}).")
             continue
         if result["status"] == "done":
-            done.append((found, result))
+            if note := consensus_note(found, result):
+                notes.append(f"{name}: {note}")
+            else:
+                done.append((found, result))
         else:
             reason = f": {one_line(result['error'])}" if result.get("error") else ""
             notes.append(f"{name}: {found} is left out, its status is {result['status']}{reason}.")

@@ -10,7 +10,7 @@ Stability = dict[str, Any]
 
 
 def headline_of_seeds(stability: Stability) -> list[str]:
-    """Two short lines for the head of a figure, and for the terminal."""
+    """Two short lines for the head of a figure."""
     iou, single, consensus = stability["iou"], stability["single"], stability["consensus"]
     return [
         f"{plural(len(stability['seeds']), 'seed')}: two masks share {number(iou['mean'], 2)} of what either keeps "
@@ -19,6 +19,11 @@ def headline_of_seeds(stability: Stability) -> list[str]:
         f"({number(min(single['kl']), 3)} to {number(max(single['kl']), 3)})  ·  "
         f"{consensus['unanimous_units']:,} of {plural(consensus['units'], 'unit')} kept by every seed",
     ]
+
+
+def agreement_lines(result: dict[str, Any]) -> list[str]:
+    """What a run of several seeds says of them, for the end of its terminal output; nothing for one seed."""
+    return headline_of_seeds(result["stability"]) if result.get("stability") else []
 
 
 def certainty(stability: Stability) -> list[str]:
@@ -92,7 +97,8 @@ def inertness(stability: Stability) -> str:
     largest = found["sizes"][-1]
     added, removed = largest["added"], largest["removed"]
     verdict = {
-        "inert": "The removed units are inert as far as random subsets show it",
+        "inert": "The removed units are inert as far as random subsets show it: any change is within noise, "
+        "or below 1 % of what as many kept units are worth",
         "lowers": "The removed units are NOT inert: adding them back lowers the KL",
         "raises": "The removed units are NOT inert: adding them back raises the KL, they disturb what is kept",
         "mixed": "The removed units are NOT inert: adding them back raises or lowers the KL, depending on how many",

@@ -37,7 +37,7 @@ class RunFiles:
         """
         directory = Path(directory)
         result = _read_result(directory / "result.json")
-        masks = _read_masks(directory)
+        masks = read_masks(directory)
         layers = sorted(result["layers"], key=lambda layer: layer["index"])
         names = [layer["name"] for layer in layers]
         if set(names) != set(masks):
@@ -105,8 +105,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-def _read_masks(directory: Path) -> MaskSet:
-    """Read either mask file; they hold the same tensors."""
+def read_masks(directory: Path) -> MaskSet:
+    """The masks of a run, from either mask file; they hold the same tensors."""
     path = directory / "final_masks.safetensors"
     return load_masks(path if path.exists() else directory / "final_masks.pt")
 

@@ -14,6 +14,9 @@ from mechint.results import Record
 from mechint.stability.necessity import ERRORS
 from mechint.stability.trials import Trials
 
+# Changes below this fraction of what as many kept units are worth do not count.
+NEGLIGIBLE = 0.01
+
 
 def subset_counts(keep: Tensor, sizes: Sequence[float]) -> list[int]:
     """How many units a subset of each size has, at least one; sizes are fractions of the smaller side of keep [U]."""
@@ -69,11 +72,14 @@ def _distribution(changes: list[float]) -> Record:
 
 
 def _verdict(entries: Sequence[Record]) -> str:
-    """What adding back does at the size with the clearest effect: lowers or raises the KL, or neither (inert)."""
+    """What adding back does to the KL: lowers it, raises it, mixed by size, or nothing to speak of (inert).
+
+    A change counts where it is beyond noise and at least NEGLIGIBLE of what removing as many kept units does.
+    """
     signs = set()
     for entry in entries:
         added = entry["added"]
         noise = ERRORS * (added["sd"] or 0.0) / math.sqrt(len(added["values"]))
-        if abs(added["mean"]) > noise:
+        if abs(added["mean"]) > max(noise, NEGLIGIBLE * abs(entry["removed"]["mean"])):
             signs.add("lowers" if added["mean"] < 0 else "raises")
     return "inert" if not signs else signs.pop() if len(signs) == 1 else "mixed"
