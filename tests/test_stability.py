@@ -185,7 +185,9 @@ def study(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return analyze(output_dir=tmp_path_factory.mktemp("study") / "out", seed=1, seeds=3, **settings)
 
 
-def test_every_seed_is_an_ordinary_run(study: RunFiles, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_every_seed_is_an_ordinary_run(
+    study: RunFiles, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert sorted(path.name for path in study.directory.glob("seed_*")) == ["seed_1", "seed_2", "seed_3"]
     own = analyze(output_dir=tmp_path / "own", seed=2, **settings)
     other = RunFiles.read(study.directory / "seed_2")
@@ -195,6 +197,7 @@ def test_every_seed_is_an_ordinary_run(study: RunFiles, settings: dict[str, Any]
         torch.equal(own.masks[name].k_importance, other.masks[name].k_importance) for name in own.masks
     )
     assert "stability" not in own.result
+    assert "stability.* has no effect" in caplog.text
     assert "one mask from one seed" in (own.directory / "circuit_analysis_report.md").read_text()
     assert not (own.directory / "stability.png").exists()
 

@@ -33,5 +33,6 @@ class Stability:
             raise UserError(
                 f"stability.subset_sizes={list(self.subset_sizes)} must be fractions above 0, up to 1, e.g. [0.1, 0.5]"
             )
+        self.subset_sizes = tuple(self.subset_sizes)
         if not self.budget > 0:
             raise UserError(f"stability.budget={self.budget} must be above 0; 1 is as much as the seeds saw")

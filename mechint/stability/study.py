@@ -66,6 +66,8 @@ class SeedStudy(Analysis):
         preparation: Preparation | None = None,
     ) -> Record:
         """As Analysis.run; with several seeds, after a run for each of them."""
+        if self.seeds == 1 and self.stability != Stability():
+            log.warning("stability.* has no effect: it tests what several seeds agree on, and seeds=1")
         if self.seeds > 1:
             self._group, self._bar, self._resume = group or output_dir.name, bar, resume
             self._singles = [self._single(self.seed + number) for number in range(self.seeds)]
