@@ -78,12 +78,12 @@ def necessity(stability: Stability) -> str:
     tested = (
         f"Of {found['tested']:,} kept units"
         if found["tested"] == found["kept"]
-        else (f"Of {found['tested']:,} kept units, a random sample of the {found['kept']:,},")
+        else f"Of {found['tested']:,} kept units, a random sample of all {found['kept']:,},"
     )
     idle = found["unclear"] + found["harmful"]
     return (
-        f"{tested} removed one at a time from the consensus mask, {found['needed']:,} raise the KL, "
-        f"{found['unclear']:,} change it by less than twice the standard error, and {found['harmful']:,} lower it"
+        f"{tested} removed one at a time from the consensus mask, the KL rises for {found['needed']:,}, changes by "
+        f"less than twice its standard error for {found['unclear']:,}, and falls for {found['harmful']:,}"
         + (f": {plural(idle, 'unit')} may not be needed where the others are kept" if idle else "")
         + f". The median rise is {number(found['rise']['median'], 4)} nats per token, the largest "
         f"{number(found['rise']['max'], 4)} (over {found['tokens']:,} evaluation tokens). Two units that do the same "

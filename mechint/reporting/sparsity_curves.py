@@ -42,7 +42,9 @@ class SparsityCurves:
     filename: ClassVar[str] = "sparsity_curves.png"
 
     def draw(self, run: RunFiles, dpi: int) -> list[Path]:
-        """Draw the figure into the run's directory and return its path."""
+        """Draw the figure into the run's directory and return its path; of several seeds, each has its own."""
+        if run.evidence is not None:
+            return []
         steps = column(run, "step")
         candidates: list[tuple[str, float, Callable[[Axes, RunFiles, Values], None]]] = [
             ("loss", 1.9, draw_objective),

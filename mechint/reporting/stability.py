@@ -32,6 +32,7 @@ from mechint.reporting.wording import plural
 
 HEADER, FOOTER, TALLEST, LOWEST, BARS, NECESSITY = 0.78, 1.5, 0.42, 0.12, 2.6, 4.0  # inches
 ADDED, REMOVED = "#00806a", "#5f656c"
+WIDE = 30  # a range of so many medians is drawn logarithmically
 PARTS: dict[Kind, Part] = {"K": "k", "V": "v"}
 
 
@@ -122,9 +123,10 @@ def draw_necessity(axes: Axes, run: RunFiles) -> None:
                     **look,
                 )
             everything += rise.tolist()
-    linear = max(1e-4, 10 ** np.floor(np.log10(max(float(np.median(np.abs(everything))), 1e-4))))
-    axes.set_xscale("symlog", linthresh=linear, linscale=0.7)
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    sizes = np.abs(everything)
+    if sizes.max() > WIDE * np.median(sizes) > 0:
+        axes.set_xscale("symlog", linthresh=float(np.median(sizes)), linscale=0.7)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set(ylim=(len(run.layers) - 0.4, -0.6), xlabel="rise of the KL without the unit [nats per token]")
     axes.set_yticks(layer_ticks(run), layer_names(run))
