@@ -27,6 +27,7 @@ from mechint.reporting import (
     LayerImportance,
     RunFiles,
     SparsityCurves,
+    StabilityFigure,
     Visualizer,
     write_report,
 )
@@ -35,7 +36,7 @@ from mechint.reporting.layer_importance import layer_files
 from mechint.reporting.style import KEPT, KINDS, REMOVED, Kind, channel_colours, index_ticks, printable
 from mechint.reporting.wording import code, counted, enumeration, number, text
 
-FIGURES = [ImportanceOverview(), LayerImportance(), SparsityCurves()]
+FIGURES = [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure()]
 VISUALIZER_CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "visualizer"
 DPI = 40  # coarse pictures are quick to write
 

@@ -119,6 +119,7 @@ class SeedStudy(Analysis):
         ]
         end_record(record, "done")
         drawn = self.visualizer.draw(RunFiles(output_dir, record, masks, [], assessment.evidence))
+        logger.summary({"stability": {name: record["stability"][name] for name in ("iou", "consensus")}})
         self._report(record, logger, files, drawn)
         write_json(output_dir / RESULT, record)
 
