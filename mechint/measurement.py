@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mechint.learning.objectives import kl_per_position
+from mechint.learning.chunked import chunks
+from mechint.learning.objectives import kl_per_position, nll_per_position
 from mechint.masking.masked_model import LayerRecorder, MaskedModel
 
 
@@ -38,17 +38,25 @@ def measure(
     with torch.inference_mode():
         for batch in rows.split(batch_size):
             batch = batch.to(masked.device)
-            dense = masked.logits(batch[:, :-1])  # [B, T, V]
-            for name, keep in variants.items():
-                gates = None if keep is None else keep.to(masked.device).float()
-                logits = dense if gates is None else masked.logits(batch[:, :-1], gates)
-                _add(sums[name], dense, logits, batch[:, 1:])
+            dense = masked.hidden(batch[:, :-1])  # [B, T, D]
+            hidden = {name: _hidden(masked, batch, keep, dense) for name, keep in variants.items()}
+            targets = batch[:, 1:].flatten()
+            for chunk in chunks(len(targets), masked.head.vocab_size(dense)):
+                dense_logits = masked.head(dense.flatten(0, 1)[chunk])  # [P, V]
+                for name, states in hidden.items():
+                    same = states is dense
+                    logits = dense_logits if same else masked.head(states.flatten(0, 1)[chunk])
+                    _add(sums[name], dense_logits, logits, targets[chunk])
     tokens = rows[:, 1:].numel()
     return {name: _metrics(total, tokens, num_bytes) for name, total in sums.items()}
 
 
+def _hidden(masked: MaskedModel, batch: Tensor, keep: Tensor | None, dense: Tensor) -> Tensor:
+    return dense if keep is None else masked.hidden(batch[:, :-1], keep.to(masked.device).float())
+
+
 def _add(sums: _Sums, dense: Tensor, logits: Tensor, targets: Tensor) -> None:
-    sums.nats += F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="sum").item()
+    sums.nats += nll_per_position(logits, targets).sum().item()
     sums.kl += kl_per_position(dense, logits).sum().item()
     sums.agreement += (logits.argmax(-1) == dense.argmax(-1)).sum().item()
 

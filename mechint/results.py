@@ -16,6 +16,7 @@ from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.learning.objectives import Objective
 from mechint.learning.trainer import Training
 from mechint.masking import ChannelSpace, MaskedModel, Units
+from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
 from mechint.measurement import faithfulness, loss_degradation_percent
 from mechint.records import SCHEMA_VERSION
@@ -103,6 +104,11 @@ def describe_method(record: Record, method: MaskMethod, objective: Objective, sc
 def settings_without_effect(method: MaskMethod, masked: MaskedModel) -> list[str]:
     """Settings that do nothing in this combination, in words."""
     notes = []
+    if isinstance(masked.head, WholeLogits):
+        notes.append(
+            f"the head of architecture {masked.model.config.model_type!r} is not understood: whole logits are kept and "
+            "computed, which takes more memory"
+        )
     if method.unit == "rope_pair" and not has_rotary_embedding(masked):
         notes.append(
             "mask.unit=rope_pair has no effect: the model rotates no keys, so every unit is a channel"
@@ -178,6 +184,7 @@ def describe_outcome(record: Record, metrics: Record, training: Training) -> Non
         "seconds": training.seconds,
         "step_seconds": training.seconds / max(training.steps, 1),
         "peak_memory_bytes": training.peak_memory_bytes,
+        "dense_cache_bytes": training.dense_cache_bytes,
     }
 
 

@@ -7,35 +7,59 @@ from torch import Tensor
 
 from mechint.masking.masked_model import MaskedModel
 
+# The cache lies on a CUDA device while it takes at most this part of the memory that is free there, else in pinned host
+# memory, from where it is copied while the device computes.
+DEVICE_SHARE = 0.25
+
 
 class DenseOutputs:
-    """Logits [B, T, V] of the dense model for rows of the calibration data.
+    """Final hidden states [B, T, D] of the dense model for rows of the calibration data.
 
     They are kept while all rows together stay below `capacity` bytes; otherwise they are computed at every call.
+    `kept_bytes` is the size of what is kept.
     """
 
     def __init__(self, masked: MaskedModel, rows: Tensor, capacity: int) -> None:
-        self._masked, self._rows = masked, rows
-        self._kept: dict[int, Tensor] = {}
-        self._capacity = capacity
-        self._keep: bool | None = None
+        self._masked, self._rows, self._capacity = masked, rows, capacity
+        self._kept: Tensor | None = None  # [rows, T, D]
+        self._known = torch.zeros(len(rows), dtype=torch.bool)
+        self._started = False
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the cache."""
+        return 0 if self._kept is None else self._kept.numel() * self._kept.element_size()
 
     @torch.no_grad()
     def __call__(self, chosen: Tensor) -> Tensor:
-        """Dense logits [B, T, V] of the rows with numbers `chosen` [B]."""
-        missing = [row for row in chosen.tolist() if row not in self._kept]
-        if not missing:
-            return torch.stack([self._kept[row] for row in chosen.tolist()])
-        if self._keep is False:
-            return self._compute(chosen)
-        computed = self._compute(torch.tensor(missing))
-        if self._keep is None:
-            row_bytes = computed[0].numel() * computed.element_size()
-            self._keep = row_bytes * len(self._rows) <= self._capacity
-            if not self._keep:
+        """Final hidden states [B, T, D] of the rows with numbers `chosen` [B]."""
+        missing = chosen[~self._known[chosen]]
+        if len(missing):
+            computed = self._compute(missing)
+            if not self._started:
+                self._started = True
+                self._kept = self._room(computed)
+            if self._kept is None:
                 return computed
-        self._kept.update(zip(missing, computed.unbind(), strict=True))
-        return torch.stack([self._kept[row] for row in chosen.tolist()])
+            self._kept[missing.to(self._kept.device)] = computed.to(self._kept.device)
+            self._known[missing] = True
+        assert self._kept is not None
+        found = self._kept[chosen.to(self._kept.device)]
+        if found.device == self._masked.device:
+            return found
+        return found.pin_memory().to(self._masked.device, non_blocking=True)
+
+    def _room(self, like: Tensor) -> Tensor | None:
+        """An empty cache for hidden states like these [B, T, D], where it may be and where it fits."""
+        shape = (len(self._rows), *like.shape[1:])
+        size = like[0].numel() * like.element_size() * len(self._rows)
+        if size > self._capacity:
+            return None
+        if like.device.type != "cuda":
+            return like.new_empty(shape)
+        if size <= DEVICE_SHARE * torch.cuda.mem_get_info(like.device)[0]:
+            return like.new_empty(shape)
+        return torch.empty(shape, dtype=like.dtype)
 
     def _compute(self, chosen: Tensor) -> Tensor:
-        return self._masked.logits(self._rows[chosen, :-1].to(self._masked.device))
+        return self._masked.hidden(self._rows[chosen.to(self._rows.device), :-1].to(self._masked.device))

@@ -155,7 +155,8 @@ class Exchange:
         total = 0.0
         for chosen in torch.arange(len(self.rows)).split(self.batch_size):
             tokens = self.rows[chosen, :-1].to(self.masked.device)
-            total += kl_per_position(self._dense(chosen), self.masked.logits(tokens, gates)).sum().item()
+            hidden = self.masked.hidden(tokens, gates)
+            total += kl_per_position(self._dense(chosen), hidden, self.masked.head).sum().item()
             self._tokens += tokens.numel()
         return total / self.rows[:, 1:].numel()
 
@@ -165,8 +166,8 @@ class Exchange:
         for chosen in torch.arange(len(self.rows)).split(self.batch_size):
             tokens = self.rows[chosen, :-1].to(self.masked.device)
             gates = gate.expand(len(chosen), -1).clone().requires_grad_()  # [B, U]
-            logits = self.masked.logits(tokens, self.units.to_channels(gates))
-            kl_per_position(self._dense(chosen), logits).mean(1).sum().backward()
+            hidden = self.masked.hidden(tokens, self.units.to_channels(gates))
+            kl_per_position(self._dense(chosen), hidden, self.masked.head).mean(1).sum().backward()
             assert gates.grad is not None
             parts.append(gates.grad)
             self._tokens += tokens.numel()

@@ -2,15 +2,53 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
+from mechint.learning.chunked import loss_by_chunks, normalised
+from mechint.masking.head import Head, WholeLogits
 
-def kl_per_position(dense: Tensor, masked: Tensor) -> Tensor:
-    """KL(dense || masked) in nats at every position, [B, T], from two sets of logits [B, T, V]."""
-    dense_log = F.log_softmax(dense.float(), dim=-1)
-    masked_log = F.log_softmax(masked.float(), dim=-1)
-    return (dense_log.exp() * (dense_log - masked_log)).sum(-1)
+WHOLE = WholeLogits()
+
+
+def kl_per_position(dense: Tensor, masked: Tensor, head: Head = WHOLE) -> Tensor:
+    """KL(dense || masked) in nats at every position, [B, T], from final hidden states [B, T, D] and their head.
+
+    Without a head, from logits [B, T, V]. Only the gradient with respect to `masked` exists.
+    """
+    flat = dense.detach().reshape(-1, dense.shape[-1])
+
+    def loss(logits: Tensor, chunk: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            dense_logits = head(flat[chunk]).float()  # [P, V]
+        difference = dense_logits - logits
+        wished, dense_normaliser = normalised(dense_logits)
+        del dense_logits
+        cross = difference.mul_(wished).sum(-1)
+        del difference
+        probabilities, normaliser = normalised(logits)
+        # sum_v p (d - m) - log Z_d + log Z_m, which is exactly 0 where both are the same
+        kl = cross - (dense_normaliser - normaliser)
+        return kl, probabilities.sub_(wished) if wanted else None
+
+    return loss_by_chunks(head, masked, loss)
+
+
+def nll_per_position(hidden: Tensor, targets: Tensor, head: Head = WHOLE) -> Tensor:
+    """Negative log-likelihood of targets [B, T] in nats, [B, T], from final hidden states [B, T, D] and their head.
+
+    Without a head, from logits [B, T, V].
+    """
+    flat = targets.reshape(-1, 1)
+
+    def loss(logits: Tensor, chunk: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        probabilities, normaliser = normalised(logits)
+        nll = normaliser - logits.gather(1, flat[chunk]).squeeze(1)
+        if not wanted:
+            return nll, None
+        return nll, probabilities.scatter_add_(1, flat[chunk], -torch.ones_like(nll).unsqueeze(1))
+
+    return loss_by_chunks(head, hidden, loss)
 
 
 class KlObjective:
@@ -19,10 +57,10 @@ class KlObjective:
     name = "kl"
     needs_dense = True
 
-    def __call__(self, logits: Tensor, targets: Tensor, dense: Tensor | None) -> Tensor:
-        """Scalar from masked logits [B, T, V], targets [B, T] (unused) and dense logits [B, T, V]."""
+    def __call__(self, hidden: Tensor, targets: Tensor, dense: Tensor | None, head: Head = WHOLE) -> Tensor:
+        """Scalar from final hidden states [B, T, D], masked and dense; targets are not used."""
         assert dense is not None
-        return kl_per_position(dense, logits).mean()
+        return kl_per_position(dense, hidden, head).mean()
 
 
 class NllObjective:
@@ -31,9 +69,9 @@ class NllObjective:
     name = "nll"
     needs_dense = False
 
-    def __call__(self, logits: Tensor, targets: Tensor, dense: Tensor | None) -> Tensor:
-        """Scalar from masked logits [B, T, V] and targets [B, T]."""
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
+    def __call__(self, hidden: Tensor, targets: Tensor, dense: Tensor | None, head: Head = WHOLE) -> Tensor:
+        """Scalar from masked final hidden states [B, T, D] and targets [B, T]."""
+        return nll_per_position(hidden, targets, head).mean()
 
 
 Objective = KlObjective | NllObjective

@@ -25,6 +25,7 @@ class Training:
     """What a training run leaves: its history and what it cost.
 
     history: one entry per logged step. tokens: tokens that went through the model. scores: final scores [U].
+    dense_cache_bytes: size of the dense model's outputs that were kept.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -32,6 +33,7 @@ class Training:
     tokens: int = 0
     seconds: float = 0.0
     peak_memory_bytes: int | None = None
+    dense_cache_bytes: int = 0
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
     finishing: Finishing | None = None
 
@@ -79,7 +81,8 @@ class MaskTrainer:
         if masked.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(masked.device)
         start = time.perf_counter()
-        rows, selection = self._split(rows, method.finishing_trials)
+        # Tokens are small beside any model: on the device from the start, no step waits for them.
+        rows, selection = self._split(rows.to(masked.device), method.finishing_trials)
         if isinstance(method, ScoringMethod):
             run = Training(tokens=method.score(masked, rows, self.batch_size))
         else:
@@ -117,20 +120,23 @@ class MaskTrainer:
         for step, chosen in enumerate(_batches(len(rows), self.batch_size, steps, generator)):
             progress = step / max(steps - 1, 1)
             share = schedule(progress)
-            batch = rows[chosen].to(masked.device)  # [B, T + 1]
+            batch = rows[chosen.to(rows.device)]  # [B, T + 1]
             gates = method.gates(share, progress)  # [U]
-            logits = masked.logits(batch[:, :-1], method.units.to_channels(gates))  # [B, T, V]
-            loss = objective(logits, batch[:, 1:], dense(chosen) if objective.needs_dense else None)
+            hidden = masked.hidden(batch[:, :-1], method.units.to_channels(gates))  # [B, T, D]
+            wished = dense(chosen) if objective.needs_dense else None
+            loss = objective(hidden, batch[:, 1:], wished, masked.head)
             penalty = method.penalty(share)
             (loss if penalty is None else loss + penalty).backward()
             now = gates.detach() > 0.5
+            seen = torch.stack([loss.detach(), now.float().mean(), (now != before).sum()])
+            value, density, changed = seen.tolist()  # the only wait for the device in a step
             metrics = {
-                "loss": loss.item(),
+                "loss": value,
                 "scheduled_sparsity": _scheduled(method, share) if method.follows_schedule else None,
-                "sparsity": 1 - now.float().mean().item(),
+                "sparsity": 1 - density,
                 "temperature": method.temperature_at(progress),
                 "learning_rate": optimizer.param_groups[0]["lr"],
-                "changed_units": int((now != before).sum()),
+                "changed_units": int(changed),
             }
             optimizer.step()
             scheduler.step()
@@ -141,6 +147,7 @@ class MaskTrainer:
                 run.history.append({"step": step, **metrics})
             on_step(step, metrics, logged)
             run.tokens += batch[:, 1:].numel()
+        run.dense_cache_bytes = dense.kept_bytes
         return run
 
     def _split(self, rows: Tensor, trials: int) -> tuple[Tensor, Tensor]:
@@ -196,5 +203,5 @@ def assert_dense_start(masked: MaskedModel, tokens: Tensor) -> None:
     """Check on tokens [B, T] that the all-ones mask is the dense model, KL = 0 exactly."""
     tokens = tokens.to(masked.device)
     ones = torch.ones(masked.space.num_channels, device=masked.device)
-    kl = KlObjective()(masked.logits(tokens, ones), tokens, masked.logits(tokens)).item()
+    kl = KlObjective()(masked.hidden(tokens, ones), tokens, masked.hidden(tokens), masked.head).item()
     assert kl == 0, f"the all-ones mask changes the model (KL {kl})"

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from mechint.errors import UserError
 from mechint.masking.attention import Hook, LayerGate, enable_hooks, hooks, restore_attention
+from mechint.masking.head import Head, WholeLogits, find_head
 from mechint.masking.space import KINDS, ChannelSpace, LayerShape
 
 
@@ -33,6 +34,7 @@ class MaskedModel:
         except Exception:
             restore_attention(model, self.implementation)
             raise
+        self.head: Head = find_head(model)
         self.fill: Tensor | None = None  # [N]: what removed channels become; None is zero
 
     @property
@@ -47,6 +49,16 @@ class MaskedModel:
         """
         with self.gated(gates):
             return self.model(input_ids=tokens, use_cache=False).logits
+
+    def hidden(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
+        """Final hidden states [B, T, D] for tokens [B, T], of which `head` makes logits; gates as for `logits`.
+
+        Where the architecture's head is not understood they are the logits [B, T, V] themselves.
+        """
+        if isinstance(self.head, WholeLogits):
+            return self.logits(tokens, gates)
+        with self.gated(gates):
+            return self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
     @contextmanager
     def gated(self, gates: Tensor | None) -> Iterator[None]:

@@ -117,13 +117,13 @@ def kl_meter(masked: MaskedModel, units: Units, rows: Tensor) -> Callable[[Tenso
     """
     inputs = rows[:, :-1].to(masked.device)
     with torch.inference_mode():
-        dense = masked.logits(inputs)
+        dense = masked.hidden(inputs)
 
     def kl(keep: Tensor) -> float:
         with torch.inference_mode():
             gates = units.to_channels(keep.to(inputs.device).float())
             # float32 rounds the KL of equal distributions to either side of 0
-            return max(kl_per_position(dense, masked.logits(inputs, gates)).mean().item(), 0.0)
+            return max(kl_per_position(dense, masked.hidden(inputs, gates), masked.head).mean().item(), 0.0)
 
     return kl
 

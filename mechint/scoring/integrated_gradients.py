@@ -47,7 +47,7 @@ class IntegratedGradients(ScoringMethod):
         total = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
         steps = self.path_steps if self.path_objective == "nll" else self.path_steps - 1
         for batch in rows.split(batch_size):
-            loss = sequence_nll if self.path_objective == "nll" else kl_from_dense(masked, batch)
+            loss = sequence_nll(masked) if self.path_objective == "nll" else kl_from_dense(masked, batch)
             for step in range(1, steps + 1):
                 gates = torch.full((masked.space.num_channels,), step / self.path_steps)
                 gradients = gate_gradients(masked, batch, gates, loss)
@@ -60,5 +60,5 @@ class IntegratedGradients(ScoringMethod):
 @torch.no_grad()
 def kl_from_dense(masked: MaskedModel, batch: Tensor) -> SequenceLoss:
     """Mean over positions of KL(dense || masked) of every sequence, as a loss for rows [B, T + 1]."""
-    dense = masked.logits(batch[:, :-1].to(masked.device))
-    return lambda logits, _: kl_per_position(dense, logits).mean(1)
+    dense = masked.hidden(batch[:, :-1].to(masked.device))
+    return lambda hidden, _: kl_per_position(dense, hidden, masked.head).mean(1)
