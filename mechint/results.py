@@ -35,8 +35,13 @@ def start_record(config: Record) -> Record:
         "started": now(),
         "finished": None,
         "config": config,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that numbers may depend on."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def end_record(record: Record, status: str, error: BaseException | None = None) -> None:

@@ -135,6 +135,15 @@ def test_a_command_line_choice_wins_over_a_methods_own_optimizer() -> None:
     )
 
 
+@pytest.mark.parametrize("what", options("what"))
+def test_benchmark_options(what: str) -> None:
+    config = composed("benchmark", [f"what={what}"])
+    assert config.hydra.run.dir.startswith(f"outputs/benchmarks/{what}/")
+    del config["hydra"]
+    configuration.check(config)
+    assert configuration.build(config.what) is not None
+
+
 def test_loggers_combine() -> None:
     config = composed("analyze", ["logger=[wandb,tensorboard]", "logger.project=mine"])
     assert set(config.logger.sinks) == {"wandb", "tensorboard"}

@@ -101,11 +101,20 @@ class ValidateSchema:
     trainer: Any
 
 
+@dataclass
+class BenchmarkSchema:
+    """Types of the root keys of `conf/benchmark.yaml`. what: keyword arguments of the class that measures."""
+
+    what: Any
+    output_dir: str | None
+
+
 def register() -> None:
     """Make the schemas and resolvers known to Hydra; safe to call more than once."""
     store = ConfigStore.instance()
     store.store(name="analyze_schema", node=AnalyzeSchema)
     store.store(name="pretrain_schema", node=PretrainSchema)
+    store.store(name="benchmark_schema", node=BenchmarkSchema)
     store.store(name="compare_schema", node=CompareSchema)
     store.store(name="validate_schema", node=ValidateSchema)
     store.store(name="visualize_schema", node=VisualizeSchema)
