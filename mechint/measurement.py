@@ -103,5 +103,5 @@ def channel_means(masked: MaskedModel, rows: Tensor, batch_size: int) -> Tensor:
     recorder = _Means(masked)
     with torch.no_grad(), masked.recording(recorder):
         for batch in rows.split(batch_size):
-            masked.logits(batch[:, :-1].to(masked.device))
+            masked.hidden(batch[:, :-1].to(masked.device))
     return (recorder.sums / len(rows)).float()

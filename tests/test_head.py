@@ -88,6 +88,11 @@ def test_chunked_losses_and_gradients_are_the_plain_ones(
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
 
 
+def test_one_dense_sequence_serves_many_masked_ones(small_chunks: None) -> None:
+    dense, masked = torch.randn(1, 5, 97), torch.randn(3, 5, 97)
+    torch.testing.assert_close(kl_per_position(dense, masked), _plain_kl(dense, masked))
+
+
 def test_chunks_cover_every_position_once() -> None:
     assert chunked.chunks(10, chunked.CHUNK_BYTES // 16) == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert chunked.chunks(2, 2**40) == [slice(0, 1), slice(1, 2)]

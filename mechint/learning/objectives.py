@@ -14,9 +14,9 @@ WHOLE = WholeLogits()
 def kl_per_position(dense: Tensor, masked: Tensor, head: Head = WHOLE) -> Tensor:
     """KL(dense || masked) in nats at every position, [B, T], from final hidden states [B, T, D] and their head.
 
-    Without a head, from logits [B, T, V]. Only the gradient with respect to `masked` exists.
+    Without a head, from logits [B, T, V]. dense may be [1, T, D]. Only the gradient with respect to `masked` exists.
     """
-    flat = dense.detach().reshape(-1, dense.shape[-1])
+    flat = dense.detach().expand_as(masked).reshape(-1, dense.shape[-1])
 
     def loss(logits: Tensor, chunk: slice, wanted: bool) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():

@@ -40,11 +40,12 @@ class Trials:
         device = self.masked.device
         for number, row in enumerate(self.rows):
             tokens = row[None, :-1].to(device)
-            dense = self.masked.logits(tokens)  # [1, T, V]
+            dense = self.masked.hidden(tokens)  # [1, T, D]
             for start in range(0, len(flips), self.batch_size):
                 gates = self._gates(flips[start : start + self.batch_size]).to(device)  # [B, N]
-                logits = self.masked.logits(tokens.expand(len(gates), -1), gates)
-                result[start : start + len(gates), number] = kl_per_position(dense, logits).mean(1).cpu()
+                hidden = self.masked.hidden(tokens.expand(len(gates), -1), gates)
+                kl = kl_per_position(dense, hidden, self.masked.head).mean(1)  # [B]
+                result[start : start + len(gates), number] = kl.cpu()
         return result
 
     def _gates(self, flips: Sequence[Tensor]) -> Tensor:
