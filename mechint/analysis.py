@@ -17,8 +17,10 @@ import torch
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import TokenData
 from mechint.errors import UserError
+from mechint.interruption import PATIENCE, Interrupted, Interruption
 from mechint.learning.method import LearnedMethod, MaskMethod, importance
 from mechint.learning.objectives import Objective
+from mechint.learning.resume import SavedStates, Saver
 from mechint.learning.trainer import MaskTrainer, Metrics, Training
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
 from mechint.masking import MaskedModel, MaskSet, masks_by_layer, save_masks
@@ -40,6 +42,7 @@ from mechint.results import (
     start_record,
 )
 from mechint.run_directories import Occupant, clear_run, finished_run, refuse_other_run
+from mechint.run_lock import only_process
 
 log = logging.getLogger(__name__)
 
@@ -91,31 +94,44 @@ class Analysis:
 
         config: what is recorded as the run's configuration. group: the sweep this run belongs to, for loggers.
         bar: whether to show a progress bar (None: on a terminal). resume: whether to leave a finished run of the same
-        configuration and checkpoint as it is. preparation: shares models and tokens with other runs.
+        configuration and checkpoint as it is, and to go on with an unfinished one. preparation: shares models and
+        tokens with other runs.
 
-        Raises UserError where `output_dir` holds another run.
+        Raises UserError where `output_dir` holds another run, Interrupted where a signal asked the run to stop.
         """
-        digest = self._digest(output_dir, config)
-        refuse_other_run(output_dir, config, digest)
-        if resume and (finished := finished_run(output_dir, digest)):
-            log.info("this run is already done; resume=false would repeat it: %s", output_dir)
-            return finished
-        clear_run(output_dir)
-        record = {**start_record(config), "config_digest": digest}
-        write_json(output_dir / RESULT, record)
-        name = f"{output_dir.parent.name}/{output_dir.name}"
-        logger = LoggerGroup(self._all_loggers())
-        run = RunInfo(name=name, group=group, job_type="analyze", config=config, output_dir=output_dir)
-        logger.start(run)
-        preparation = preparation or Preparation()
-        try:
-            self._work(output_dir, record, preparation, logger, Progress(bar=bar))
-        except BaseException as error:
-            preparation.forget()  # whatever state it is in
-            logger.finish(succeeded=False)
-            _write_failure(output_dir, record, error)
-            raise
-        return record
+        with only_process(output_dir), Interruption() as interruption:
+            digest = self._digest(output_dir, config)
+            refuse_other_run(output_dir, config, digest)
+            states = SavedStates(output_dir, digest)
+            if resume and (finished := finished_run(output_dir, digest)):
+                log.info("this run is already done; resume=false would repeat it: %s", output_dir)
+                states.remove()
+                return finished
+            record = {**start_record(config), "config_digest": digest}
+            if resume and states.newest() is not None:
+                record["resumed"] = list(Occupant.of(output_dir).result.get("resumed") or [])
+            else:
+                states.remove()
+            clear_run(output_dir)
+            write_json(output_dir / RESULT, record)
+            name = f"{output_dir.parent.name}/{output_dir.name}"
+            logger = LoggerGroup(self._all_loggers())
+            logger.start(
+                RunInfo(name=name, group=group, job_type="analyze", config=config, output_dir=output_dir)
+            )
+            attempt = Attempt(output_dir, record, logger, Progress(bar=bar), states, interruption)
+            preparation = preparation or Preparation()
+            try:
+                self._work(attempt, preparation)
+            except BaseException as error:
+                preparation.forget()  # whatever state it is in
+                _write_failure(output_dir, record, error)
+                logger.finish(succeeded=False)
+                raise
+            with interruption.held():
+                write_json(output_dir / RESULT, record)
+                states.remove()
+            return record
 
     def _digest(self, output_dir: Path, config: Record) -> str:
         try:
@@ -129,15 +145,8 @@ class Analysis:
         streamed = any(isinstance(logger, JsonlLogger) for logger in self.loggers)
         return self.loggers if streamed else [JsonlLogger(), *self.loggers]
 
-    def _work(
-        self,
-        output_dir: Path,
-        record: Record,
-        preparation: Preparation,
-        logger: LoggerGroup,
-        progress: Progress,
-    ) -> None:
-        started = time.perf_counter()
+    def _work(self, attempt: Attempt, preparation: Preparation) -> None:
+        started, record, output_dir = time.perf_counter(), attempt.record, attempt.output_dir
         prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
         checkpoint, masked, data = prepared.checkpoint, prepared.masked, prepared.data
         # Here, so that a run draws the same numbers whether or not it had to load the model.
@@ -148,34 +157,29 @@ class Analysis:
         record["notes"] += settings_without_effect(self.method, masked)
         write_json(output_dir / RESULT, record)
 
-        training = self._learn(masked, data, generator, logger, progress)
+        training = self._learn(masked, data, generator, attempt)
         masks = self._measure(prepared, training, record)
         record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
         mask_files = save_masks(masks, output_dir, {"checkpoint_sha256": checkpoint.sha256})
         end_record(record, "done")
         run = RunFiles(directory=output_dir, result=record, masks=masks, history=training.history)
         drawn = self.visualizer.draw(run)
-        self._report(record, logger, mask_files, drawn)
-        write_json(output_dir / RESULT, record)
+        self._report(record, attempt.logger, mask_files, drawn)
 
     def _learn(
-        self,
-        masked: MaskedModel,
-        data: TokenData,
-        generator: torch.Generator,
-        logger: LoggerGroup,
-        progress: Progress,
+        self, masked: MaskedModel, data: TokenData, generator: torch.Generator, attempt: Attempt
     ) -> Training:
         self.method.prepare(masked, self.target_sparsity, generator)
         if self.method.ablation == "mean":
             masked.fill = channel_means(masked, data.calibration, self.trainer.batch_size)
+        progress = attempt.progress
 
         def on_step(step: int, metrics: Metrics, logged: bool) -> None:
             progress.update(step + 1, {"loss": metrics["loss"], "sparsity": metrics["sparsity"]})
             if logged:
-                logger.log(metrics, step)
+                attempt.logger.log(metrics, step)
 
-        with progress:
+        with progress, attempt.interruption.held(PATIENCE):
             progress.start(self.steps)
             return self.trainer.train(
                 masked,
@@ -187,6 +191,7 @@ class Analysis:
                 self.steps,
                 generator,
                 on_step,
+                Saver(attempt.states, attempt.interruption, attempt.on_resume),
             )
 
     def _measure(self, prepared: Prepared, training: Training, record: Record) -> MaskSet:
@@ -218,6 +223,26 @@ class Analysis:
             log.info(advice)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """What one attempt at a run writes to, and what may end it early."""
+
+    output_dir: Path
+    record: Record
+    logger: LoggerGroup
+    progress: Progress
+    states: SavedStates
+    interruption: Interruption
+
+    def on_resume(self, step: int, history: list[Record]) -> None:
+        """Tell the loggers, which begin afresh, what an earlier attempt told them; say where the run goes on."""
+        for line in history:
+            self.logger.log({name: value for name, value in line.items() if name != "step"}, line["step"])
+        self.record["resumed"].append(step)
+        write_json(self.output_dir / RESULT, self.record)
+        log.info("the run goes on after step %d", step)
+
+
 def record_failure(output_dir: Path, config: Record, error: BaseException) -> None:
     """Leave the error of a run that failed before it could begin, unless another run's result is there."""
     if Occupant.of(output_dir).gives_way_to(None):
@@ -225,8 +250,10 @@ def record_failure(output_dir: Path, config: Record, error: BaseException) -> No
 
 
 def _write_failure(output_dir: Path, record: Record, error: BaseException) -> None:
-    end_record(record, "failed", error)
-    record["traceback"] = "".join(traceback.format_exception(error))
+    interrupted = isinstance(error, Interrupted)
+    end_record(record, "interrupted" if interrupted else "failed", error)
+    if not interrupted:
+        record["traceback"] = "".join(traceback.format_exception(error))
     write_json(output_dir / RESULT, record)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,9 @@ SCHEMA_VERSION = 1
 RESULT = "result.json"
 
 # Keys that say where results go and how they are shown, not what is computed.
-PRESENTATION_KEYS = frozenset({"output_dir", "logger", "visualizer", "resume", "checkpoint_glob"})
+PRESENTATION_KEYS = frozenset(
+    {"output_dir", "logger", "visualizer", "resume", "checkpoint_glob", "trainer.save_every"}
+)
 
 # Keys about several seeds; they have no effect for one.
 STABILITY_KEYS = frozenset({"seeds", "stability"})
@@ -39,6 +42,15 @@ def write_atomically(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def unfinished_name(path: Path) -> str | None:
+    """What a temporary file of `write_atomically` was to become; None for other files.
+
+    A process that is killed leaves it behind.
+    """
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}(\.\w+)?", path.name)
+    return found and found[1] + (found[2] or "")
 
 
 def plain(value: Any) -> Any:
@@ -63,8 +75,15 @@ def deciding(config: Mapping[str, Any]) -> dict[str, Any]:
 
     For a single seed there is nothing to say about several, so that it is the same run with or without those keys.
     """
-    without = PRESENTATION_KEYS | (STABILITY_KEYS if config.get("seeds", 1) == 1 else set())
-    return {key: value for key, value in config.items() if key not in without}
+    return _without(config, PRESENTATION_KEYS | (STABILITY_KEYS if config.get("seeds", 1) == 1 else set()))
+
+
+def _without(config: Mapping[str, Any], keys: frozenset[str], path: str = "") -> dict[str, Any]:
+    return {
+        key: _without(value, keys, f"{path}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if f"{path}{key}" not in keys
+    }
 
 
 def config_digest(config: Mapping[str, Any], checkpoint_fingerprint: str) -> str:

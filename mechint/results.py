@@ -19,6 +19,7 @@ from mechint.masking import ChannelSpace, MaskedModel, Units
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
 from mechint.measurement import faithfulness, loss_degradation_percent
+from mechint.processes import this_process
 from mechint.records import SCHEMA_VERSION
 
 PACKAGES = ("mechint", "torch", "transformers", "tokenizers", "hydra-core", "numpy")
@@ -27,13 +28,18 @@ Record = dict[str, Any]
 
 
 def start_record(config: Record) -> Record:
-    """What is known before anything was read: status `running`, the configuration, versions."""
+    """What is known before anything was read: status `running`, whose process it is, the configuration, versions.
+
+    resumed: the number of steps after which earlier attempts broke off and the run went on.
+    """
     return {
         "schema_version": SCHEMA_VERSION,
         "status": "running",
         "error": None,
         "started": now(),
         "finished": None,
+        "process": this_process(),
+        "resumed": [],
         "config": config,
         "versions": package_versions(),
     }

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 from mechint.errors import UserError
-from mechint.records import RESULT, deciding
+from mechint.processes import has_died
+from mechint.records import RESULT, deciding, unfinished_name
 
 MASKS = ("final_masks.safetensors", "final_masks.pt")
 
@@ -27,12 +29,15 @@ RUN_FILES = (
     "tensorboard/events.out.tfevents.*",
 )
 
-Status = Literal["free", "running", "done", "failed", "foreign"]
+Status = Literal["free", "running", "done", "failed", "interrupted", "died", "foreign"]
 
 
 @dataclass(frozen=True)
 class Occupant:
-    """What is in a directory: nothing, a run by its `digest`, or files that no run here wrote (`foreign`)."""
+    """What is in a directory: nothing, a run by its `digest`, or files that no run here wrote (`foreign`).
+
+    A run that says `running`, but whose process is gone, has `died`.
+    """
 
     status: Status
     digest: str | None
@@ -48,8 +53,8 @@ class Occupant:
             return cls("foreign" if masks else "free", None, {})
         except (OSError, ValueError):
             return cls("foreign", None, {})
-        status = result.get("status") if isinstance(result, dict) else None
-        if status not in ("running", "done", "failed"):
+        status = true_status(result) if isinstance(result, dict) else None
+        if status not in ("running", "done", "failed", "interrupted", "died"):
             return cls("foreign", None, {})
         return cls(status, result.get("config_digest"), result)
 
@@ -57,6 +62,12 @@ class Occupant:
         """Whether a run of this digest may use the directory: it is free, its own, or of a run that failed."""
         own = digest is not None and digest == self.digest
         return own or self.status in ("free", "failed")
+
+
+def true_status(result: Mapping[str, Any]) -> Any:
+    """The status in a run's record, or `died` where it says `running` and its process is known to be gone."""
+    status = result.get("status")
+    return "died" if status == "running" and has_died(result.get("process")) else status
 
 
 def finished_run(directory: Path, digest: str) -> dict[str, Any] | None:
@@ -93,8 +104,10 @@ def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) ->
     if occupant.status == "foreign":
         held = "holds files of another program or a damaged result.json"
     else:
-        unfinished = "" if occupant.status == "done" else ", which has not finished"
-        held = f"holds another run{unfinished} ({_difference(occupant.result.get('config', {}), config)})"
+        unfinished = {"running": ", which has not finished", "interrupted": ", which was interrupted"}
+        unfinished["died"] = ", which died before its end"
+        other = _difference(occupant.result.get("config", {}), config)
+        held = f"holds another run{unfinished.get(occupant.status, '')} ({other})"
     raise UserError(f"{directory} {held}; give another output_dir, or remove that directory")
 
 
@@ -120,4 +133,8 @@ def clear_run(directory: Path) -> None:
     """Remove the files of an earlier attempt at a run, and nothing else."""
     for pattern in RUN_FILES:
         for path in directory.glob(pattern):
+            path.unlink()
+    for path in directory.glob(".*"):
+        name = unfinished_name(path)
+        if name and any(fnmatch(name, pattern) for pattern in RUN_FILES):
             path.unlink()

@@ -13,7 +13,7 @@ from typing import Literal
 
 from mechint.records import write_json
 
-Status = Literal["done", "skipped", "failed", "running", "not started"]
+Status = Literal["done", "skipped", "failed", "interrupted", "running", "not started"]
 
 # What the table says of jobs that left no word of their end.
 UNFINISHED = {"running": "died or still running", "not started": "never started"}

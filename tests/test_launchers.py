@@ -140,13 +140,13 @@ def test_slurm_learns_the_same_masks(basic: Path, slurm: MiniSlurm, byte_model_d
 def test_a_preempted_job_starts_over_and_a_killed_one_stops_no_other(
     slurm: MiniSlurm, byte_model_directory: Path, tmp_path: Path
 ) -> None:
-    """Job 0 is killed, which submitit takes as a reason to give up; job 1 is sent away and requeued."""
+    """Job 0 is cancelled, which submitit takes as a reason to give up; job 1 is sent away, requeued and goes on."""
     process = start(
         tmp_path,
         slurm.environment,
         *(
             f"checkpoint={byte_model_directory}",
-            "steps=1000000,1000",
+            "steps=1000000,2000",
             "trainer.log_every=1",
             "output_dir=out",
         ),
@@ -160,16 +160,17 @@ def test_a_preempted_job_starts_over_and_a_killed_one_stops_no_other(
     finally:
         process.kill()
     assert process.returncode == 1, text
-    assert "died or still running" in text
+    assert "interrupted by SIGTERM" in text
     assert "1 done" in text
     assert "the sweep stopped early: UncompletedJobError" in text
     status = {name: result["status"] for name, result in results(tmp_path / "out").items()}
-    assert status == {"0": "running", "1": "done"}
+    assert status == {"0": "interrupted", "1": "done"}
     assert "Restarts=1" in slurm.command("scontrol", "-o", "show", "job", preempted)
     lines = (tmp_path / "out" / "1" / "metrics.jsonl").read_text().splitlines()
-    steps = [json.loads(line)["step"] for line in lines]
-    assert steps == sorted(set(steps))  # of the second attempt alone
-    assert steps[-1] == 999
+    assert [json.loads(line)["step"] for line in lines] == list(range(2000))  # of both attempts, none twice
+    resumed = results(tmp_path / "out")["1"]["resumed"]
+    assert len(resumed) == 1
+    assert 0 < resumed[0] < 2000
 
 
 def test_after_a_job_died_the_others_are_waited_for() -> None:

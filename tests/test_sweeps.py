@@ -18,7 +18,7 @@ from mechint.checkpoints import CheckpointLoader
 from mechint.config import jobs
 from mechint.learning import MaskTrainer
 from mechint.loggers import WandbLogger
-from mechint.run_directories import job_name
+from mechint.run_directories import clear_run, job_name
 from mechint.sweeps import Sweep, slurm_threads, succeeded, table, threads_per_job
 
 ODD_NAMES = [
@@ -240,6 +240,15 @@ def test_failed_runs_make_room_and_foreign_files_do_not(
     assert refused.code == 2
     assert "another program" in refused.err
     assert (old / "final_masks.pt").read_bytes() == b"of another program"
+
+
+def test_what_killed_processes_left_half_written_goes(tmp_path: Path) -> None:
+    left = [".result.0a1b2c3d.json", ".model.h.0.attn_importance.0a1b2c3d.png", ".final_masks.0a1b2c3d.pt"]
+    kept = [".hidden", ".notes.0a1b2c3d.txt", ".result.json", "mine.png"]
+    for name in [*left, *kept]:
+        (tmp_path / name).write_text("")
+    clear_run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == set(kept)
 
 
 def test_directories_of_jobs(tmp_path: Path) -> None:

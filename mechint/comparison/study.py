@@ -78,7 +78,7 @@ class StudyGroup:
 
 @dataclass(frozen=True)
 class UnfinishedRun:
-    """A run without usable numbers. status: failed, running, unreadable. reason: one line."""
+    """A run without usable numbers. status: failed, interrupted, died, running, unreadable. reason: one line."""
 
     directory: str
     status: str

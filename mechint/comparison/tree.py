@@ -28,6 +28,7 @@ from mechint.comparison.study import (
 )
 from mechint.errors import UserError
 from mechint.reporting.run_files import read_masks
+from mechint.run_directories import true_status
 
 # Achieved sparsities that agree to so many decimals are one point.
 DECIMALS = 6
@@ -58,7 +59,7 @@ def read_study(root: str | Path) -> Study:
     notes += repeated
     finished = [_finished(root, directory, results[directory]) for directory in kept]
     if not finished:
-        listed = f" ({len(unfinished)} failed, running or unreadable)" if unfinished else ""
+        listed = f" ({len(unfinished)} not finished or unreadable)" if unfinished else ""
         raise UserError(f"no finished run below {root}{listed}; give the output directory of a sweep")
     groups = _groups(finished, root, notes)
     return Study(root, tuple(groups), tuple(unfinished), tuple(_flags(finished)), tuple(notes))
@@ -81,10 +82,9 @@ def _sort_in(
         reason = f"{type(error).__name__} {one_line(error)} in result.json"
         unfinished.append(UnfinishedRun(name, "unreadable", reason))
     else:
-        started = f"started {result.get('started')}, did not end" if result["status"] == "running" else ""
-        unfinished.append(
-            UnfinishedRun(name, str(result["status"]), one_line(result.get("error") or started))
-        )
+        status = str(true_status(result))
+        started = f"started {result.get('started')}, did not end" if status in ("running", "died") else ""
+        unfinished.append(UnfinishedRun(name, status, one_line(result.get("error") or started)))
 
 
 def _finished(root: Path, directory: Path, result: Mapping[str, Any]) -> _Finished:

@@ -26,6 +26,7 @@ from mechint.errors import UserError
 from mechint.masking.masks import LayerMask
 from mechint.records import RESULT
 from mechint.reporting import RunFiles
+from mechint.run_directories import true_status
 
 Directories = str | Path | Sequence[str | Path]
 
@@ -99,7 +100,7 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
                 done.append((found, result))
         else:
             reason = f": {one_line(result['error'])}" if result.get("error") else ""
-            notes.append(f"{name}: {found} is left out, its status is {result['status']}{reason}.")
+            notes.append(f"{name}: {found} is left out, its status is {true_status(result)}{reason}.")
     chosen, repeated = newest_of_each(done)
     if not chosen:
         raise UserError(

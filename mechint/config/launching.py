@@ -12,9 +12,10 @@ from typing import Any
 from mechint.config.jobs import USER_ERRORS, fail, one_line
 from mechint.config.schema import register
 from mechint.config.tracking import current_sweep, forget_sweep
+from mechint.interruption import EXIT_CODE, Interrupted
 from mechint.sweeps import Sweep, succeeded, table
 
-INTERRUPTED = 130  # the exit code that shells give to Ctrl-C
+CTRL_C = 130  # the exit code that shells give to it
 
 
 def launch(main: Callable[[], Any]) -> None:
@@ -85,4 +86,6 @@ def _report(sweep: Sweep, problem: BaseException | None) -> int:
         print(f"error: the sweep stopped early: {stopped}", file=sys.stderr)
     remedy = f"the same command with output_dir={sweep.directory} repeats only what is not done"
     print(remedy, file=sys.stderr)
-    return INTERRUPTED if isinstance(problem, KeyboardInterrupt) else 1
+    if isinstance(problem, Interrupted):
+        return EXIT_CODE
+    return CTRL_C if isinstance(problem, KeyboardInterrupt) else 1

@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from mechint.config.building import plain_config, run_config, run_digest
 from mechint.config.jobs import USER_ERRORS, choice, fail, is_sweep, one_line, output_directory
 from mechint.errors import UserError
+from mechint.interruption import EXIT_CODE, Interrupted
 from mechint.records import RESULT
 from mechint.run_directories import Occupant, refuse_other_run
+from mechint.run_lock import refuse_occupied
 from mechint.sweeps import Sweep, slurm_threads, threads_per_job
 
 log = logging.getLogger(__name__)
@@ -80,7 +83,10 @@ def _begin(step: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 def _check_run(config: DictConfig) -> None:
     if sweep := OmegaConf.select(config, "hydra.runtime.choices.sweep"):
         raise UserError(f"sweep={sweep} starts several jobs: add -m")
-    if config.output_dir and Occupant.of(Path(config.output_dir)).status != "free":
+    if not config.output_dir:
+        return
+    refuse_occupied(Path(config.output_dir))
+    if Occupant.of(Path(config.output_dir)).status != "free":
         HydraConfig.instance().set_config(config)  # for interpolations of ${hydra:...}
         refuse_other_run(Path(config.output_dir), run_config(config), run_digest(config))
 
@@ -140,6 +146,18 @@ def run_task(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         if is_sweep():
             raise
         fail(error)
+    except Interrupted as interrupted:
+        if is_sweep():
+            raise
+        print(f"{interrupted}; {_how_to_go_on(config)}", file=sys.stderr)
+        raise SystemExit(EXIT_CODE) from None
+
+
+def _how_to_go_on(config: DictConfig) -> str:
+    where = output_directory()
+    if config.output_dir:
+        return f"{where} holds what is done, and the same command goes on"
+    return f"the same command with output_dir={where} goes on"
 
 
 def _run_job(
@@ -155,6 +173,11 @@ def _run_job(
     try:
         value = task(config)
     except BaseException as error:
+        if isinstance(error, Interrupted) or isinstance(error.__context__, Interrupted):
+            sweep.note(number, "interrupted", directory, one_line(error.__context__ or error))
+            if isinstance(error, Interrupted) and launcher.startswith("submitit"):
+                raise SystemExit(EXIT_CODE) from None  # the whole process is this job's
+            raise
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
         if isinstance(error, Exception):
             log.error("the job failed, the sweep goes on: %s", reason)

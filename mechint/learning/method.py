@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mechint.errors import UserError
+from mechint.learning.state import give, take
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.units import Pools, Scope, Unit, Units, make_pools, make_units
 
@@ -111,6 +112,15 @@ class LearnedMethod(MaskMethod):
     def soft_gates(self) -> Tensor | None:
         """The final gates [U] as the forward pass has them, without noise; None where they are the hard mask."""
         return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes while it learns: a subclass keeps that in attributes that begin with `_`."""
+        return {name: take(value) for name, value in vars(self).items() if name.startswith("_")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; its tensors stay the same objects."""
+        for name, value in state_dict.items():
+            setattr(self, name, give(getattr(self, name), value))
 
 
 class ScoringMethod(MaskMethod):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from mechint.learning.dense_outputs import DenseOutputs
 from mechint.learning.finishing import Exchange, Finishing
 from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.learning.objectives import KlObjective, Objective
+from mechint.learning.resume import Saver
 from mechint.masking.masked_model import MaskedModel
 
 Metrics = dict[str, float | None]
@@ -42,21 +43,23 @@ class Training:
 class MaskTrainer:
     """Learns a method's scores by gradient descent on an objective under hard or soft gates.
 
-    batch_size: sequences per step. log_every: steps between two logged lines. learning_rate_decay: the learning
-    rate falls linearly to this fraction of itself over the run. dense_cache_gib: up to this size the dense model's
-    outputs are kept and not computed again. selection_fraction: share of the calibration sequences that a finishing
-    pass selects on and the steps do not see.
+    batch_size: sequences per step. log_every: steps between two logged lines. save_every: steps between two saved
+    states, from which an interrupted run goes on. learning_rate_decay: the learning rate falls linearly to this
+    fraction of itself over the run. dense_cache_gib: up to this size the dense model's outputs are kept and not
+    computed again. selection_fraction: share of the calibration sequences that a finishing pass selects on and the
+    steps do not see.
     """
 
     batch_size: int = 8
     log_every: int = 10
+    save_every: int = 20
     learning_rate_decay: float = 1.0
     dense_cache_gib: float = 1.0
     selection_fraction: float = 1 / 32
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.log_every < 1:
-            raise UserError("trainer.batch_size and trainer.log_every must be at least 1")
+        if self.batch_size < 1 or self.log_every < 1 or self.save_every < 1:
+            raise UserError("trainer.batch_size, trainer.log_every and trainer.save_every must be at least 1")
         if not 0 < self.selection_fraction < 1:
             raise UserError(f"trainer.selection_fraction={self.selection_fraction} must lie between 0 and 1")
 
@@ -71,8 +74,11 @@ class MaskTrainer:
         steps: int,
         generator: torch.Generator,
         on_step: Callable[[int, Metrics, bool], None],
+        saver: Saver | None = None,
     ) -> Training:
         """Learn from calibration rows [N, T + 1]; `on_step(step, metrics, logged)` is called after every step.
+
+        With a `saver`, the steps go on from the state that it finds, with the same numbers as without a break.
 
         A method that only scores takes no steps: objective, optimizer and schedule do not concern it.
         """
@@ -88,12 +94,12 @@ class MaskTrainer:
         else:
             assert isinstance(method, LearnedMethod)
             run = self._learn(
-                masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step
+                masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step, saver
             )
         run.scores = method.scores()
         if len(selection):
             self._finish(masked, selection, method, run)
-        run.seconds = time.perf_counter() - start
+        run.seconds = time.perf_counter() - start + (saver.seconds if saver else 0)
         if masked.device.type == "cuda":
             run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
         return run
@@ -109,6 +115,7 @@ class MaskTrainer:
         steps: int,
         generator: torch.Generator,
         on_step: Callable[[int, Metrics, bool], None],
+        saver: Saver | None,
     ) -> Training:
         dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
         optimizer = make_optimizer(method.parameter_groups())
@@ -116,8 +123,12 @@ class MaskTrainer:
             optimizer, lambda step: self._rate(method, step / steps)
         )
         run = Training(steps=steps)
-        before = torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
-        for step, chosen in enumerate(_batches(len(rows), self.batch_size, steps, generator)):
+        batches = _Batches(len(rows), self.batch_size, generator)
+        parts: dict[str, Any] = {"method": method, "optimizer": optimizer, "scheduler": scheduler}
+        parts |= {"dense": dense, "batches": batches, "generator": generator, "run": run}
+        parts["gates"] = torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
+        for step in saver.steps(parts, steps, self.save_every) if saver else range(steps):
+            chosen = batches.next()
             progress = step / max(steps - 1, 1)
             share = schedule(progress)
             batch = rows[chosen.to(rows.device)]  # [B, T + 1]
@@ -128,7 +139,7 @@ class MaskTrainer:
             penalty = method.penalty(share)
             (loss if penalty is None else loss + penalty).backward()
             now = gates.detach() > 0.5
-            seen = torch.stack([loss.detach(), now.float().mean(), (now != before).sum()])
+            seen = torch.stack([loss.detach(), now.float().mean(), (now != parts["gates"]).sum()])
             value, density, changed = seen.tolist()  # the only wait for the device in a step
             metrics = {
                 "loss": value,
@@ -141,12 +152,12 @@ class MaskTrainer:
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad()
-            before = now
+            parts["gates"] = now
             logged = step % self.log_every == 0 or step == steps - 1
             if logged:
                 run.history.append({"step": step, **metrics})
-            on_step(step, metrics, logged)
             run.tokens += batch[:, 1:].numel()
+            on_step(step, metrics, logged)
         run.dense_cache_bytes = dense.kept_bytes
         return run
 
@@ -188,14 +199,20 @@ def _scheduled(method: MaskMethod, share: float) -> float:
     return share * float((sizes * pools.share).sum() / sizes.sum())
 
 
-def _batches(num_rows: int, batch_size: int, steps: int, generator: torch.Generator) -> Iterator[Tensor]:
+class _Batches:
     """Row numbers [B] for each step: every row once per pass over the data, in a fresh order each pass."""
-    waiting = torch.empty(0, dtype=torch.long)
-    for _ in range(steps):
-        while len(waiting) < batch_size:
-            waiting = torch.cat([waiting, torch.randperm(num_rows, generator=generator)])
-        chosen, waiting = waiting[:batch_size], waiting[batch_size:]
-        yield chosen
+
+    def __init__(self, num_rows: int, batch_size: int, generator: torch.Generator) -> None:
+        self._num_rows, self._batch_size, self._generator = num_rows, batch_size, generator
+        self._waiting = torch.empty(0, dtype=torch.long)
+
+    def next(self) -> Tensor:
+        """The rows of the next step."""
+        while len(self._waiting) < self._batch_size:
+            order = torch.randperm(self._num_rows, generator=self._generator)
+            self._waiting = torch.cat([self._waiting, order])
+        chosen, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+        return chosen
 
 
 @torch.no_grad()

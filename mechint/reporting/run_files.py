@@ -10,6 +10,7 @@ from typing import Any
 
 from mechint.errors import UserError
 from mechint.masking.masks import MaskSet, load_masks
+from mechint.run_directories import true_status
 from mechint.stability.evidence import Evidence, load_evidence
 
 
@@ -97,7 +98,7 @@ def _read_result(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or "checkpoint" not in result:
         raise UserError(f"{path} was not written by an analysis; give the output directory of a finished run")
     if not result.get("metrics") or not result.get("layers"):
-        status, reason = result.get("status", "unknown"), result.get("error")
+        status, reason = true_status(result) or "unknown", result.get("error")
         detail = f": {_one_line(reason)}" if reason else ""
         raise UserError(
             f"the run in {path.parent} has no numbers (status {status}{detail}); let it finish or repeat it"

@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import torch
 
-from mechint.analysis import Analysis, seed_everything
+from mechint.analysis import Analysis, Attempt, seed_everything
 from mechint.errors import UserError
 from mechint.learning.method import importance
-from mechint.loggers import LoggerGroup, Progress
+from mechint.loggers import LoggerGroup
 from mechint.masking import masks_by_layer, save_masks
 from mechint.measurement import channel_means
 from mechint.preparation import Preparation, Prepared
-from mechint.records import RESULT, write_json
 from mechint.reporting import RunFiles
 from mechint.results import (
     Record,
@@ -73,18 +72,11 @@ class SeedStudy(Analysis):
             self._singles = [self._single(self.seed + number) for number in range(self.seeds)]
         return super().run(output_dir, config, group, bar, resume, preparation)
 
-    def _work(
-        self,
-        output_dir: Path,
-        record: Record,
-        preparation: Preparation,
-        logger: LoggerGroup,
-        progress: Progress,
-    ) -> None:
+    def _work(self, attempt: Attempt, preparation: Preparation) -> None:
         if self.seeds == 1:
-            super()._work(output_dir, record, preparation, logger, progress)
+            super()._work(attempt, preparation)
             return
-        started = time.perf_counter()
+        started, record, output_dir = time.perf_counter(), attempt.record, attempt.output_dir
         runs = self._run_seeds(output_dir, record["config"], preparation)
         prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
         masked = prepared.masked
@@ -109,7 +101,7 @@ class SeedStudy(Analysis):
         assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size)
         record["stability"] = assessment.record(metrics, self.seed)
         if self.stability.null_control:
-            record["stability"]["null"] = self._null_control(prepared, progress)
+            record["stability"]["null"] = self._null_control(prepared, attempt)
         masks = masks_by_layer(units.space, kept, units.to_channels(importance_))
         record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
         identity = {"checkpoint_sha256": prepared.checkpoint.sha256}
@@ -119,9 +111,10 @@ class SeedStudy(Analysis):
         ]
         end_record(record, "done")
         drawn = self.visualizer.draw(RunFiles(output_dir, record, masks, [], assessment.evidence))
-        logger.summary({"stability": {name: record["stability"][name] for name in ("iou", "consensus")}})
-        self._report(record, logger, files, drawn)
-        write_json(output_dir / RESULT, record)
+        attempt.logger.summary(
+            {"stability": {name: record["stability"][name] for name in ("iou", "consensus")}}
+        )
+        self._report(record, attempt.logger, files, drawn)
 
     def _single(self, seed: int) -> Analysis:
         """The analysis of one seed, with objects of its own where they change or hold something open."""
@@ -142,7 +135,7 @@ class SeedStudy(Analysis):
             runs.append(RunFiles.read(directory))
         return runs
 
-    def _null_control(self, prepared: Prepared, progress: Progress) -> Record:
+    def _null_control(self, prepared: Prepared, attempt: Attempt) -> Record:
         """The same method at the same settings on the model with permuted weights, from the first seed."""
         log.info("null control: seed %d once more, on the model with permuted weights", self.seed)
         masked, fill = prepared.masked, prepared.masked.fill
@@ -151,7 +144,9 @@ class SeedStudy(Analysis):
         with permuted_weights(masked.model, self.seed) as matrices:
             masked.fill = None
             generator = seed_everything(self.seed)
-            training = control._learn(masked, prepared.data, generator, LoggerGroup(), progress)
+            training = control._learn(
+                masked, prepared.data, generator, replace(attempt, logger=LoggerGroup())
+            )
             keep = control.method.pools.select(training.scores.cpu())
             kept = control.method.units.to_channels(keep)
             permuted = Prepared(prepared.checkpoint, masked, prepared.data)

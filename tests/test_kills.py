@@ -1,0 +1,117 @@
+"""A run that is killed at any moment and started again ends as if nothing had happened."""
+
+import json
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from warm_programs import ended, start, wait_for
+
+from mechint.masking import load_masks
+
+SETTINGS = [
+    "output_dir=out",
+    "steps=300",
+    "target_sparsity=0.5",
+    "dataset.sequence_length=32",
+    "dataset.calibration_tokens=2048",
+    "dataset.evaluation_tokens=1024",
+    "trainer.batch_size=4",
+    "trainer.log_every=1",
+    "trainer.save_every=5",
+]
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nobody killed. seconds: from its first record to its last."""
+
+    arguments: list[str]
+    directory: Path
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path) -> Undisturbed:
+    """The run whose end the others must reach."""
+    arguments = [f"checkpoint={byte_model_directory}", *SETTINGS]
+    directory = tmp_path_factory.mktemp("undisturbed")
+    process = start(directory, *arguments)
+    wait_for(directory / "out" / "result.json", process)
+    began = time.monotonic()
+    while process.is_alive() and result(directory / "out")["status"] == "running":
+        time.sleep(0.01)
+    seconds = time.monotonic() - began
+    assert ended(process) == 0, (directory / "output.txt").read_text()
+    return Undisturbed(arguments, directory / "out", seconds)
+
+
+def result(directory: Path) -> dict[str, Any]:
+    return json.loads((directory / "result.json").read_text())
+
+
+def differences(first: Path, second: Path) -> list[str]:
+    """In what the masks, the numbers and the logged lines of two runs differ by a single bit; files left over."""
+    here, there = (load_masks(path / "final_masks.safetensors") for path in (first, second))
+    parts = ("k_mask", "v_mask", "k_importance", "v_importance")
+    found = [
+        f"{name}.{part}"
+        for name, mask in here.items()
+        for part in parts
+        if not torch.equal(getattr(mask, part), getattr(there[name], part))
+    ]
+    one, other = result(first), result(second)
+    found += [key for key in ("metrics", "sparsity", "layers", "finishing") if one[key] != other[key]]
+    found += [] if one["cost"]["tokens"] == other["cost"]["tokens"] else ["cost.tokens"]
+    metrics = [(path / "metrics.jsonl").read_text() for path in (first, second)]
+    found += [] if metrics[0] == metrics[1] else ["metrics.jsonl"]
+    names = [{path.name for path in directory.iterdir()} for directory in (first, second)]
+    return found + sorted(names[0] ^ names[1])
+
+
+def killed_and_repeated(undisturbed: Undisturbed, directory: Path, moment: float) -> str:
+    """Kill a run at a moment, 0 to 1 of its length, start it again, and compare; a line of the table."""
+    process = start(directory, *undisturbed.arguments)
+    wait_for(directory / "out" / "result.json", process)
+    time.sleep(moment * undisturbed.seconds)
+    process.kill()
+    ended(process)
+    was = result(directory / "out")["status"]
+    saved = sorted(path.name for path in (directory / "out" / ".resume").glob("step_*.pt"))
+    assert was in ("running", "done")
+    assert len(saved) <= 2
+    assert ended(start(directory, *undisturbed.arguments)) == 0, (directory / "output.txt").read_text()
+    resumed = result(directory / "out")["resumed"]
+    assert resumed == ([int(saved[-1][5:14])] if saved and was == "running" else [])
+    found = differences(undisturbed.directory, directory / "out")
+    after = f"step {resumed[0]}" if resumed else ("nothing" if was == "running" else "the end")
+    return f"{moment:6.3f}  {was:8}  {after:8}  {'yes' if not found else ', '.join(found)}"
+
+
+def kill(undisturbed: Undisturbed, directory: Path, moments: list[float]) -> None:
+    """Print the table, and fail where anything differs."""
+    print(
+        f"\nkill -9 at moments of a run of {undisturbed.seconds:.1f} s\nmoment  was       resumed   identical"
+    )
+    lines = []
+    for number, moment in enumerate(moments):
+        (directory / str(number)).mkdir()
+        lines.append(killed_and_repeated(undisturbed, directory / str(number), moment))
+        print(lines[-1])
+    assert all(line.endswith("yes") for line in lines)
+
+
+def test_a_run_killed_while_it_learns_and_while_it_draws_goes_on(
+    undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    kill(undisturbed, tmp_path, [0.15, 0.35, 0.8])
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_twenty_random_moments_goes_on(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    generator = random.Random(0)
+    kill(undisturbed, tmp_path, sorted(generator.random() for _ in range(20)))
