@@ -124,7 +124,7 @@ def recipe(method: MaskMethod) -> tuple[MakeOptimizer, Callable[[float], float]]
         return adam, ConstantSchedule()
     if isinstance(method, AnnealedSigmoid | LeanK):
         return adam, CubicSchedule(end=0.3)
-    return functools.partial(NormalizedSGD, lr=0.1, momentum=0.9), CubicSchedule(end=0.3)
+    return functools.partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25), CubicSchedule(end=0.3)
 
 
 def compare_variants(

@@ -113,13 +113,13 @@ def test_hard_concrete_is_that_of_edge_pruning() -> None:
     closed = torch.sigmoid(2 / 3 * torch.tensor(1 / 11).log() - method.scores()).sum().round()
     assert int((soft == 0).sum()) == int(closed)
     assert soft[-1].item() == pytest.approx(torch.sigmoid(torch.tensor(0.8 * 12 * 1.5)).item())
-    drawn = torch.stack([method.gates(1.0, 1.0).detach() for _ in range(400)])
+    drawn = torch.stack([method.gates(1.0, 1.0, 1).detach() for _ in range(400)])
     assert (drawn == 0).float().mean(0).sum().item() == pytest.approx(float(closed), abs=1.5)
 
 
 def test_the_price_of_an_open_gate_is_per_layer_and_the_slope_ends_beyond_200() -> None:
     method = prepared(AnnealedSigmoid(multiplier=0.5))
-    gates = method.gates(1.0, 0.0)
+    gates = method.gates(1.0, 0.0, 1)
     assert gates.tolist() == pytest.approx([torch.sigmoid(torch.tensor(1.0)).item()] * 96)
     penalty = method.penalty(1.0)
     assert penalty is not None
@@ -133,11 +133,11 @@ def test_leank_learns_scales_first_and_cuts_at_their_quantile_then() -> None:
     assert isinstance(method, LeanK)
     with torch.no_grad():
         method._scales.copy_(torch.linspace(-0.5, 1.5, 96))
-    first = method.gates(0.3, 0.5)
+    first = method.gates(0.3, 0.5, 1)
     assert first.min() == 0
     assert first.max() == 1
     assert method.penalty(0.3).item() == pytest.approx(0.06 * first.mean().item())  # type: ignore[union-attr]
-    second = method.gates(0.3, 0.95)
+    second = method.gates(0.3, 0.95, 1)
     assert method.penalty(0.3) is None
     assert int((second > 0).sum()) == 48
     assert torch.equal(second > 0, method.hard_mask())
@@ -154,7 +154,7 @@ def test_edge_popup_keeps_the_largest_magnitudes_and_learns_their_signs() -> Non
     assert method.scores().max() <= 96**-0.5
     with torch.no_grad():
         method._scores.copy_(torch.linspace(-2, 1, 96))
-    gates = method.gates(1.0, 0.0)
+    gates = method.gates(1.0, 0.0, 1)
     assert gates[:33].sum() == 33  # from -2 to -1: larger than any positive one
     assert gates.sum() == 48
     gates.sum().backward()
@@ -170,8 +170,10 @@ def test_only_methods_with_soft_gates_have_a_gap_between_soft_and_hard() -> None
 
 
 def test_the_default_method_starts_with_no_loss_at_all() -> None:
-    _, training = train(TopK(finishing_trials=0), partial(NormalizedSGD, lr=0.1))
+    _, training = train(TopK(finishing_trials=0, perturbed=0), partial(NormalizedSGD, lr=0.1))
     assert training.history[0]["loss"] == 0
+    _, training = train(TopK(finishing_trials=0), partial(NormalizedSGD, lr=0.1))
+    assert training.history[0]["sparsity"] == 0
 
 
 def test_no_weight_ever_gets_a_gradient() -> None:
@@ -203,13 +205,38 @@ def test_gate_gradients_are_those_of_finite_differences() -> None:
 
 
 def test_topk_forward_is_hard_and_its_gradient_is_the_gates() -> None:
-    method = TopK()
+    method = TopK(perturbed=0)
     method.prepare(MaskedModel(tiny_model("llama")), 0.5, torch.Generator().manual_seed(0))
-    gates = method.gates(1.0, 0.0)
+    gates = method.gates(1.0, 0.0, 1)
     assert sorted(set(gates.tolist())) == [0.0, 1.0]
     assert gates.sum() == 48
     (gates * torch.arange(96)).sum().backward()
     assert torch.equal(method._scores.grad, torch.arange(96.0))
+
+
+def test_topk_shows_every_sequence_other_kept_units_at_a_random_gate() -> None:
+    method = TopK(perturbed=0.25)
+    method.prepare(MaskedModel(tiny_model("llama")), 0.5, torch.Generator().manual_seed(0))
+    gates = method.gates(1.0, 0.0, 400)  # [B, U]
+    keep = method.hard_mask()
+    assert torch.equal(method.switched_on(gates), keep)
+    assert not gates[:, ~keep].any()
+    between = gates[:, keep] < 1
+    assert between.float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert gates[:, keep][between].mean().item() == pytest.approx(0.5, abs=0.01)
+    assert between.float().mean(0).min() > 0.15
+    gates.sum().backward()
+    assert torch.equal(method._scores.grad, torch.full((96,), 400.0))
+
+
+def test_scores_of_the_default_method_count_from_the_threshold() -> None:
+    method = TopK()
+    method.prepare(MaskedModel(tiny_model("llama")), 0.5, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        method._scores += 3
+    method.gates(0.5, 0.0, 1)
+    scores = method.scores()
+    assert torch.equal(scores > 0, method.hard_mask(0.5))
 
 
 @pytest.mark.parametrize("make", SCHEDULES)
@@ -248,6 +275,7 @@ def test_learning_rates_rise_stay_and_fall() -> None:
         lambda: LeanK(l1=-1.0),
         lambda: TopK(ablation="noise"),  # type: ignore[arg-type]
         lambda: TopK(key_sparsity=1.5),
+        lambda: TopK(perturbed=1.5),
         lambda: MaskTrainer(batch_size=0),
     ],
 )
@@ -269,6 +297,14 @@ def test_normalised_sgd_does_not_see_the_scale_of_the_loss() -> None:
         results.append(weight.detach())
     torch.testing.assert_close(results[0], results[1])
     assert torch.equal((results[0] - torch.tensor([1.0, 2.0, 3.0])).sign(), torch.tensor([-1.0, 1.0, -1.0]))
+
+
+def test_weight_decay_forgets_and_does_not_touch_the_gradient() -> None:
+    weight = torch.tensor([4.0, -4.0], requires_grad=True)
+    optimizer = NormalizedSGD([weight], lr=0.1, momentum=0.0, weight_decay=2.5)
+    weight.grad = torch.tensor([1.0, 1.0])
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([2.9, -3.1]))
 
 
 def test_nll_is_the_mean_over_tokens() -> None:

@@ -69,7 +69,7 @@ class AnnealedSigmoid(LearnedMethod):
         """1 / slope."""
         return self.highest_slope ** (-OVERSHOOT * progress)
 
-    def gates(self, share: float, progress: float) -> Tensor:
+    def gates(self, share: float, progress: float, sequences: int) -> Tensor:
         """sigmoid(slope s), [U]."""
         self._open = torch.sigmoid(self._logits / self.temperature_at(progress))
         return self._open

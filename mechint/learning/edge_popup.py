@@ -46,6 +46,6 @@ class EdgePopup(LearnedMethod):
         """|score| [U]."""
         return self._scores.detach().abs()
 
-    def gates(self, share: float, progress: float) -> Tensor:
+    def gates(self, share: float, progress: float, sequences: int) -> Tensor:
         """Hard gates [U]; their gradient is that of |score|."""
         return self.hard_mask(share).float() + (self._scores.abs() - self._scores.detach().abs())

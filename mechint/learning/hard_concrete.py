@@ -64,7 +64,7 @@ class HardConcrete(LearnedMethod):
         """log_alpha [U]."""
         return self._log_alpha.detach()
 
-    def gates(self, share: float, progress: float) -> Tensor:
+    def gates(self, share: float, progress: float, sequences: int) -> Tensor:
         """A fresh sample of the gates [U]."""
         uniform = torch.rand(self.units.count, generator=self._generator).clamp(NEVER, 1 - NEVER)
         noise = uniform.logit().to(self._log_alpha.device)

@@ -66,7 +66,7 @@ class LeanK(LearnedMethod):
         """Scales [U]."""
         return self._scales.detach().clamp(0, 1)
 
-    def gates(self, share: float, progress: float) -> Tensor:
+    def gates(self, share: float, progress: float, sequences: int) -> Tensor:
         """The scales [U], in stage 2 cut at the quantile."""
         with torch.no_grad():
             self._scales.clamp_(0, 1)

@@ -90,12 +90,16 @@ class LearnedMethod(MaskMethod):
         """What the optimizer updates, as torch parameter groups."""
         raise AssertionError("subclasses own the scores")
 
-    def gates(self, share: float, progress: float) -> Tensor:
-        """Gates [U] of the next forward pass, differentiable in the scores.
+    def gates(self, share: float, progress: float, sequences: int) -> Tensor:
+        """Gates of the next forward pass, differentiable in the scores: [U], or [B, U] for B `sequences`.
 
         share: the part of the target sparsity to reach now. progress: part of the run done. Both in [0, 1].
         """
         raise AssertionError("subclasses say how scores become gates")
+
+    def switched_on(self, gates: Tensor) -> Tensor:
+        """The units that count as kept under the latest gates, bool [U]."""
+        return gates.detach() > 0.5
 
     def penalty(self, share: float) -> Tensor | None:
         """What is added to the objective, if anything."""

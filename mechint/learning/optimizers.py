@@ -14,12 +14,21 @@ class NormalizedSGD(torch.optim.Optimizer):
 
     Adam divides every coordinate by its own size, so scores of units without effect drift as fast as those of vital
     ones; one common divisor makes the learning rate independent of the loss's scale and keeps the units' order.
+
+    weight_decay: every step shrinks the parameters by lr * weight_decay of themselves, so that gradients are forgotten
+    after about 1 / (lr * weight_decay) steps (decoupled, as in AdamW).
     """
 
     def __init__(
-        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float, momentum: float = 0.9
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "maximize": False})
+        super().__init__(
+            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": False}
+        )
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -34,5 +43,6 @@ class NormalizedSGD(torch.optim.Optimizer):
             sign = 1 if group["maximize"] else -1
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 buffer = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 buffer.mul_(group["momentum"]).add_(gradient / rms, alpha=1 - group["momentum"])
                 parameter.add_(buffer, alpha=sign * group["lr"])

@@ -1,4 +1,4 @@
-"""The default method: the best k units, exactly, in every forward pass."""
+"""The default method: the best k units, exactly, at every step."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechint.errors import UserError
 from mechint.learning.method import LearnedMethod
 
 
@@ -15,16 +16,29 @@ from mechint.learning.method import LearnedMethod
 class TopK(LearnedMethod):
     """Hard top-k mask whose gradient goes straight through to the scores.
 
-    Forward, the k units with the highest scores are on and the others off, so what is trained is what is measured.
-    Backward, every score gets the gradient of its gate: of kept units what removing them would cost, of removed ones
-    what taking them back would gain, both to first order. Straight-through: Bengio et al. 2013; top-k masks:
-    Ramanujan et al. 2020. A finishing pass follows.
+    The k units with the highest scores are on and the others off. Every score gets the gradient of its gate: of removed
+    units what taking them back would gain, to first order. Of a kept unit the gradient where it is fully on says little
+    about its removal (at the dense model it is zero), so each sequence meets a share `perturbed` of the kept units at a
+    gate drawn uniformly from [0, 1]: its gradient there is, on average, exactly what the way from 1 to 0 costs.
+
+    Scores are counted from the threshold, so that with weight decay an early verdict fades and a unit that has
+    become useful comes back. Straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020. A finishing pass
+    follows.
     """
 
+    perturbed: float = 0.15
     finishing_trials: int = 60
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.perturbed <= 1:
+            raise UserError(
+                f"mask.perturbed={self.perturbed} must lie in [0, 1]; it is a share of the kept units, e.g. 0.15"
+            )
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """All scores start equal but for a noise that only breaks ties."""
+        self._generator = generator
         noise = torch.randn(self.units.count, generator=generator)
         self._scores = (1e-3 * noise).to(device).requires_grad_()
 
@@ -36,6 +50,18 @@ class TopK(LearnedMethod):
         """Scores [U]."""
         return self._scores.detach()
 
-    def gates(self, share: float, progress: float) -> Tensor:
-        """Hard gates [U]; their gradient is the scores' own."""
-        return self.hard_mask(share).float() + (self._scores - self._scores.detach())
+    def gates(self, share: float, progress: float, sequences: int) -> Tensor:
+        """Gates [B, U], hard but for the perturbed ones; their gradient is the scores' own."""
+        with torch.no_grad():
+            self._scores -= self.pools.thresholds(self._scores, share)
+        self._keep = self.hard_mask(share)
+        gates = self._keep.float()
+        if self.perturbed:
+            shape = (2, sequences, self.units.count)
+            chosen, gate = torch.rand(shape, generator=self._generator).to(gates.device)
+            gates = torch.where(self._keep & (chosen < self.perturbed), gate, gates)
+        return gates + (self._scores - self._scores.detach())
+
+    def switched_on(self, gates: Tensor) -> Tensor:
+        """The k units with the highest scores, bool [U]."""
+        return self._keep

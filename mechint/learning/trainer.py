@@ -132,13 +132,13 @@ class MaskTrainer:
             progress = step / max(steps - 1, 1)
             share = schedule(progress)
             batch = rows[chosen.to(rows.device)]  # [B, T + 1]
-            gates = method.gates(share, progress)  # [U]
+            gates = method.gates(share, progress, len(batch))  # [U] or [B, U]
             hidden = masked.hidden(batch[:, :-1], method.units.to_channels(gates))  # [B, T, D]
             wished = dense(chosen) if objective.needs_dense else None
             loss = objective(hidden, batch[:, 1:], wished, masked.head)
             penalty = method.penalty(share)
             (loss if penalty is None else loss + penalty).backward()
-            now = gates.detach() > 0.5
+            now = method.switched_on(gates)
             seen = torch.stack([loss.detach(), now.float().mean(), (now != parts["gates"]).sum()])
             value, density, changed = seen.tolist()  # the only wait for the device in a step
             metrics = {

@@ -130,16 +130,16 @@ class Pools:
         In double precision, so that the step across is not lost.
         """
         scores = scores.double()
-        middle = self._thresholds(scores)
+        middle = self.thresholds(scores)
         step = 1e-6 * (scores.max() - scores.min()).clamp_min(1e-12)
         return torch.where(keep, torch.maximum(scores, middle + step), torch.minimum(scores, middle - step))
 
-    def _thresholds(self, scores: Tensor) -> Tensor:
+    def thresholds(self, scores: Tensor, progress: float = 1.0) -> Tensor:
         """Midway between the lowest kept and the highest removed score of each unit's pool, [U].
 
         Where a pool keeps all or nothing it is the pool's lowest or highest score.
         """
-        keep, pool = self.select(scores), self.of_unit.to(scores.device)
+        keep, pool = self.select(scores, progress), self.of_unit.to(scores.device)
         infinity = scores.new_full((len(self.share),), torch.inf)
         kept = infinity.scatter_reduce(0, pool, torch.where(keep, scores, torch.inf), "amin")
         removed = (-infinity).scatter_reduce(0, pool, torch.where(keep, -torch.inf, scores), "amax")
