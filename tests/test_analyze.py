@@ -126,7 +126,7 @@ def test_masks_history_and_report_agree_with_the_result(run: Path, result: dict[
         assert (int(mask.k_mask.sum()), int(mask.v_mask.sum())) == (layer["k_kept"], layer["v_kept"])
     history = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in history] == [0, 1, 2, 3]
-    assert history[0]["loss"] == 0
+    assert history[0]["sparsity"] == 0
     assert history[-1]["sparsity"] == 0.5
     assert "48 of 96" in (run / "circuit_analysis_report.md").read_text()
 

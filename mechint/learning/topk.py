@@ -41,6 +41,7 @@ class TopK(LearnedMethod):
         self._generator = generator
         noise = torch.randn(self.units.count, generator=generator)
         self._scores = (1e-3 * noise).to(device).requires_grad_()
+        self._keep = self.hard_mask(0.0)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The scores."""
