@@ -97,7 +97,7 @@ def draw_counts(
     axes.set_ylabel("layer" if labelled else "")
     handles, labels = axes.get_legend_handles_labels()
     if len(handles) > 6:  # the ends tell the direction
-        handles, labels = [handles[0], handles[-2], handles[-1]], [labels[0], labels[-2], labels[-1]]
+        handles, labels = ([items[0], items[1], items[-1]] for items in (handles, labels))
     axes.legend(handles, labels, loc="lower right", handlelength=1, fontsize=7)
 
 

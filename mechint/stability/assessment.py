@@ -98,7 +98,8 @@ class Assessment:
         masks = subsets + (int(self.keep.sum()) if self.settings.necessity else 0)
         count = min(max(FEWEST_ROWS, int(sequences / max(masks, 1))), max(1, self.settings.tokens // length))
         chosen = rows[torch.from_numpy(even_rows(len(rows), count))]
-        most = max(1, int(sequences / len(chosen)) - subsets)
+        affordable = int(sequences / len(chosen))
+        most = max(1, affordable - subsets, affordable // 2)
         return Trials(self.prepared.masked, self.units, self.keep, chosen, self.batch_size), most
 
     def _necessity_record(self, trials: Trials, most: int, generator: torch.Generator) -> Record | None:
