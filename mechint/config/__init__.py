@@ -4,6 +4,7 @@ The rest of the package takes plain typed values and works without Hydra.
 """
 
 from mechint.config.building import build, build_analysis, check, plain_config
+from mechint.config.composing import compose_analysis
 from mechint.config.jobs import choice, fail, is_sweep, output_directory, sweep_name
 from mechint.config.launching import launch
 from mechint.config.naming import files, job_directory, slug
@@ -19,6 +20,7 @@ __all__ = [
     "build_analysis",
     "check",
     "choice",
+    "compose_analysis",
     "entry",
     "fail",
     "files",

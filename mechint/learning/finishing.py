@@ -43,7 +43,7 @@ class Exchange:
     are exchanged for the most valuable removed ones, several at a time while that helps, then fewer; an exchange
     stays only if the KL measured on all selection rows falls, so the result is never worse there. Kept units that
     cancel each other look vital one by one: pairs of one head whose gradients are opposite in every sequence are
-    tried for removal together.
+    tried for removal together. token_limit: no exchange is tried that could take more tokens through the model in all.
     """
 
     masked: MaskedModel
@@ -53,6 +53,7 @@ class Exchange:
     batch_size: int
     trials: int
     dense_bytes: int = 2**30
+    token_limit: int | None = None
     _tokens: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -70,6 +71,8 @@ class Exchange:
         value, pairs = self._values(keep)
         tried: set[tuple[int, int]] = set()
         for _ in range(self.trials):
+            if not self._affordable():
+                break
             untried = [pair for pair in pairs if pair not in tried]
             if size > 2:
                 proposal = self._swap(keep, value, size, 0)
@@ -88,6 +91,10 @@ class Exchange:
             elif size > 2:
                 size = size // 2
         return Finishing(keep, before, best, self._tokens, int((keep & ~start).sum()))
+
+    def _affordable(self) -> bool:
+        """Whether an exchange may be measured and, if it stays, every unit be judged anew: three times all rows."""
+        return self.token_limit is None or self._tokens + 3 * self.rows[:, 1:].numel() <= self.token_limit
 
     def _values(self, keep: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
         """What each unit is worth to first order, [U], and pairs of kept units that cancel each other.

@@ -139,6 +139,11 @@ class ScoringMethod(MaskMethod):
         """Scores [U]."""
         return self._scores
 
+    @property
+    def passes_per_row(self) -> int:
+        """How often every calibration row goes through the model; 0 where not all of them do."""
+        return 1
+
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
         """Compute the scores from calibration rows [N, T + 1]; return how many tokens went through the model."""
         raise AssertionError("subclasses say what a unit is worth")

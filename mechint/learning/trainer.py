@@ -47,7 +47,8 @@ class MaskTrainer:
     states, from which an interrupted run goes on. learning_rate_decay: the learning rate falls linearly to this
     fraction of itself over the run. dense_cache_gib: up to this size the dense model's outputs are kept and not
     computed again. selection_fraction: share of the calibration sequences that a finishing pass selects on and the
-    steps do not see.
+    steps do not see. passes: at most so many batches go through the model in all, which shows scorers fewer rows and
+    ends a finishing pass early; None: no limit.
     """
 
     batch_size: int = 8
@@ -56,12 +57,15 @@ class MaskTrainer:
     learning_rate_decay: float = 1.0
     dense_cache_gib: float = 1.0
     selection_fraction: float = 1 / 32
+    passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_every < 1 or self.save_every < 1:
             raise UserError("trainer.batch_size, trainer.log_every and trainer.save_every must be at least 1")
         if not 0 < self.selection_fraction < 1:
             raise UserError(f"trainer.selection_fraction={self.selection_fraction} must lie between 0 and 1")
+        if self.passes is not None and self.passes < 1:
+            raise UserError(f"trainer.passes={self.passes} must be at least 1; null sets no limit")
 
     def train(
         self,
@@ -90,9 +94,11 @@ class MaskTrainer:
         # Tokens are small beside any model: on the device from the start, no step waits for them.
         rows, selection = self._split(rows.to(masked.device), method.finishing_trials)
         if isinstance(method, ScoringMethod):
-            run = Training(tokens=method.score(masked, rows, self.batch_size))
+            run = Training(tokens=method.score(masked, self._affordable(method, rows), self.batch_size))
         else:
             assert isinstance(method, LearnedMethod)
+            if self.passes is not None and steps > self.passes:
+                raise UserError(f"steps={steps} is more than trainer.passes={self.passes}; lower steps")
             run = self._learn(
                 masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step, saver
             )
@@ -161,6 +167,12 @@ class MaskTrainer:
         run.dense_cache_bytes = dense.kept_bytes
         return run
 
+    def _affordable(self, method: ScoringMethod, rows: Tensor) -> Tensor:
+        """As many of the rows as a scorer may see."""
+        if self.passes is None or not method.passes_per_row:
+            return rows
+        return rows[: max(1, self.passes * self.batch_size // method.passes_per_row)]
+
     def _split(self, rows: Tensor, trials: int) -> tuple[Tensor, Tensor]:
         """Rows to learn on, and rows the finishing pass selects on; they share no row."""
         if not trials:
@@ -174,6 +186,7 @@ class MaskTrainer:
         return rows[:-count], rows[-count:]
 
     def _finish(self, masked: MaskedModel, selection: Tensor, method: MaskMethod, run: Training) -> None:
+        length = selection.shape[1] - 1
         exchange = Exchange(
             masked,
             method.units,
@@ -182,6 +195,7 @@ class MaskTrainer:
             self.batch_size,
             method.finishing_trials,
             int(self.dense_cache_gib * 2**30),
+            None if self.passes is None else self.passes * self.batch_size * length - run.tokens,
         )
         run.finishing = exchange.run(method.pools.select(run.scores))
         run.tokens += run.finishing.tokens

@@ -42,6 +42,11 @@ class IntegratedGradients(ScoringMethod):
         if self.path_objective not in get_args(IntegratedObjective):
             raise UserError(f"mask.path_objective={self.path_objective} is not known; use kl or nll")
 
+    @property
+    def passes_per_row(self) -> int:
+        """The points on the way."""
+        return self.path_steps
+
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
         """S passes over rows [N, T + 1], with `kl` the one of the dense model forward only; returns S * N * T."""
         total = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)

@@ -35,6 +35,11 @@ class IterativeFisher(ScoringMethod):
         if self.stages < 1 or self.sequences_per_stage < 1:
             raise UserError("mask.stages and mask.sequences_per_stage must be at least 1")
 
+    @property
+    def passes_per_row(self) -> int:
+        """Every stage draws rows of its own."""
+        return 0
+
     def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
         """Forward and backward passes over S * sequences_per_stage of rows [N, T + 1]; returns their tokens."""
         schedule, device = CubicSchedule(), masked.device
