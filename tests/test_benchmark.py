@@ -174,6 +174,10 @@ def test_entries_are_options_with_overrides_and_labels() -> None:
     for wrong in ("", "topk unit", 3, {"a": "b", "c": "d"}, "'"):
         with pytest.raises(UserError, match="methods"):
             Entry.of(wrong, "methods")
+    models = entries(
+        ["bundled:llama", "path/to/model.pt dataset=text", {"mine": "path/to/model.pt"}], "models"
+    )
+    assert [model.label for model in models] == ["bundled:llama", "model.pt", "mine"]
     cell = Cell(Entry.of("bundled:llama", "models"), Entry.of("topk mask.unit=head", "methods"), 0.9, 3)
     assert cell.directory == Path("runs/llama/topk_mask.unit=head/0.9/3")
 

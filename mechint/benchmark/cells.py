@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,8 +44,16 @@ class Entry:
 
 
 def entries(given: Sequence[Any], what: str) -> tuple[Entry, ...]:
-    """The models or methods of a list; raises UserError where it is empty or names one twice."""
+    """The models or methods of a list; raises UserError where it is empty or names one twice.
+
+    A model without a label goes by the last part of its path, a method by its whole text.
+    """
     found = tuple(Entry.of(item, what) for item in given)
+    if what == "models":
+        found = tuple(
+            replace(entry, label=Path(entry.option).name) if isinstance(item, str) else entry
+            for item, entry in zip(given, found, strict=True)
+        )
     if not found or len({_safe(entry.label) for entry in found}) < len(found):
         labels = [entry.label for entry in found]
         raise UserError(

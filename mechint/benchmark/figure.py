@@ -47,7 +47,7 @@ def draw_quality(record: Record, directory: Path) -> Path:
         for number, model in enumerate(models):
             axes = figure.add_subplot(grid[number // columns, number % columns])
             draw_panel(axes, [point for point in points if point["model"] == model], looks)
-            axes.set_title(printable(model, 48), weight="bold")
+            axes.set_title(printable(model, 36), weight="bold")
         draw_key(figure.add_subplot(outer[1, 1]), looks)
         return save(figure, directory / FIGURE, 150)
 
@@ -87,7 +87,7 @@ def draw_panel(axes: Axes, points: list[Record], looks: dict[str, tuple[str, Loo
         )  # fmt: skip
     axes.axhline(points[0]["empty_kl"], color=QUIET, linestyle=(0, (1, 2)), linewidth=0.8)
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_minor_formatter(NullFormatter())
