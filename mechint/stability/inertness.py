@@ -72,7 +72,7 @@ def _distribution(changes: list[float]) -> Record:
 
 
 def _verdict(entries: Sequence[Record]) -> str:
-    """What adding back does to the KL: lowers it, raises it, mixed by size, or nothing to speak of (inert).
+    """What adding back does to the KL: "lowers" it, "raises" it, "mixed" by size, or "none" to speak of.
 
     A change counts where it is beyond noise and at least NEGLIGIBLE of what removing as many kept units does.
     """
@@ -82,4 +82,4 @@ def _verdict(entries: Sequence[Record]) -> str:
         noise = ERRORS * (added["sd"] or 0.0) / math.sqrt(len(added["values"]))
         if abs(added["mean"]) > max(noise, NEGLIGIBLE * abs(entry["removed"]["mean"])):
             signs.add("lowers" if added["mean"] < 0 else "raises")
-    return "inert" if not signs else signs.pop() if len(signs) == 1 else "mixed"
+    return "none" if not signs else signs.pop() if len(signs) == 1 else "mixed"
