@@ -24,6 +24,7 @@ from mechint.learning.resume import SavedStates, Saver
 from mechint.learning.trainer import MaskTrainer, Metrics, Training
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
 from mechint.masking import MaskedModel, MaskSet, masks_by_layer, save_masks
+from mechint.masking.masks import flat_keep
 from mechint.measurement import channel_means
 from mechint.preparation import Preparation, Prepared
 from mechint.records import RESULT, config_digest, write_json
@@ -52,6 +53,7 @@ class Analysis:
     """One run: everything it needs, as plain objects and values.
 
     target_sparsity: fraction of units removed, in [0, 1). make_optimizer: takes torch parameter groups.
+    within: the masks of a run whose kept units are the only ones this run may keep.
     """
 
     checkpoint: str
@@ -69,6 +71,7 @@ class Analysis:
     trainer: MaskTrainer
     visualizer: Visualizer
     loggers: list[Logger]
+    within: MaskSet | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_sparsity < 1:
@@ -169,7 +172,8 @@ class Analysis:
     def _learn(
         self, masked: MaskedModel, data: TokenData, generator: torch.Generator, attempt: Attempt
     ) -> Training:
-        self.method.prepare(masked, self.target_sparsity, generator)
+        within = None if self.within is None else flat_keep(masked.space, self.within)
+        self.method.prepare(masked, self.target_sparsity, generator, within)
         if self.method.ablation == "mean":
             masked.fill = channel_means(masked, data.calibration, self.trainer.batch_size)
         progress = attempt.progress

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mechint.analysis import Analysis
 from mechint.checkpoints import CheckpointLoader
 from mechint.comparison.compare import read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
@@ -29,6 +31,7 @@ from mechint.comparison.figures import (
 from mechint.comparison.job import Output, leave_comparison
 from mechint.comparison.variant import Directories
 from mechint.data import Dataset, PythonDocs
+from mechint.errors import UserError
 from mechint.learning import (
     AnnealedSigmoid,
     ConstantSchedule,
@@ -45,9 +48,11 @@ from mechint.learning import (
 from mechint.learning.method import MaskMethod
 from mechint.learning.objectives import Objective
 from mechint.loggers import Logger, WandbLogger
+from mechint.nested import NestedTargets, parse_targets
 from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
+    NestedFigure,
     RunFiles,
     SparsityCurves,
     StabilityFigure,
@@ -63,7 +68,7 @@ def analyze(
     checkpoint: str = "bundled:baseline",
     output_dir: str | Path = "outputs/runs/python",
     *,
-    target_sparsity: float = 0.95,
+    target_sparsity: float | str | Sequence[float] = 0.95,
     steps: int = 500,
     seed: int = 0,
     seeds: int = 1,
@@ -83,7 +88,8 @@ def analyze(
 ) -> RunFiles:
     """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
-    With `seeds` above 1, runs from as many seeds are in seed_<n>/ below it, and the run is their consensus.
+    With `seeds` above 1, runs from as many seeds are in seed_<n>/ below it, and the run is their consensus. With
+    several target sparsities, nested runs are in sparsity_<target>/, and the run has the highest target's mask.
     Whatever is None is as in conf/analyze.yaml and conf/mask. A finished run of the same settings in `output_dir` is
     returned as it is unless `resume` is False. Raises UserError for what a user can mend.
     """
@@ -105,12 +111,30 @@ def analyze(
         "schedule": schedule or usual_schedule,
         "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
         "visualizer": visualizer
-        or Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure()]),
+        or Visualizer(
+            [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
+        ),
         "stability": stability or Stability(),
         "loggers": list(loggers),
     }
-    SeedStudy(**settings).run(Path(output_dir), describe_settings(settings), resume=resume)
+    make_analysis(**settings).run(Path(output_dir), describe_settings(settings), resume=resume)
     return RunFiles.read(output_dir)
+
+
+def make_analysis(*, target_sparsity: Any, seeds: int, stability: Stability, **settings: Any) -> Analysis:
+    """The analysis for one target sparsity or several, from one seed or several.
+
+    Raises UserError for several of both.
+    """
+    targets = parse_targets(target_sparsity)
+    if len(targets) == 1:
+        return SeedStudy(target_sparsity=targets[0], seeds=seeds, stability=stability, **settings)
+    if seeds != 1:
+        raise UserError(
+            f"seeds={seeds} and {len(targets)} values of target_sparsity in one run are not supported; "
+            "use -m with one of them, e.g. -m seed=0,1,2"
+        )
+    return NestedTargets(target_sparsity=targets[-1], targets=targets, **settings)
 
 
 def recipe(method: MaskMethod) -> tuple[MakeOptimizer, Callable[[float], float]]:
@@ -194,7 +218,9 @@ def _described(value: Any) -> Any:
         return str(value)
     if hasattr(value, "__qualname__"):  # a class or a function
         return {"_target_": _class_path(value)}
-    settings = {key: item for key, item in vars(value).items() if not key.startswith("_")}
+    # A method that was used before has more attributes than its settings.
+    names = [field.name for field in fields(value)] if is_dataclass(value) else list(vars(value))
+    settings = {name: getattr(value, name) for name in names if not name.startswith("_")}
     return {"_target_": _class_path(type(value)), **{key: _described(item) for key, item in settings.items()}}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -55,6 +56,18 @@ def end_record(record: Record, status: str, error: BaseException | None = None) 
     record["status"], record["finished"] = status, now()
     if error is not None:
         record["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def training_of_all(records: Sequence[Record]) -> Training:
+    """What several runs cost together, from their results."""
+    costs = [record["cost"] for record in records]
+    peaks = [cost["peak_memory_bytes"] for cost in costs if cost.get("peak_memory_bytes")]
+    return Training(
+        steps=sum(cost["steps"] for cost in costs),
+        tokens=sum(cost["tokens"] for cost in costs),
+        seconds=sum(cost["seconds"] for cost in costs),
+        peak_memory_bytes=max(peaks, default=None),
+    )
 
 
 def now() -> str:

@@ -76,11 +76,13 @@ def newest_of_each(directories: list[tuple[Path, dict[str, Any]]]) -> tuple[list
     return [directory for directory, _ in kept.values()], notes
 
 
-def consensus_note(directory: Path, result: Mapping[str, Any]) -> str | None:
-    """Why a finished run is not counted beside others: it is the consensus of several seeds, which are counted."""
-    if not result.get("stability"):
-        return None
-    return f"{directory} is left out: it is the consensus of the runs below it, which are counted themselves."
+def summary_note(directory: Path, result: Mapping[str, Any]) -> str | None:
+    """Why a finished run is not counted beside others: it sums up runs of several seeds or targets, which are."""
+    if result.get("stability"):
+        return f"{directory} is left out: it is the consensus of the runs below it, which are counted themselves."
+    if result.get("nested"):
+        return f"{directory} is left out: it sums up the nested runs below it, which are counted themselves."
+    return None
 
 
 def one_line(text: object) -> str:

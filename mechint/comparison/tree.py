@@ -10,11 +10,11 @@ from typing import Any
 from mechint.comparison.agreement import Agreement
 from mechint.comparison.find import (
     Unreadable,
-    consensus_note,
     newest_of_each,
     one_line,
     read_result,
     run_directories,
+    summary_note,
 )
 from mechint.comparison.identity import Options, key_of, options, shown, telling
 from mechint.comparison.overlap import same_shapes
@@ -53,8 +53,8 @@ def read_study(root: str | Path) -> Study:
     done: list[tuple[Path, dict[str, Any]]] = []
     for directory in run_directories(root):
         _sort_in(root, directory, done, unfinished)
-    notes = [note for directory, result in done if (note := consensus_note(directory, result))]
-    results = {directory: result for directory, result in done if not consensus_note(directory, result)}
+    notes = [note for directory, result in done if (note := summary_note(directory, result))]
+    results = {directory: result for directory, result in done if not summary_note(directory, result)}
     kept, repeated = newest_of_each(list(results.items()))
     notes += repeated
     finished = [_finished(root, directory, results[directory]) for directory in kept]

@@ -11,11 +11,11 @@ from torch import Tensor
 from mechint.comparison.comparison import METRICS, Variant, VariantLayer
 from mechint.comparison.find import (
     Unreadable,
-    consensus_note,
     newest_of_each,
     one_line,
     read_result,
     run_directories,
+    summary_note,
 )
 from mechint.comparison.identity import Options, options, shown, telling
 from mechint.comparison.leank import read_leank_run
@@ -80,7 +80,7 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
     """The runs in or below one directory."""
     if (directory / RESULT).exists():
         run = RunFiles.read(directory)
-        if not run.result.get("stability"):
+        if summary_note(directory, run.result) is None:
             return [run], []
     if is_old_run(directory):
         return [read_old_run(directory)], []
@@ -94,7 +94,7 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
             notes.append(f"{name}: {found} is left out, its result.json cannot be read ({error}).")
             continue
         if result["status"] == "done":
-            if note := consensus_note(found, result):
+            if note := summary_note(found, result):
                 notes.append(f"{name}: {note}")
             else:
                 done.append((found, result))

@@ -50,14 +50,13 @@ def check(node: Any, path: str = "") -> None:
 
 
 def build_analysis(config: DictConfig) -> Any:
-    """The `SeedStudy`, an `Analysis`, that a composed `conf/analyze.yaml` describes."""
-    from mechint.stability.study import (
-        SeedStudy,
-    )  # here, so that showing a configuration does not import torch
+    """The `Analysis`, of one or several seeds or targets, that a composed `conf/analyze.yaml` describes."""
+    from mechint.api import make_analysis  # here, so that showing a configuration does not import torch
 
-    return SeedStudy(
+    target = config.target_sparsity
+    return make_analysis(
         checkpoint=config.checkpoint,
-        target_sparsity=config.target_sparsity,
+        target_sparsity=OmegaConf.to_container(target) if isinstance(target, ListConfig) else target,
         steps=config.steps,
         seed=config.seed,
         seeds=config.seeds,

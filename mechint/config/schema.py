@@ -24,7 +24,7 @@ class AnalyzeSchema:
     """Types of the root keys of `conf/analyze.yaml`; groups hold the keyword arguments of one class each."""
 
     checkpoint: str
-    target_sparsity: float
+    target_sparsity: Any  # a number, a list of them, or a range first:last:step
     steps: int
     seed: int
     seeds: int

@@ -52,12 +52,23 @@ class MaskMethod:
                     f"mask.{name}={value} must lie in [0, 1]; it is the fraction of units removed"
                 )
 
-    def prepare(self, masked: MaskedModel, target_sparsity: float, generator: torch.Generator) -> None:
-        """Make the units, their pools and fresh scores for a model."""
+    def prepare(
+        self,
+        masked: MaskedModel,
+        target_sparsity: float,
+        generator: torch.Generator,
+        within: Tensor | None = None,
+    ) -> None:
+        """Make the units, their pools and fresh scores for a model.
+
+        within: channels that may be kept at all, bool [N]; None: every channel.
+        """
         self.units: Units = make_units(masked, self.unit, self.tie_kv)
         self.pools: Pools = make_pools(
             self.units, target_sparsity, self.scope, self.key_sparsity, self.value_sparsity
         )
+        if within is not None:
+            self.pools = self.pools.within(self.units.of_channels(within))
         self.start(masked.device, generator)
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:

@@ -208,9 +208,7 @@ class MaskTrainer:
 
 
 def _scheduled(method: MaskMethod, share: float) -> float:
-    pools = method.pools
-    sizes = torch.bincount(pools.of_unit).double()
-    return share * float((sizes * pools.share).sum() / sizes.sum())
+    return 1 - int(method.pools.quotas(share).sum()) / method.units.count
 
 
 class _Batches:

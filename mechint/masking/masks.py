@@ -71,6 +71,12 @@ def flat_keep(space: ChannelSpace, masks: MaskSet) -> Tensor:
     return torch.cat(parts)
 
 
+def flat_importance(space: ChannelSpace, masks: MaskSet) -> Tensor:
+    """The importance [N] of a MaskSet whose layers are those of `space`."""
+    layers = [masks[layer.name] for layer in space.layers]
+    return torch.cat([part.flatten() for mask in layers for part in (mask.k_importance, mask.v_importance)])
+
+
 def save_masks(masks: MaskSet, directory: Path, metadata: Mapping[str, str]) -> list[Path]:
     """Write final_masks.pt and final_masks.safetensors, atomically, and return their paths.
 

@@ -42,6 +42,10 @@ class Units:
         """Spread a per-unit tensor [..., U] to the channels [..., N]; differentiable."""
         return values[..., self.of_channel.to(values.device)]
 
+    def of_channels(self, values: Tensor) -> Tensor:
+        """One value per unit [U] of values [N] that the channels of a unit share."""
+        return values.new_zeros(self.count).scatter_(0, self.of_channel, values)
+
     def pools(self, scope: Scope) -> Tensor:
         """The pool of each unit, LongTensor [U]: units compete for places only inside their pool.
 
@@ -98,10 +102,12 @@ class Pools:
     """Pools of units and how many units each keeps at a given sparsity.
 
     of_unit: LongTensor [U]. share: float [pools], the pool's own final sparsity as a fraction of units removed.
+    begin: float [pools], the sparsity it begins with; None: all begin dense.
     """
 
     of_unit: Tensor
     share: Tensor
+    begin: Tensor | None = None
 
     def quotas(self, progress: float) -> Tensor:
         """Units kept per pool, LongTensor [pools], when `progress` in [0, 1] of the final sparsity is reached.
@@ -109,7 +115,8 @@ class Pools:
         The sum is exactly round(total kept): remainders go to the pools that lose most by rounding down.
         """
         sizes = torch.bincount(self.of_unit, minlength=len(self.share)).double()
-        exact = sizes * (1 - progress * self.share)
+        begin = torch.zeros_like(self.share) if self.begin is None else self.begin
+        exact = sizes * (1 - begin - progress * (self.share - begin))
         floor = exact.floor()
         missing = round_half_up(float(exact.sum())) - int(floor.sum())
         order = torch.argsort(exact - floor, descending=True, stable=True)
@@ -123,6 +130,26 @@ class Pools:
         """
         rank = self.ranks(scores)
         return rank < self.quotas(progress).to(scores.device)[self.of_unit.to(scores.device)]
+
+    def within(self, allowed: Tensor) -> Pools:
+        """Pools with the same final quotas, filled from the units `allowed`, bool [U], alone: others are never kept.
+
+        Where a pool has fewer allowed units than its quota, the next pools with room keep the difference.
+        """
+        pools = len(self.share)
+        sizes = torch.bincount(self.of_unit[allowed], minlength=pools)
+        wanted = self.quotas(1.0)
+        quotas = torch.minimum(wanted, sizes)
+        missing = int(wanted.sum() - quotas.sum())
+        assert missing <= int((sizes - quotas).sum()), "more units are to be kept than are allowed"
+        for pool in range(pools):
+            extra = min(missing, int(sizes[pool] - quotas[pool]))
+            quotas[pool] += extra
+            missing -= extra
+        share = 1 - quotas.double() / sizes.clamp_min(1)
+        of_unit = torch.where(allowed, self.of_unit, self.of_unit + pools)
+        never = torch.ones_like(share)
+        return Pools(of_unit, torch.cat([share, never]), torch.cat([torch.zeros_like(share), never]))
 
     def agree(self, scores: Tensor, keep: Tensor) -> Tensor:
         """Scores [U] moved just across their pool's threshold where they would not select `keep`, bool [U].

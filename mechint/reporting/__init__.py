@@ -2,6 +2,7 @@
 
 from mechint.reporting.importance_overview import ImportanceOverview
 from mechint.reporting.layer_importance import LayerImportance
+from mechint.reporting.nested import NestedFigure
 from mechint.reporting.report import write_report
 from mechint.reporting.run_files import RunFiles
 from mechint.reporting.sparsity_curves import SparsityCurves
@@ -11,6 +12,7 @@ from mechint.reporting.visualizer import RunFigure, Visualizer
 __all__ = [
     "ImportanceOverview",
     "LayerImportance",
+    "NestedFigure",
     "RunFigure",
     "RunFiles",
     "SparsityCurves",

@@ -15,6 +15,7 @@ from mechint.reporting.certainty import certainty, seeds_in_words, signed
 from mechint.reporting.finding import cautions, finding, thirds
 from mechint.reporting.importance_overview import ImportanceOverview
 from mechint.reporting.layer_importance import layer_files
+from mechint.reporting.nested import NestedFigure
 from mechint.reporting.run_files import RunFiles
 from mechint.reporting.sparsity_curves import SparsityCurves
 from mechint.reporting.stability import StabilityFigure
@@ -78,6 +79,8 @@ def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
         "seeds": seeds_in_words(stability) if stability else None,
         "certainty": certainty(stability) if stability else [],
         "stability_figure": StabilityFigure.filename if StabilityFigure.filename in there else None,
+        "nested": result.get("nested") or [],
+        "nested_figure": NestedFigure.filename if NestedFigure.filename in there else None,
         "cost": result.get("cost") or {},
         "measured": run.measured,
         "binarization": result.get("binarization_gap"),

@@ -176,15 +176,3 @@ def kl_recovered(metrics: Record) -> float | None:
     """
     empty = metrics["empty"]["kl"]
     return None if not empty else 1 - metrics["masked"]["kl"] / empty
-
-
-def training_of_all(runs: Sequence[RunFiles]) -> Training:
-    """What all runs cost together."""
-    costs = [run.result["cost"] for run in runs]
-    peaks = [cost["peak_memory_bytes"] for cost in costs if cost.get("peak_memory_bytes")]
-    return Training(
-        steps=sum(cost["steps"] for cost in costs),
-        tokens=sum(cost["tokens"] for cost in costs),
-        seconds=sum(cost["seconds"] for cost in costs),
-        peak_memory_bytes=max(peaks, default=None),
-    )

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mechint.masking import ChannelSpace, MaskSet, Pools, Units
-from mechint.masking.masks import flat_keep
+from mechint.masking import MaskSet, Pools, Units
+from mechint.masking.masks import flat_importance, flat_keep
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Selections:
     @classmethod
     def of(cls, units: Units, masks: Sequence[MaskSet]) -> Selections:
         """The units that saved masks keep."""
-        keep = [_by_unit(units, flat_keep(units.space, mask_set)) for mask_set in masks]
-        importance = [_by_unit(units, flat_importance(units.space, mask_set)) for mask_set in masks]
+        keep = [units.of_channels(flat_keep(units.space, mask_set)) for mask_set in masks]
+        importance = [units.of_channels(flat_importance(units.space, mask_set)) for mask_set in masks]
         return cls(torch.stack(keep), torch.stack(importance))
 
     @property
@@ -35,14 +35,3 @@ class Selections:
         """Scores [U] by which a pool keeps the units most often selected, ties by mean importance rank."""
         ranks = torch.stack([pools.ranks(importance) for importance in self.importance])
         return self.keep.double().sum(0) - ranks.double().mean(0) / self.keep.shape[1]
-
-
-def flat_importance(space: ChannelSpace, masks: MaskSet) -> Tensor:
-    """The importance [N] of a MaskSet whose layers are those of `space`."""
-    layers = [masks[layer.name] for layer in space.layers]
-    return torch.cat([part.flatten() for mask in layers for part in (mask.k_importance, mask.v_importance)])
-
-
-def _by_unit(units: Units, channels: Tensor) -> Tensor:
-    """One value per unit [U] of values [N] that the channels of a unit share."""
-    return channels.new_zeros(units.count).scatter_(0, units.of_channel, channels)

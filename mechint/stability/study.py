@@ -27,8 +27,9 @@ from mechint.results import (
     describe_outcome,
     end_record,
     settings_without_effect,
+    training_of_all,
 )
-from mechint.stability.assessment import Assessment, null_record, training_of_all
+from mechint.stability.assessment import Assessment, null_record
 from mechint.stability.consensus import Selections
 from mechint.stability.evidence import save_evidence
 from mechint.stability.permuted import permuted_weights
@@ -95,7 +96,7 @@ class SeedStudy(Analysis):
             masked.fill = channel_means(masked, prepared.data.calibration, self.trainer.batch_size)
         metrics = prepared.measure(kept, self.trainer.batch_size)
         describe_mask(record, units, self.target_sparsity, keep, importance_)
-        describe_outcome(record, metrics, training_of_all(runs))
+        describe_outcome(record, metrics, training_of_all([run.result for run in runs]))
 
         batch_size = self.trainer.batch_size
         assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size)
