@@ -97,8 +97,8 @@ def inertness(stability: Stability) -> str:
     largest = found["sizes"][-1]
     added, removed = largest["added"], largest["removed"]
     verdict = {
-        "none": "Random subsets of the removed units change nothing: every mean is within noise, or below 1 % of what as "
-        "many kept units are worth",
+        "none": "Random subsets of the removed units change nothing: every mean is within noise, or below 1 % of what "
+        "as many kept units are worth",
         "lowers": "The removed units are NOT inert: adding them back lowers the KL",
         "raises": "The removed units are NOT inert: adding them back raises the KL, they disturb what is kept",
         "mixed": "The removed units are NOT inert: adding them back raises or lowers the KL, depending on how many",
@@ -107,8 +107,8 @@ def inertness(stability: Stability) -> str:
         f"{verdict}. Random {largest['units']:,} of the {found['dropped']:,} change it by {signed(added['mean'])} on "
         f"average ({signed(added['min'])} to {signed(added['max'])} over {found['draws']} draws; the mask's own KL on "
         f"these {found['tokens']:,} tokens is {number(found['masked_kl'], 4)}); removing as many of the "
-        f"{found['kept']:,} kept ones changes it by {signed(removed['mean'])}. All removed units together are worth the "
-        "mask's whole KL, since with them the model is the dense one."
+        f"{found['kept']:,} kept ones changes it by {signed(removed['mean'])}. All removed units together are worth "
+        "the mask's whole KL, since with them the model is the dense one."
     )
 
 
