@@ -5,15 +5,18 @@ python experiments/analyze.py checkpoint=model.pt dataset=text dataset.path=book
 python experiments/analyze.py -m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt' target_sparsity=0.5,0.9 output_dir=study
 python experiments/analyze.py seeds=5                            # five runs, what they agree on, and tests of it
 python experiments/analyze.py checkpoint=gpt2 dataset=fineweb_edu logger=wandb logger.project=masks
+torchrun --nproc_per_node=2 experiments/analyze.py checkpoint=model.pt     # one run on two devices
 python experiments/analyze.py --cfg job                          # show every key
 """
 
 import logging
+import math
 
 import hydra
 from omegaconf import DictConfig
 
 from mechint import config as configuration
+from mechint.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -22,24 +25,32 @@ log = logging.getLogger(__name__)
 @configuration.entry
 def main(config: DictConfig) -> float:
     """Compose, analyse, say where to look; returns the masked model's KL, which a sweeper may minimise."""
+    from mechint import distributed
     from mechint.analysis import summary_lines
     from mechint.preparation import SHARED
     from mechint.reporting.certainty import agreement_lines
 
     output_dir = configuration.output_directory()
     analysis = configuration.build_analysis(config)
-    record = analysis.run(
-        output_dir,
-        configuration.plain_config(config),
-        group=configuration.sweep_name(),
-        bar=False if configuration.is_sweep() else None,
-        resume=config.resume,
-        preparation=SHARED if configuration.is_sweep() else None,
-    )
+    if distributed.under_torchrun() and config.seeds > 1:
+        raise UserError(
+            "seeds share nothing, so give every device one: -m seed=0,1 and a launcher, not torchrun"
+        )
+    with distributed.processes() as first:
+        record = (analysis if first else analysis.unseen()).run(
+            output_dir,
+            configuration.plain_config(config),
+            group=configuration.sweep_name(),
+            bar=False if configuration.is_sweep() or not first else None,
+            resume=config.resume,
+            preparation=SHARED if configuration.is_sweep() else None,
+        )
+    if not first:
+        return math.nan
     for line in [*agreement_lines(record), *summary_lines(record, output_dir)]:
         log.info(line)
     return record["metrics"]["masked"]["kl"]
 
 
 if __name__ == "__main__":
-    configuration.launch(main)
+    configuration.launch(main, several=True)

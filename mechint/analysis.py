@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import random
 import time
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechint import distributed
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import TokenData
 from mechint.errors import UserError
@@ -106,10 +108,11 @@ class Analysis:
             digest = self._digest(output_dir, config)
             refuse_other_run(output_dir, config, digest)
             states = SavedStates(output_dir, digest)
-            if resume and (finished := finished_run(output_dir, digest)):
+            finished = finished_run(output_dir, digest) if resume else None
+            if distributed.from_first(finished is not None):
                 log.info("this run is already done; resume=false would repeat it: %s", output_dir)
                 states.remove()
-                return finished
+                return finished or {}
             record = {**start_record(config), "config_digest": digest}
             if resume and states.newest() is not None:
                 record["resumed"] = list(Occupant.of(output_dir).result.get("resumed") or [])
@@ -135,6 +138,10 @@ class Analysis:
                 write_json(output_dir / RESULT, record)
                 states.remove()
             return record
+
+    def unseen(self) -> Analysis:
+        """The same for a process that only helps another: nothing is logged or drawn."""
+        return dataclasses.replace(self, loggers=[], visualizer=Visualizer([]))
 
     def _digest(self, output_dir: Path, config: Record) -> str:
         try:

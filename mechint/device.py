@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 
 from mechint.errors import UserError
@@ -13,7 +15,8 @@ def pick_device(name: str) -> torch.device:
     Raises UserError for a device that does not exist here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        number = os.environ.get("LOCAL_RANK", "0")  # of torchrun, one process for each device
+        return torch.device(f"cuda:{number}" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mechint import distributed
 from mechint.learning.chunked import chunks
 from mechint.learning.objectives import kl_per_position, nll_per_position
 from mechint.masking.masked_model import LayerRecorder, MaskedModel
-
-
-@dataclass
-class _Sums:
-    nats: float = 0.0
-    kl: float = 0.0
-    agreement: float = 0.0
 
 
 def measure(
@@ -34,39 +27,42 @@ def measure(
     the channel, or float [N] gates; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where
     unknown, bits_per_byte is left out. loss and kl are means per predicted token in nats.
     """
-    sums = {name: _Sums() for name in variants}
+    sums = torch.zeros(len(variants), 3, dtype=torch.double, device=masked.device)  # of nll, KL and agreement
     with torch.inference_mode():
-        for batch in rows.split(batch_size):
-            batch = batch.to(masked.device)
+        for chosen, weight in distributed.shares(len(rows), batch_size):
+            batch = rows[chosen].to(masked.device)
+            weights = weight.to(masked.device).repeat_interleave(batch.shape[1] - 1)  # [P]
             dense = masked.hidden(batch[:, :-1])  # [B, T, D]
             hidden = {name: _hidden(masked, batch, keep, dense) for name, keep in variants.items()}
             targets = batch[:, 1:].flatten()
             for chunk in chunks(len(targets), masked.head.vocab_size(dense)):
                 dense_logits = masked.head(dense.flatten(0, 1)[chunk])  # [P, V]
-                for name, states in hidden.items():
+                for number, states in enumerate(hidden.values()):
                     same = states is dense
                     logits = dense_logits if same else masked.head(states.flatten(0, 1)[chunk])
-                    _add(sums[name], dense_logits, logits, targets[chunk])
-    tokens = rows[:, 1:].numel()
-    return {name: _metrics(total, tokens, num_bytes) for name, total in sums.items()}
+                    found = _per_position(dense_logits, logits, targets[chunk])  # [3, P]
+                    sums[number] += (found * weights[chunk]).sum(1)
+    tokens, totals = rows[:, 1:].numel(), distributed.total(sums).tolist()
+    return {name: _metrics(total, tokens, num_bytes) for name, total in zip(variants, totals, strict=True)}
 
 
 def _hidden(masked: MaskedModel, batch: Tensor, keep: Tensor | None, dense: Tensor) -> Tensor:
     return dense if keep is None else masked.hidden(batch[:, :-1], keep.to(masked.device).float())
 
 
-def _add(sums: _Sums, dense: Tensor, logits: Tensor, targets: Tensor) -> None:
-    sums.nats += nll_per_position(logits, targets).sum().item()
-    sums.kl += kl_per_position(dense, logits).sum().item()
-    sums.agreement += (logits.argmax(-1) == dense.argmax(-1)).sum().item()
+def _per_position(dense: Tensor, logits: Tensor, targets: Tensor) -> Tensor:
+    """NLL, KL from the dense model and agreement with it at every position, double [3, P]."""
+    agree = logits.argmax(-1) == dense.argmax(-1)
+    return torch.stack([nll_per_position(logits, targets), kl_per_position(dense, logits), agree]).double()
 
 
-def _metrics(sums: _Sums, tokens: int, num_bytes: int | None) -> dict[str, float]:
-    loss = sums.nats / tokens
+def _metrics(totals: list[float], tokens: int, num_bytes: int | None) -> dict[str, float]:
+    nats, kl, agreement = totals
+    loss = nats / tokens
     metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
     if num_bytes is not None:
-        metrics["bits_per_byte"] = sums.nats / math.log(2) / num_bytes
-    return metrics | {"kl": sums.kl / tokens, "top1_agreement": sums.agreement / tokens}
+        metrics["bits_per_byte"] = nats / math.log(2) / num_bytes
+    return metrics | {"kl": kl / tokens, "top1_agreement": agreement / tokens}
 
 
 def loss_degradation_percent(dense: float, masked: float) -> float:

@@ -14,6 +14,7 @@ from mechint.checkpoints.huggingface import load_directory, load_safetensors
 from mechint.checkpoints.location import Location, locate
 from mechint.checkpoints.nanogpt import load_nanogpt
 from mechint.checkpoints.quiet import one_line
+from mechint.checkpoints.sharding import shard
 from mechint.checkpoints.tokenizer import find_tokenizer
 from mechint.checkpoints.weights import weight_files
 from mechint.errors import UserError
@@ -37,13 +38,15 @@ class CheckpointLoader:
 
     `attention` is the implementation ("auto": transformers' choice), `tokenizer` a directory or hub id to use
     instead of the checkpoint's own, `revision` a branch, tag or commit of a hub id, `num_heads` the number of
-    attention heads of a nanoGPT-style checkpoint that does not name it.
+    attention heads of a nanoGPT-style checkpoint that does not name it. `shard` splits the layers over the processes
+    of torchrun, for models that one device cannot hold.
     """
 
     attention: str = "auto"
     tokenizer: str | None = None
     revision: str | None = None
     num_heads: int | None = None
+    shard: bool = False
 
     def load(self, source: str, device: torch.device, dtype: str) -> Checkpoint:
         """The frozen model, in eval mode on `device`, with its tokenizer.
@@ -56,7 +59,9 @@ class CheckpointLoader:
         tokenizer = None if self.tokenizer is None else find_tokenizer(self.tokenizer)
         location = locate(source, self.revision)
         loaded = _READERS[location.format](location.path, options)
-        _freeze(loaded.model, device)
+        _freeze(loaded.model, torch.device("cpu") if self.shard else device)
+        if self.shard:
+            shard(loaded.model, device)
         return Checkpoint(
             model=loaded.model,
             tokenizer=loaded.tokenizer if tokenizer is None else tokenizer,

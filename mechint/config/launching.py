@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mechint.config.followers import followers_aside
 from mechint.config.jobs import USER_ERRORS, fail, one_line
 from mechint.config.schema import register
 from mechint.config.tracking import current_sweep, forget_sweep
@@ -18,8 +19,10 @@ from mechint.sweeps import Sweep, succeeded, table
 CTRL_C = 130  # the exit code that shells give to it
 
 
-def launch(main: Callable[[], Any]) -> None:
+def launch(main: Callable[[], Any], several: bool = False) -> None:
     """Run a Hydra main function; configuration errors become one line with exit code 2.
+
+    several: whether several processes, started by torchrun, may work on one run.
 
     A tracked sweep ends with a table of its jobs, and with exit code 1 unless all of them are done.
     """
@@ -28,7 +31,8 @@ def launch(main: Callable[[], Any]) -> None:
     problem: BaseException | None = None
     with _errors_raised() as wanted_trace:
         try:
-            main()
+            with followers_aside(several):
+                main()
         except (Exception, KeyboardInterrupt) as error:
             problem = error
     sweep = current_sweep()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from mechint import distributed
 from mechint.learning.dense_outputs import DenseOutputs
 from mechint.learning.objectives import kl_per_position
 from mechint.masking.masked_model import MaskedModel
@@ -159,23 +160,24 @@ class Exchange:
     def kl(self, keep: Tensor) -> float:
         """KL(dense || masked) over all selection rows, nats per token."""
         gates = self.units.to_channels(keep.float())
-        total = 0.0
-        for chosen in torch.arange(len(self.rows)).split(self.batch_size):
+        total = torch.zeros((), dtype=torch.double, device=self.masked.device)
+        for chosen, weight in distributed.shares(len(self.rows), self.batch_size):
             tokens = self.rows[chosen, :-1].to(self.masked.device)
             hidden = self.masked.hidden(tokens, gates)
-            total += kl_per_position(self._dense(chosen), hidden, self.masked.head).sum().item()
-            self._tokens += tokens.numel()
-        return total / self.rows[:, 1:].numel()
+            kl = kl_per_position(self._dense(chosen), hidden, self.masked.head)  # [B, T]
+            total += (kl.sum(1).double() * weight.to(kl.device)).sum()
+            self._tokens += distributed.size() * tokens.numel()
+        return distributed.total(total).item() / self.rows[:, 1:].numel()
 
     def sequence_gradients(self, gate: Tensor) -> Tensor:
         """Gradient of the mean KL at gates [U], for each selection row on its own, [rows, U]."""
-        parts = []
-        for chosen in torch.arange(len(self.rows)).split(self.batch_size):
+        result = torch.zeros(len(self.rows), self.units.count, device=self.masked.device)
+        for chosen, weight in distributed.shares(len(self.rows), self.batch_size):
             tokens = self.rows[chosen, :-1].to(self.masked.device)
             gates = gate.expand(len(chosen), -1).clone().requires_grad_()  # [B, U]
             hidden = self.masked.hidden(tokens, self.units.to_channels(gates))
             kl_per_position(self._dense(chosen), hidden, self.masked.head).mean(1).sum().backward()
             assert gates.grad is not None
-            parts.append(gates.grad)
-            self._tokens += tokens.numel()
-        return torch.cat(parts)
+            result[chosen] += gates.grad * weight.to(gates.device)[:, None]
+            self._tokens += distributed.size() * tokens.numel()
+        return distributed.total(result)

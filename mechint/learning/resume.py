@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mechint import distributed
 from mechint.errors import UserError
 from mechint.interruption import Interruption
 from mechint.learning.state import give, take
@@ -102,7 +103,7 @@ class Saver:
 
     def _restore(self, parts: dict[str, Any]) -> int:
         """Put the newest saved state into the parts; the number of steps that are done."""
-        state = self._states.newest()
+        state = distributed.from_first(self._states.newest())
         if state is None:
             return 0
         try:

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
+from mechint import distributed
 from mechint.errors import UserError
 from mechint.learning.dense_outputs import DenseOutputs
 from mechint.learning.finishing import Exchange, Finishing
@@ -87,6 +89,10 @@ class MaskTrainer:
         A method that only scores takes no steps: objective, optimizer and schedule do not concern it.
         """
         assert not any(p.requires_grad for p in masked.model.parameters()), "weights are frozen"
+        if self.batch_size % distributed.size():
+            raise UserError(
+                f"trainer.batch_size={self.batch_size} must be a multiple of the {distributed.size()} processes"
+            )
         assert_dense_start(masked, rows[: self.batch_size, :-1])
         if masked.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(masked.device)
@@ -94,6 +100,10 @@ class MaskTrainer:
         # Tokens are small beside any model: on the device from the start, no step waits for them.
         rows, selection = self._split(rows.to(masked.device), method.finishing_trials)
         if isinstance(method, ScoringMethod):
+            if isinstance(masked.model.base_model, FSDPModule):
+                raise UserError(
+                    "scores are computed from whole weights; use a learned mask with model.shard=true"
+                )
             run = Training(tokens=method.score(masked, self._affordable(method, rows), self.batch_size))
         else:
             assert isinstance(method, LearnedMethod)
@@ -137,6 +147,7 @@ class MaskTrainer:
             chosen = batches.next()
             progress = step / max(steps - 1, 1)
             share = schedule(progress)
+            chosen = distributed.mine(chosen)
             batch = rows[chosen.to(rows.device)]  # [B, T + 1]
             gates = method.gates(share, progress, len(batch))  # [U] or [B, U]
             hidden = masked.hidden(batch[:, :-1], method.units.to_channels(gates))  # [B, T, D]
@@ -146,6 +157,8 @@ class MaskTrainer:
             (loss if penalty is None else loss + penalty).backward()
             now = method.switched_on(gates)
             seen = torch.stack([loss.detach(), now.float().mean(), (now != parts["gates"]).sum()])
+            gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
+            distributed.average([seen, *(gradient for gradient in gradients if gradient is not None)])
             value, density, changed = seen.tolist()  # the only wait for the device in a step
             metrics = {
                 "loss": value,
@@ -162,7 +175,7 @@ class MaskTrainer:
             logged = step % self.log_every == 0 or step == steps - 1
             if logged:
                 run.history.append({"step": step, **metrics})
-            run.tokens += batch[:, 1:].numel()
+            run.tokens += distributed.size() * batch[:, 1:].numel()
             on_step(step, metrics, logged)
         run.dense_cache_bytes = dense.kept_bytes
         return run
