@@ -45,7 +45,7 @@ class TextDataset(Dataset):
         # In the order of their hashes, so that any beginning of the stream is a fair sample of the side.
         evaluation.sort(key=lambda piece: piece.digest)
         return Sides(
-            encoder.stream((calibration[i] for i in order), POOL * self.calibration_tokens),
+            encoder.stream([calibration[i] for i in order], POOL * self.calibration_tokens),
             encoder.stream(evaluation, POOL * self.evaluation_tokens),
             split.notes,
         )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import tokenizers
 
 from mechint.data.byte_counts import ByteCounter
 from mechint.data.packing import TokenStream
 from mechint.data.splits import Document
+from mechint.data.token_cache import cached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -35,8 +39,25 @@ class DocumentEncoder:
             self._encoded[document.text] = self._encode(document.text)
         return self._encoded[document.text]
 
-    def stream(self, documents: Iterable[Document], enough: int) -> TokenStream:
-        """Documents one after the other, until all are read or the stream has enough tokens."""
+    def stream(self, documents: Sequence[Document], enough: int) -> TokenStream:
+        """Documents one after the other, until all are read or the stream has enough tokens.
+
+        Tokens of a fast tokenizer are kept on disk and not made twice (`mechint.data.token_cache`).
+        """
+        if self._counter is None:
+            return self._stream(documents, enough)
+        identity = (self._identity(), str(enough).encode())
+        texts = (hashlib.sha256(document.text.encode()).digest() for document in documents)
+        return cached(chain(identity, texts), lambda: self._stream(documents, enough))
+
+    def _identity(self) -> bytes:
+        """What decides the tokens of a text, besides the text."""
+        backend = cast("PreTrainedTokenizerFast", self._tokenizer).backend_tokenizer.to_str()
+        return (
+            f"{tokenizers.__version__} {self._separator} {type(self._tokenizer).__name__} {backend}".encode()
+        )
+
+    def _stream(self, documents: Sequence[Document], enough: int) -> TokenStream:
         parts: list[TokenStream] = []
         length = 0
         for document in documents:
