@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mechint import config as configuration
 from mechint.api import recipe
+from mechint.config.jobs import ON_SLURM
 from mechint.errors import UserError
 from mechint.learning.method import ScoringMethod
 
@@ -133,6 +134,16 @@ def test_a_command_line_choice_wins_over_a_methods_own_optimizer() -> None:
     assert (
         composed("analyze", ["mask=hard_concrete", "optimizer=sgd"]).optimizer._target_ == "torch.optim.SGD"
     )
+
+
+def test_slurm_gpu_jobs_have_one_gpu_each_and_go_on_after_their_limit() -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    launcher = composed("analyze", ["hydra/launcher=slurm_gpu", "hydra.launcher.partition=p"]).hydra.launcher
+    assert launcher._target_.endswith("SlurmLauncher")
+    assert (launcher.gpus_per_node, launcher.tasks_per_node, launcher.partition) == (1, 1, "p")
+    assert launcher.max_num_timeout > 0
+    assert launcher.signal_delay_s < 60 * launcher.timeout_min
+    assert "slurm_gpu" in ON_SLURM
 
 
 @pytest.mark.parametrize("what", options("what"))

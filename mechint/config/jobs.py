@@ -17,6 +17,10 @@ from mechint.errors import UserError
 # What is the user's to mend: the message is enough.
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException)
 
+# Launchers whose jobs are processes of their own, and those of them on a cluster.
+ON_SLURM = ("submitit_slurm", "slurm_gpu")
+OWN_PROCESS = (*ON_SLURM, "submitit_local")
+
 # The extra that brings each launcher.
 LAUNCHER_EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 

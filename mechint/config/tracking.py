@@ -21,7 +21,16 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from mechint.config.building import plain_config, run_config, run_digest
-from mechint.config.jobs import USER_ERRORS, choice, fail, is_sweep, one_line, output_directory
+from mechint.config.jobs import (
+    ON_SLURM,
+    OWN_PROCESS,
+    USER_ERRORS,
+    choice,
+    fail,
+    is_sweep,
+    one_line,
+    output_directory,
+)
 from mechint.errors import UserError
 from mechint.interruption import EXIT_CODE, Interrupted
 from mechint.records import RESULT
@@ -164,10 +173,10 @@ def _run_job(
     task: Callable[[DictConfig], Any], config: DictConfig, sweep: Sweep, number: int, directory: Path
 ) -> Any:
     launcher = choice("hydra/launcher")
-    if launcher.startswith("submitit") and os.environ.get("SLURM_PROCID", "0") != "0":
+    if launcher in OWN_PROCESS and os.environ.get("SLURM_PROCID", "0") != "0":
         log.warning("one process is enough for a job, this one ends: set hydra.launcher.tasks_per_node=1")
         return math.nan
-    _set_threads(slurm_threads() if launcher == "submitit_slurm" else sweep.threads)
+    _set_threads(slurm_threads() if launcher in ON_SLURM else sweep.threads)
     before = _written(directory)
     sweep.note(number, "running", directory)
     try:
@@ -175,7 +184,7 @@ def _run_job(
     except BaseException as error:
         if isinstance(error, Interrupted) or isinstance(error.__context__, Interrupted):
             sweep.note(number, "interrupted", directory, one_line(error.__context__ or error))
-            if isinstance(error, Interrupted) and launcher.startswith("submitit"):
+            if isinstance(error, Interrupted) and launcher in OWN_PROCESS:
                 raise SystemExit(EXIT_CODE) from None  # the whole process is this job's
             raise
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
