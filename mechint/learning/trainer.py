@@ -149,8 +149,9 @@ class MaskTrainer:
             share = schedule(progress)
             chosen = distributed.mine(chosen)
             batch = rows[chosen.to(rows.device)]  # [B, T + 1]
-            gates = method.gates(share, progress, len(batch))  # [U] or [B, U]
-            hidden = masked.hidden(batch[:, :-1], method.units.to_channels(gates))  # [B, T, D]
+            gates = method.gates(share, progress, self.batch_size)  # [U] or [B, U], of all processes
+            own = distributed.mine(gates) if gates.ndim == 2 else gates
+            hidden = masked.hidden(batch[:, :-1], method.units.to_channels(own))  # [B, T, D]
             wished = dense(chosen) if objective.needs_dense else None
             loss = objective(hidden, batch[:, 1:], wished, masked.head)
             penalty = method.penalty(share)

@@ -18,7 +18,8 @@ class Steps:
     """One forward and backward pass each, on rows [B, T + 1] of random tokens.
 
     plain: of the frozen model, with a gradient only into the first layer's input. nll, kl: with half of the channels
-    removed and a gradient only into the gates; the dense model's outputs for `kl` are there already.
+    removed, other ones in every sequence, and a gradient only into the gates; the dense model's outputs for `kl` are
+    there already.
     """
 
     def __init__(self, model: PreTrainedModel, batch_size: int, sequence_length: int) -> None:
@@ -27,7 +28,7 @@ class Steps:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(vocab_size, (batch_size, sequence_length + 1), generator=generator)
         self.rows = rows.to(model.device)
-        gates = torch.rand(self.masked.space.num_channels, generator=generator) > 0.5
+        gates = torch.rand(batch_size, self.masked.space.num_channels, generator=generator) > 0.5
         self._gates = gates.float().to(model.device).requires_grad_()
         self._numbers = torch.arange(batch_size)
         self._dense = DenseOutputs(self.masked, self.rows, 2**40)
