@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -56,6 +58,7 @@ class Exchange:
     dense_bytes: int = 2**30
     token_limit: int | None = None
     _tokens: int = field(default=0, init=False)
+    _left: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         self._dense = DenseOutputs(self.masked, self.rows, self.dense_bytes)
@@ -67,38 +70,70 @@ class Exchange:
 
     def run(self, keep: Tensor) -> Finishing:
         """Improve a hard mask keep, bool [U]."""
-        before = best = self.kl(keep)
-        start, size, turn = keep, max(1, int(keep.sum()) // 8), 0
-        value, pairs = self._values(keep)
-        tried: set[tuple[int, int]] = set()
-        for _ in range(self.trials):
-            if not self._affordable():
+        start, before = keep, self.kl(keep)
+        self._left, best = self.trials, before
+        while self._may_try():
+            value, effect, pairs = self._values(keep)
+            found = (
+                self._coarse(keep, value, best)
+                or self._coarse(keep, effect, best)
+                or self._fine(keep, (effect, value), pairs, best)
+            )
+            if found is None:
                 break
-            untried = [pair for pair in pairs if pair not in tried]
-            if size > 2:
-                proposal = self._swap(keep, value, size, 0)
-            elif untried:  # the fine end: cancelling pairs first, then two or one at a time
-                tried.add(untried[0])
-                proposal = self._without_pair(keep, value, untried[0])
-            else:
-                proposal = self._swap(keep, value, 2 - turn % 2, turn // 2)
-                turn += 1
-            if proposal is None:
-                break
-            kl = self.kl(proposal)
-            if kl < best:
-                keep, best, turn = proposal, kl, 0
-                value, pairs = self._values(keep)
-            elif size > 2:
-                size = size // 2
+            keep, best = found
         return Finishing(keep, before, best, self._tokens, int((keep & ~start).sum()))
+
+    def _coarse(self, keep: Tensor, value: Tensor, best: float) -> tuple[Tensor, float] | None:
+        """Exchange 1, 2, 4, ... units at once, as long as more is better; the best of these, if it improves."""
+        found, size = None, 1
+        while size <= max(1, int(keep.sum()) // 8) and self._may_try():
+            proposal = self._swap(keep, value, size)
+            kl = self._try(proposal)
+            if proposal is None or kl >= best:
+                break
+            found, best, size = (proposal, kl), kl, 2 * size
+        return found
+
+    def _fine(
+        self, keep: Tensor, orders: Sequence[Tensor], pairs: list[tuple[int, int]], best: float
+    ) -> tuple[Tensor, float] | None:
+        """The first improvement among less likely exchanges: of cancelling pairs, then of single units further down."""
+        proposals = (self._without_pair(keep, orders[0], pair) for pair in pairs)
+        for proposal in chain(proposals, self._walk(keep, orders)):
+            if not self._may_try():
+                return None
+            if proposal is not None and (kl := self._try(proposal)) < best:
+                return proposal, kl
+        return None
+
+    def _walk(self, keep: Tensor, orders: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Single exchanges, from the likeliest to the least: out by each of the orders, in by the first."""
+        kept, removed = int(keep.sum()), int((~keep).sum())
+        for distance in range(1, kept + removed - 1):  # 0 was tried already
+            for into in range(max(0, distance - kept + 1), min(distance + 1, removed)):
+                for order in orders:
+                    proposal = self._swap(keep, order, 1, distance - into, into)
+                    if proposal is not None:
+                        yield proposal
+
+    def _may_try(self) -> bool:
+        return self._left > 0 and self._affordable()
+
+    def _try(self, proposal: Tensor | None) -> float:
+        if proposal is None:
+            return float("inf")
+        self._left -= 1
+        return self.kl(proposal)
 
     def _affordable(self) -> bool:
         """Whether an exchange may be measured and, if it stays, every unit be judged anew: three times all rows."""
         return self.token_limit is None or self._tokens + 3 * self.rows[:, 1:].numel() <= self.token_limit
 
-    def _values(self, keep: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
-        """What each unit is worth to first order, [U], and pairs of kept units that cancel each other.
+    def _values(self, keep: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
+        """What each unit is worth to first order, [U]; the same with kept units judged by the size of their gradient,
+        which is small for those without effect and not for those that help here and harm there; and pairs of kept units
+        that cancel each other.
 
         Removed units are judged with all of them a little open: two that only work one after the other, each closed,
         would both look worthless.
@@ -106,19 +141,22 @@ class Exchange:
         gradients = self.sequence_gradients(keep.float())
         opened = self.sequence_gradients(keep.float() + AJAR * (~keep).float())
         value = -torch.where(keep, gradients.mean(0), opened.mean(0))
-        return value, self._opposite_pairs(keep, gradients)
+        effect = torch.where(keep, gradients.square().mean(0).sqrt(), value)
+        return value, effect, self._opposite_pairs(keep, gradients)
 
-    def _swap(self, keep: Tensor, value: Tensor, size: int, turn: int) -> Tensor | None:
+    def _swap(
+        self, keep: Tensor, value: Tensor, size: int, out_from: int = 0, in_from: int = 0
+    ) -> Tensor | None:
         """Exchange the `size` least valuable kept units for the most valuable removed ones of the same pool.
 
-        `turn` walks through other pairs, the best few of both sides first. None when no unit can be exchanged.
+        The first `out_from` and `in_from` of them are passed over. None when no unit can be exchanged.
         """
         lowest = torch.argsort(torch.where(keep, value, torch.inf), stable=True)[: int(keep.sum())]
         highest = torch.argsort(torch.where(keep, -torch.inf, value), descending=True, stable=True)
         highest = highest[: int((~keep).sum())]
         proposal, done = keep.clone(), 0
-        for out in lowest[turn // WIDTH :].tolist():
-            inside = highest[turn % WIDTH :]
+        for out in lowest[out_from:].tolist():
+            inside = highest[in_from:]
             inside = inside[(self._pool[inside] == self._pool[out]) & ~proposal[inside]]
             if len(inside):
                 proposal[out], proposal[inside[0]] = False, True
