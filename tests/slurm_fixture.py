@@ -101,7 +101,7 @@ class MiniSlurm:
     def command(self, *arguments: str) -> str:
         """The output of one of Slurm's commands."""
         done = subprocess.run(
-            arguments, env=self.environment, capture_output=True, text=True, timeout=30, check=False
+            arguments, env=self.environment, capture_output=True, text=True, timeout=120, check=False
         )
         return done.stdout.strip()
 

@@ -379,7 +379,7 @@ def start_and_finish(mode: str, directory: Path, **environment: str) -> str:
         pass
     finally:
         os.close(outside)
-        process.wait(timeout=30)
+        process.wait(timeout=120)
     assert process.returncode == 0, output.decode()
     return output.decode().replace("\r\n", "\n")
 

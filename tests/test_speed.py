@@ -23,7 +23,7 @@ def test_the_command_prints_ratios(tmp_path: Path) -> None:
         "what.sequence_length=16",
         "what.repeats=2",
     ]
-    done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "| bundled:llama, float32 | kl |" in done.stdout
     record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
@@ -54,7 +54,7 @@ def step():
 print(peak_bytes(step, torch.device("cpu")))
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert 0.9 * 2**24 < int(done.stdout) < 1.5 * 2**24
 

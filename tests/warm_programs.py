@@ -45,7 +45,7 @@ def ended(process: BaseProcess, timeout: float = 120) -> int:
     return process.exitcode
 
 
-def wait_for(path: Path, process: BaseProcess, timeout: float = 60) -> None:
+def wait_for(path: Path, process: BaseProcess, timeout: float = 300) -> None:
     """Wait until a file exists."""
     end = time.monotonic() + timeout
     while not path.exists():
