@@ -63,6 +63,21 @@ def test_a_masked_pass_keeps_at_most_a_tenth_more_than_a_plain_one(name: str) ->
     assert plain < _kept_bytes(lambda: masked.logits(tokens, gates), model) <= 1.10 * plain
 
 
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt", "gemma2"])
+def test_recomputed_layers_keep_little_and_give_the_same_gradients(name: str, tokens: Tensor) -> None:
+    model = tiny_model(name, **{"n_layer" if name == "gpt2" else "num_hidden_layers": 6})
+    masked = MaskedModel(model)
+    keep = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(0)) > 0.5
+    gates = [keep.float().requires_grad_() for _ in range(2)]
+    masked.hidden(tokens, gates[0]).square().sum().backward()
+    plain = _kept_bytes(lambda: masked.hidden(tokens, gates[0]), model)
+    with masked.recomputing():
+        masked.hidden(tokens, gates[1]).square().sum().backward()
+        assert _kept_bytes(lambda: masked.hidden(tokens, gates[1]), model) < 0.25 * plain
+    assert torch.equal(gates[0].grad, gates[1].grad)
+    assert _kept_bytes(lambda: masked.hidden(tokens, gates[0]), model) == plain
+
+
 KERNELS = ("flash_attention", "efficient_attention", "cudnn_attention")
 
 

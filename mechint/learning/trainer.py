@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,8 @@ class MaskTrainer:
     fraction of itself over the run. dense_cache_gib: up to this size the dense model's outputs are kept and not
     computed again. selection_fraction: share of the calibration sequences that a finishing pass selects on and the
     steps do not see. passes: at most so many batches go through the model in all, which shows scorers fewer rows and
-    ends a finishing pass early; None: no limit.
+    ends a finishing pass early; None: no limit. activation_checkpointing: layers keep only their input for the backward
+    pass and are computed again there.
     """
 
     batch_size: int = 8
@@ -60,6 +62,7 @@ class MaskTrainer:
     dense_cache_gib: float = 1.0
     selection_fraction: float = 1 / 32
     passes: int | None = None
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.log_every < 1 or self.save_every < 1:
@@ -109,9 +112,19 @@ class MaskTrainer:
             assert isinstance(method, LearnedMethod)
             if self.passes is not None and steps > self.passes:
                 raise UserError(f"steps={steps} is more than trainer.passes={self.passes}; lower steps")
-            run = self._learn(
-                masked, rows, method, objective, make_optimizer, schedule, steps, generator, on_step, saver
-            )
+            with masked.recomputing() if self.activation_checkpointing else nullcontext():
+                run = self._learn(
+                    masked,
+                    rows,
+                    method,
+                    objective,
+                    make_optimizer,
+                    schedule,
+                    steps,
+                    generator,
+                    on_step,
+                    saver,
+                )
         run.scores = method.scores()
         if len(selection):
             self._finish(masked, selection, method, run)
@@ -144,10 +157,9 @@ class MaskTrainer:
         parts |= {"dense": dense, "batches": batches, "generator": generator, "run": run}
         parts["gates"] = torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
         for step in saver.steps(parts, steps, self.save_every) if saver else range(steps):
-            chosen = batches.next()
+            chosen = distributed.mine(batches.next())
             progress = step / max(steps - 1, 1)
             share = schedule(progress)
-            chosen = distributed.mine(chosen)
             batch = rows[chosen.to(rows.device)]  # [B, T + 1]
             gates = method.gates(share, progress, self.batch_size)  # [U] or [B, U], of all processes
             own = distributed.mine(gates) if gates.ndim == 2 else gates

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from mechint.errors import UserError
 from mechint.masking.attention import Hook, LayerGate, enable_hooks, hooks, restore_attention
 from mechint.masking.head import Head, WholeLogits, find_head
+from mechint.masking.recomputing import recomputing
 from mechint.masking.space import KINDS, ChannelSpace, LayerShape
 
 
@@ -88,6 +89,10 @@ class MaskedModel:
 
         with hooks([(module, hook_for(i)) for i, module in enumerate(self._modules)]):
             yield
+
+    def recomputing(self) -> AbstractContextManager[None]:
+        """Inside the block layers keep only their input for the backward pass: less memory, a third more time."""
+        return recomputing(self.model, [layer.name for layer in self.space.layers])
 
     def close(self) -> None:
         """Give the model back its own attention implementation."""
