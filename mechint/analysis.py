@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
-import random
 import time
 import traceback
 from collections.abc import Callable
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from mechint import distributed
@@ -46,8 +45,12 @@ from mechint.results import (
 )
 from mechint.run_directories import Occupant, clear_run, finished_run, refuse_other_run
 from mechint.run_lock import only_process
+from mechint.seeding import seed_everything
 
 log = logging.getLogger(__name__)
+
+# A full or read-only disk is the user's to mend.
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(kw_only=True)
@@ -133,6 +136,10 @@ class Analysis:
                 preparation.forget()  # whatever state it is in
                 _write_failure(output_dir, record, error)
                 logger.finish(succeeded=False)
+                if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+                    raise UserError(
+                        f"{output_dir} cannot be written ({error.strerror}); make room, and the same command goes on"
+                    ) from error
                 raise
             with interruption.held():
                 write_json(output_dir / RESULT, record)
@@ -173,7 +180,7 @@ class Analysis:
         mask_files = save_masks(masks, output_dir, {"checkpoint_sha256": checkpoint.sha256})
         end_record(record, "done")
         run = RunFiles(directory=output_dir, result=record, masks=masks, history=training.history)
-        drawn = self.visualizer.draw(run)
+        drawn = self.visualizer.draw_if_room(run)
         self._report(record, attempt.logger, mask_files, drawn)
 
     def _learn(
@@ -182,7 +189,7 @@ class Analysis:
         within = None if self.within is None else flat_keep(masked.space, self.within)
         self.method.prepare(masked, self.target_sparsity, generator, within)
         if self.method.ablation == "mean":
-            masked.fill = channel_means(masked, data.calibration, self.trainer.batch_size)
+            masked.fill = self.trainer.fit(lambda size: channel_means(masked, data.calibration, size))
         progress = attempt.progress
 
         def on_step(step: int, metrics: Metrics, logged: bool) -> None:
@@ -211,12 +218,14 @@ class Analysis:
         scores = training.scores.cpu()
         keep, importance_ = self.method.pools.select(scores), importance(scores)
         kept = units.to_channels(keep)
-        metrics = prepared.measure(kept, self.trainer.batch_size)
+        metrics = self.trainer.fit(lambda size: prepared.measure(kept, size))
         describe_mask(record, units, self.target_sparsity, keep, importance_)
         describe_outcome(record, metrics, training)
         if isinstance(self.method, LearnedMethod):
             soft = self.method.soft_gates()
-            soft_kl = None if soft is None else prepared.kl(units.to_channels(soft), self.trainer.batch_size)
+            soft_kl = None
+            if soft is not None:
+                soft_kl = self.trainer.fit(lambda size: prepared.kl(units.to_channels(soft), size))
             describe_binarization(record, soft, soft_kl)
         return masks_by_layer(units.space, kept, units.to_channels(importance_))
 
@@ -265,15 +274,10 @@ def _write_failure(output_dir: Path, record: Record, error: BaseException) -> No
     end_record(record, "interrupted" if interrupted else "failed", error)
     if not interrupted:
         record["traceback"] = "".join(traceback.format_exception(error))
-    write_json(output_dir / RESULT, record)
-
-
-def seed_everything(seed: int) -> torch.Generator:
-    """Seed every generator that libraries may use, and return the one that this run draws from."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # libraries may draw from numpy's global generator
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
+    try:
+        write_json(output_dir / RESULT, record)
+    except OSError as full:
+        log.error("%s cannot be written: %s", output_dir / RESULT, full.strerror or full)
 
 
 def summary_lines(record: Record, output_dir: Path) -> list[str]:

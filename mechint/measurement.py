@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mechint import distributed
+from mechint.errors import UserError
 from mechint.learning.chunked import chunks
 from mechint.learning.objectives import kl_per_position, nll_per_position
 from mechint.masking.masked_model import LayerRecorder, MaskedModel
@@ -43,6 +44,11 @@ def measure(
                     found = _per_position(dense_logits, logits, targets[chunk])  # [3, P]
                     sums[number] += (found * weights[chunk]).sum(1)
     tokens, totals = rows[:, 1:].numel(), distributed.total(sums).tolist()
+    for name, (nats, kl, _) in zip(variants, totals, strict=True):
+        if not math.isfinite(nats) or not math.isfinite(kl):
+            raise UserError(
+                f"the {name} model's outputs on the evaluation data are not finite; set dtype=float32"
+            )
     return {name: _metrics(total, tokens, num_bytes) for name, total in zip(variants, totals, strict=True)}
 
 

@@ -43,6 +43,12 @@ def redraw_run(directory: Path, visualizer: Visualizer, output_dir: Path | None 
         raise UserError(
             f"cannot write figures into {target} ({one_line(error)}); choose a place with output_dir=DIR"
         ) from error
+    except Exception as error:  # whatever a damaged or foreign file makes figures and report stumble over
+        log.debug("%s", directory, exc_info=True)
+        raise UserError(
+            f"the files in {directory} cannot be drawn ({type(error).__name__}: {one_line(error)}); "
+            "they are damaged or of another program: run the analysis again"
+        ) from error
 
 
 def redraw_tree(root: Path, visualizer: Visualizer, output_dir: Path | None = None) -> Redrawn:

@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mechint.errors import UserError
+from mechint.loggers.room import require_room
 from mechint.records import RESULT
 
 LOCK = ".lock"
@@ -35,6 +36,7 @@ def only_process(directory: Path) -> Iterator[None]:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        require_room(directory)
     except Timeout:
         raise UserError(
             f"{_owner(directory)} is working in {directory}; wait for it, or give another output_dir"

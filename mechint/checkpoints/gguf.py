@@ -57,7 +57,7 @@ def _read_metadata(file: Path, with_tokenizer: bool) -> tuple[PreTrainedConfig, 
             tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name, local_files_only=True)
     except Exception as error:
         raise UserError(
-            f"{file} is not a GGUF file that transformers can read ({one_line(error)})"
+            f"{file} is not a GGUF file that transformers can read ({one_line(error, 160)}); copy or save it again"
         ) from error
     return config, checked(tokenizer, str(file))
 

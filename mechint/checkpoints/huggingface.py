@@ -71,7 +71,7 @@ def _read_config(directory: Path) -> tuple[PreTrainedConfig, list[str]]:
     refuse_adapter(directory)
     content = _config_content(directory)
     kind = content.get("model_type")
-    if kind not in CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
         why = (
             "its own code would have to run, which is refused"
             if "auto_map" in content

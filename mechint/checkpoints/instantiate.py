@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers import __version__ as transformers_version
@@ -11,6 +12,9 @@ from transformers import __version__ as transformers_version
 from mechint.checkpoints.checkpoint import LoadOptions
 from mechint.checkpoints.quiet import one_line, quiet
 from mechint.errors import UserError
+
+# Parameters that one stored number may stand for: tied embeddings are stored once.
+MOST_SHARED = 4
 
 # Decoders whose configuration nevertheless says `is_decoder: false`.
 _DECODERS_BY_NATURE = {"gpt_neox", "gpt_neox_japanese"}
@@ -44,7 +48,33 @@ def instantiate(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model with these weights, on the CPU, and notes; errors as `from_pretrained`."""
     model_class, config = causal_class(config)
+    _refuse_larger(model_class, config, weights, source)
     return from_pretrained(model_class, source, options, None, config=config, state_dict=weights)
+
+
+def _refuse_larger(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor], source: Path
+) -> None:
+    """Raise UserError, before memory is taken, where a configuration asks for much more than its weights fill."""
+    layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(layers, int) or not 1 <= layers <= len(weights):
+        raise UserError(
+            f"{source}: its configuration says num_hidden_layers={layers}, which does not fit its {len(weights)} "
+            "tensors; check that the two belong together"
+        )
+    try:
+        with quiet(), torch.device("meta"):
+            # Which attention runs is not the checkpoint's choice, here neither.
+            empty = cast(Any, model_class)._from_config(config, attn_implementation="eager")
+            wanted = sum(parameter.numel() for parameter in empty.parameters())
+    except Exception as error:
+        raise UserError(f"{source} cannot be loaded as {model_class.__name__} ({one_line(error)})") from error
+    there = sum(tensor.numel() for tensor in weights.values())
+    if wanted > MOST_SHARED * there:
+        raise UserError(
+            f"{source} does not fit its configuration, which asks for {wanted:,} parameters where the weights hold "
+            f"{there:,}; check that the two belong together"
+        )
 
 
 def from_pretrained(

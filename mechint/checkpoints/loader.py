@@ -60,6 +60,7 @@ class CheckpointLoader:
         location = locate(source, self.revision)
         loaded = _READERS[location.format](location.path, options)
         _freeze(loaded.model, torch.device("cpu") if self.shard else device)
+        _refuse_not_finite(loaded.model, location.source)
         if self.shard:
             shard(loaded.model, device)
         return Checkpoint(
@@ -124,6 +125,17 @@ def _check_device(device: torch.device) -> None:
         raise UserError(
             f"device={device} cannot be used ({one_line(error, 120)}); use device=cpu or auto"
         ) from error
+
+
+def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:
+    weights = dict(model.named_parameters())
+    finite = torch.stack([weight.isfinite().all() for weight in weights.values()])
+    bad = [name for name, sound in zip(weights, finite.tolist(), strict=True) if not sound]
+    if bad:
+        raise UserError(
+            f"{source} holds NaN or infinity in {len(bad)} of {len(weights)} weights, first in {bad[0]}; "
+            "give a checkpoint from before its training broke down"
+        )
 
 
 def _freeze(model: PreTrainedModel, device: torch.device) -> None:

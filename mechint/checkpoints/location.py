@@ -33,8 +33,12 @@ def locate(source: str, revision: str | None) -> Location:
     path = Path(os.path.abspath(Path(source).expanduser()))  # noqa: PTH100 (keeps symbolic links)
     if path.is_dir():
         return Location("huggingface", path, str(path))
-    if path.exists():
+    if path.is_file():
         return Location(_format(path), path, str(path))
+    if os.path.lexists(path):
+        raise UserError(
+            f"{path} is not a file (a pipe, a device or a broken link); give a file or a directory"
+        )
     if any(character in source for character in "*?[") or source.startswith("glob("):
         raise UserError(
             f"checkpoint={source} is a pattern, not one checkpoint; to analyse several: "

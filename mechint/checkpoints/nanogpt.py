@@ -41,7 +41,7 @@ def load_nanogpt(path: Path, options: LoadOptions) -> LoadedModel:
     settings = _settings(checkpoint)
     weights = _plain_names(_state_dict(checkpoint, path))
     _refuse_other_models(weights, settings, path)
-    config = _config(weights, _num_heads(weights, settings, options.num_heads, path))
+    config = _config(path, weights, _num_heads(weights, settings, options.num_heads, path))
     notes = []
     if weights[_FIRST_QKV].shape[0] == 2 * config.n_embd:
         notes.append("K and V weights are tied (one projection for both); they are masked separately")
@@ -86,6 +86,10 @@ def _refuse_other_models(weights: dict[str, Tensor], settings: dict[str, Any], p
             f"{path} is not a nanoGPT-style checkpoint (no {absent[0]}; first: {next(iter(weights), '')}); "
             "save other models with save_pretrained and give the directory"
         )
+    if bent := [n for n in (_EMBEDDING, _POSITIONS, _FIRST_QKV, _FIRST_MLP) if weights[n].ndim != 2]:
+        raise UserError(
+            f"{path}: {bent[0]} is not a matrix, so it does not fit nanoGPT's model; save it again"
+        )
     if weights[_FIRST_MLP].shape[1] != weights[_EMBEDDING].shape[1]:
         raise UserError(
             f"{path} stores weights [in, out] as transformers' GPT-2 does, unlike nanoGPT; save that model "
@@ -115,8 +119,12 @@ def _num_heads(weights: dict[str, Tensor], settings: dict[str, Any], given: int 
     return heads
 
 
-def _config(weights: dict[str, Tensor], heads: int) -> GPT2Config:
-    layers = {int(match[1]) for name in weights if (match := re.match(r"transformer\.h\.(\d+)\.", name))}
+def _config(path: Path, weights: dict[str, Tensor], heads: int) -> GPT2Config:
+    layers = {int(match[1]) for name in weights if (match := re.match(r"transformer\.h\.(\d{1,9})\.", name))}
+    if max(layers) >= len(layers):
+        raise UserError(
+            f"{path} lacks layers: {len(layers)} are there, the last is number {max(layers)}; save it again"
+        )
     output = weights.get("lm_head.weight")
     return GPT2Config(
         vocab_size=weights[_EMBEDDING].shape[0],

@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any]:
     refuse_placeholder(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is not valid JSON ({one_line(error, 100)}); copy or save it again"
         ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
@@ -21,8 +22,16 @@ def build(node: Any, **runtime: Any) -> Any:
     Only classes of this package and torch's optimizers are allowed. Raises UserError for others, and for keys
     that the class does not know.
     """
-    check(node)
-    return instantiate(node, **runtime, _convert_="all")
+    check(node, str(node._get_full_key(None) or "") if isinstance(node, DictConfig) else "")
+    try:
+        return instantiate(node, **runtime, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        while isinstance(cause, InstantiationException):
+            cause = cause.__cause__
+        if isinstance(cause, UserError):  # our own words say enough
+            raise cause from error
+        raise
 
 
 def check(node: Any, path: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -26,6 +27,8 @@ class NormalizedSGD(torch.optim.Optimizer):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
     ) -> None:
+        if not (0 <= lr < math.inf and 0 <= momentum < 1 and 0 <= weight_decay < math.inf):
+            raise ValueError(f"invalid lr={lr}, momentum={momentum} or weight_decay={weight_decay}")
         super().__init__(
             params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "maximize": False}
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import random
 import re
@@ -35,8 +36,10 @@ class SavedStates:
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Save the state after `step` steps, and let go of all but the last two."""
         content = {"format": FORMAT, "digest": self._digest, "step": step, **state}
+        buffer = io.BytesIO()  # torch.save itself does not say that a disk is full
+        torch.save(content, buffer)
         with write_atomically(self.directory / f"step_{step:09d}.pt") as temporary:
-            torch.save(content, temporary)
+            temporary.write_bytes(buffer.getbuffer())
         for path in self._paths()[KEPT:]:
             path.unlink(missing_ok=True)
 
@@ -84,6 +87,7 @@ class Saver:
     ) -> None:
         self.seconds = 0.0  # spent in earlier attempts
         self._states, self._interruption, self._on_resume = states, interruption, on_resume
+        self._warned = False
         self._started = time.perf_counter()
 
     def steps(self, parts: dict[str, Any], total: int, every: int) -> Iterator[int]:
@@ -98,8 +102,16 @@ class Saver:
             if done % every == 0 or done == total or self._interruption.asked:
                 seconds = self.seconds + time.perf_counter() - self._started
                 state = {"parts": take(parts), "generators": _generators(), "seconds": seconds}
-                self._states.save(done, state)
+                self._save(done, state)
             self._interruption.check()
+
+    def _save(self, step: int, state: dict[str, Any]) -> None:
+        try:
+            self._states.save(step, state)
+        except OSError as error:
+            if not self._warned:
+                log.warning("the run goes on, but its state cannot be saved: %s", error.strerror or error)
+            self._warned = True
 
     def _restore(self, parts: dict[str, Any]) -> int:
         """Put the newest saved state into the parts; the number of steps that are done."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,13 @@ from mechint import distributed
 from mechint.errors import UserError
 from mechint.learning.dense_outputs import DenseOutputs
 from mechint.learning.finishing import Exchange, Finishing
+from mechint.learning.finite import (
+    gradients_finite,
+    require_finite_outputs,
+    require_finite_scores,
+    require_finite_step,
+)
+from mechint.learning.memory import Fit, backward_in_parts
 from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.learning.objectives import KlObjective, Objective
 from mechint.learning.resume import Saver
@@ -65,12 +73,19 @@ class MaskTrainer:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.log_every < 1 or self.save_every < 1:
-            raise UserError("trainer.batch_size, trainer.log_every and trainer.save_every must be at least 1")
+        for name in ("batch_size", "log_every", "save_every"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"trainer.{name}={getattr(self, name)} must be a whole number of at least 1")
         if not 0 < self.selection_fraction < 1:
             raise UserError(f"trainer.selection_fraction={self.selection_fraction} must lie between 0 and 1")
         if self.passes is not None and self.passes < 1:
             raise UserError(f"trainer.passes={self.passes} must be at least 1; null sets no limit")
+        self._fit = Fit(self.batch_size)
+
+    @property
+    def fit(self) -> Fit:
+        """How many sequences go through the model at once."""
+        return self._fit
 
     def train(
         self,
@@ -96,7 +111,7 @@ class MaskTrainer:
             raise UserError(
                 f"trainer.batch_size={self.batch_size} must be a multiple of the {distributed.size()} processes"
             )
-        assert_dense_start(masked, rows[: self.batch_size, :-1])
+        self.fit(lambda size: assert_dense_start(masked, rows[:size, :-1]))
         if masked.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(masked.device)
         start = time.perf_counter()
@@ -107,7 +122,9 @@ class MaskTrainer:
                 raise UserError(
                     "scores are computed from whole weights; use a learned mask with model.shard=true"
                 )
-            run = Training(tokens=method.score(masked, self._affordable(method, rows), self.batch_size))
+            shown = self._affordable(method, rows)
+            run = Training(tokens=self.fit(lambda size: method.score(masked, shown, size)))
+            require_finite_scores(method.scores(), type(method).__name__)
         else:
             assert isinstance(method, LearnedMethod)
             if self.passes is not None and steps > self.passes:
@@ -127,7 +144,7 @@ class MaskTrainer:
                 )
         run.scores = method.scores()
         if len(selection):
-            self._finish(masked, selection, method, run)
+            self.fit(lambda size: self._finish(masked, selection, method, run, size))
         run.seconds = time.perf_counter() - start + (saver.seconds if saver else 0)
         if masked.device.type == "cuda":
             run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
@@ -147,7 +164,7 @@ class MaskTrainer:
         saver: Saver | None,
     ) -> Training:
         dense = DenseOutputs(masked, rows, int(self.dense_cache_gib * 2**30))
-        optimizer = make_optimizer(method.parameter_groups())
+        optimizer = _optimizer(make_optimizer, method)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self._rate(method, step / steps)
         )
@@ -163,16 +180,21 @@ class MaskTrainer:
             batch = rows[chosen.to(rows.device)]  # [B, T + 1]
             gates = method.gates(share, progress, self.batch_size)  # [U] or [B, U], of all processes
             own = distributed.mine(gates) if gates.ndim == 2 else gates
-            hidden = masked.hidden(batch[:, :-1], method.units.to_channels(own))  # [B, T, D]
-            wished = dense(chosen) if objective.needs_dense else None
-            loss = objective(hidden, batch[:, 1:], wished, masked.head)
+            channels = method.units.to_channels(own)  # [N] or [B, N]
+            backward = partial(backward_in_parts, masked, objective, dense, batch, chosen, channels)
+            loss, slope = self.fit(backward)
             penalty = method.penalty(share)
-            (loss if penalty is None else loss + penalty).backward()
+            torch.autograd.backward(
+                *([channels], [slope]) if penalty is None else ([channels, penalty], [slope, None])
+            )
             now = method.switched_on(gates)
-            seen = torch.stack([loss.detach(), now.float().mean(), (now != parts["gates"]).sum()])
             gradients = [p.grad for group in optimizer.param_groups for p in group["params"]]
-            distributed.average([seen, *(gradient for gradient in gradients if gradient is not None)])
-            value, density, changed = seen.tolist()  # the only wait for the device in a step
+            distributed.average(gradient for gradient in gradients if gradient is not None)
+            sound = gradients_finite(optimizer.param_groups)
+            seen = torch.stack([loss, now.float().mean(), (now != parts["gates"]).sum(), sound])
+            distributed.average([seen])
+            value, density, changed, finite = seen.tolist()  # the only wait for the device in a step
+            require_finite_step(step, value, finite == 1, masked)
             metrics = {
                 "loss": value,
                 "scheduled_sparsity": _scheduled(method, share) if method.follows_schedule else None,
@@ -211,14 +233,16 @@ class MaskTrainer:
             )
         return rows[:-count], rows[-count:]
 
-    def _finish(self, masked: MaskedModel, selection: Tensor, method: MaskMethod, run: Training) -> None:
+    def _finish(
+        self, masked: MaskedModel, selection: Tensor, method: MaskMethod, run: Training, at_once: int
+    ) -> None:
         length = selection.shape[1] - 1
         exchange = Exchange(
             masked,
             method.units,
             method.pools,
             selection,
-            self.batch_size,
+            at_once,
             method.finishing_trials,
             int(self.dense_cache_gib * 2**30),
             None if self.passes is None else self.passes * self.batch_size * length - run.tokens,
@@ -235,6 +259,15 @@ class MaskTrainer:
 
 def _scheduled(method: MaskMethod, share: float) -> float:
     return 1 - int(method.pools.quotas(share).sum()) / method.units.count
+
+
+def _optimizer(
+    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer], method: LearnedMethod
+) -> torch.optim.Optimizer:
+    try:
+        return make_optimizer(method.parameter_groups())
+    except (TypeError, ValueError) as error:  # torch's own words, e.g. "Invalid learning rate: -1"
+        raise UserError(f"the optimizer cannot be made: {error}; correct optimizer.*") from error
 
 
 class _Batches:
@@ -258,5 +291,6 @@ def assert_dense_start(masked: MaskedModel, tokens: Tensor) -> None:
     """Check on tokens [B, T] that the all-ones mask is the dense model, KL = 0 exactly."""
     tokens = tokens.to(masked.device)
     ones = torch.ones(masked.space.num_channels, device=masked.device)
+    require_finite_outputs(masked, tokens, masked.logits(tokens))
     kl = KlObjective()(masked.hidden(tokens, ones), tokens, masked.hidden(tokens), masked.head).item()
     assert kl == 0, f"the all-ones mask changes the model (KL {kl})"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mechint.errors import UserError
@@ -87,15 +89,17 @@ def save_masks(masks: MaskSet, directory: Path, metadata: Mapping[str, str]) -> 
         name: {tensor: getattr(mask, tensor) for tensor in TENSORS} | {"sparsity": mask.sparsity}
         for name, mask in masks.items()
     }
+    buffer = io.BytesIO()  # torch.save itself does not say that a disk is full, nor does save_file
+    torch.save(content, buffer)
     with write_atomically(pickled) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
     tensors = {
         f"{name}.{tensor}": getattr(mask, tensor).contiguous()
         for name, mask in masks.items()
         for tensor in TENSORS
     }
     with write_atomically(flat) as temporary:
-        save_file(tensors, temporary, metadata={**metadata, "layers": json.dumps(list(masks))})
+        temporary.write_bytes(save(tensors, metadata={**metadata, "layers": json.dumps(list(masks))}))
     return [pickled, flat]
 
 
@@ -130,7 +134,9 @@ def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
     except FileNotFoundError:
         raise
     except Exception as error:  # torch.load raises many kinds for damaged files
+        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = str(error).strip().split("\n")[0][:200]
+        reason = f"it would have to run code, {needed[1]}, which is refused" if needed else reason
         raise UserError(
             f"{path} cannot be read as a mask file ({reason}); give a finished run's final_masks.pt"
         ) from error

@@ -39,8 +39,13 @@ class RunFiles:
         directory = Path(directory)
         result = _read_result(directory / "result.json")
         masks = read_masks(directory)
-        layers = sorted(result["layers"], key=lambda layer: layer["index"])
-        names = [layer["name"] for layer in layers]
+        try:
+            layers = sorted(result["layers"], key=lambda layer: layer["index"])
+            names = [str(layer["name"]) for layer in layers]
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{directory / 'result.json'} is damaged: its layers lack {_one_line(error)}; run the analysis again"
+            ) from error
         if set(names) != set(masks):
             raise UserError(
                 f"{directory}: masks and result.json name different layers, so they are of different runs; "

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 from mechint.reporting.report import write_report
 from mechint.reporting.run_files import RunFiles
+
+log = logging.getLogger(__name__)
 
 
 class RunFigure(Protocol):
@@ -33,3 +36,13 @@ class Visualizer:
         """Write every figure and then the report that links them; return their paths, the report last."""
         drawn = [path for figure in self.figures for path in figure.draw(run, self.dpi)]
         return [*drawn, write_report(run, drawn)]
+
+    def draw_if_room(self, run: RunFiles) -> list[Path]:
+        """As `draw`; where the disk is full the numbers are worth more than figures, and a note says what happened."""
+        try:
+            return self.draw(run)
+        except OSError as error:
+            reason = error.strerror or error
+            log.warning("not all figures could be written (%s); visualize.py draws them later", reason)
+            run.result["notes"].append(f"figures are missing: {reason}")
+            return []

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from mechint.errors import UserError
@@ -59,7 +59,7 @@ def save_evidence(evidence: Evidence, directory: Path, metadata: Mapping[str, st
     }
     keys = json.dumps([list(key) for key in evidence])
     with write_atomically(path) as temporary:
-        save_file(tensors, temporary, metadata={**metadata, "parts": keys})
+        temporary.write_bytes(save(tensors, metadata={**metadata, "parts": keys}))
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from mechint.analysis import Analysis, Attempt, seed_everything
+from mechint.analysis import Analysis, Attempt
 from mechint.errors import UserError
 from mechint.learning.method import importance
 from mechint.loggers import LoggerGroup
@@ -29,6 +29,7 @@ from mechint.results import (
     settings_without_effect,
     training_of_all,
 )
+from mechint.seeding import seed_everything
 from mechint.stability.assessment import Assessment, null_record
 from mechint.stability.consensus import Selections
 from mechint.stability.evidence import save_evidence
@@ -93,12 +94,13 @@ class SeedStudy(Analysis):
         keep, importance_ = pools.select(scores), importance(scores)
         kept = units.to_channels(keep)
         if self.method.ablation == "mean":
-            masked.fill = channel_means(masked, prepared.data.calibration, self.trainer.batch_size)
-        metrics = prepared.measure(kept, self.trainer.batch_size)
+            calibration = prepared.data.calibration
+            masked.fill = self.trainer.fit(lambda size: channel_means(masked, calibration, size))
+        metrics = self.trainer.fit(lambda size: prepared.measure(kept, size))
         describe_mask(record, units, self.target_sparsity, keep, importance_)
         describe_outcome(record, metrics, training_of_all([run.result for run in runs]))
 
-        batch_size = self.trainer.batch_size
+        batch_size = self.trainer.fit.size
         assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size)
         record["stability"] = assessment.record(metrics, self.seed)
         if self.stability.null_control:
@@ -151,6 +153,6 @@ class SeedStudy(Analysis):
             keep = control.method.pools.select(training.scores.cpu())
             kept = control.method.units.to_channels(keep)
             permuted = Prepared(prepared.checkpoint, masked, prepared.data)
-            metrics = permuted.measure(kept, self.trainer.batch_size)
+            metrics = self.trainer.fit(lambda size: permuted.measure(kept, size))
         masked.fill = fill
         return null_record(metrics, self.seed, matrices, training)

@@ -1,0 +1,207 @@
+"""Every format we read, with bytes changed or cut off: refused in one line or read, never a traceback or a hang."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_data import BYTES
+from tiny_checkpoints import CPU, nanogpt_weights, save_llama, save_nanogpt, tiny_llama
+
+from mechint import analyze
+from mechint.checkpoints import CheckpointLoader
+from mechint.comparison.leank import read_leank
+from mechint.comparison.old_results import read_old_run
+from mechint.data import PythonDocs, TextFiles, TokenFiles
+from mechint.errors import UserError
+from mechint.learning import TopK
+from mechint.learning.resume import SavedStates
+from mechint.masking import load_masks, save_masks
+from mechint.redrawing import redraw_run
+from mechint.reporting import LayerImportance, Visualizer
+
+
+def checkpoint(path: Path) -> None:
+    CheckpointLoader().load(str(path), CPU, "auto")
+
+
+def text(path: Path) -> None:
+    TextFiles(path=str(path), sequence_length=8, calibration_tokens=64, evaluation_tokens=64).load(
+        BYTES, "bytes", 256, 64, 0
+    )
+
+
+def token_file(path: Path) -> None:
+    TokenFiles(path=str(path), sequence_length=8, calibration_tokens=64, evaluation_tokens=64).load(
+        None, "none", 300, 64, 0
+    )
+
+
+def states(path: Path) -> None:
+    SavedStates(path.parents[1], "digest").newest()
+
+
+def drawn(path: Path) -> None:
+    redraw_run(path.parent, Visualizer([]), path.parent / "again")
+
+
+def make_states(path: Path) -> None:
+    SavedStates(path.parents[1], "digest").save(
+        3, {"parts": {"scores": torch.zeros(4)}, "list": [1, 2.0, "x"]}
+    )
+
+
+def make_run(path: Path) -> None:
+    data = PythonDocs(sequence_length=32, calibration_tokens=512, evaluation_tokens=256)
+    model = save_llama(path.parents[1] / "model")
+    analyze(
+        str(model),
+        path.parent,
+        steps=2,
+        dataset=data,
+        method=TopK(finishing_trials=0),
+        visualizer=Visualizer([]),
+    )
+
+
+def make_gguf(path: Path) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(1)
+    writer.add_string("general.name", "tiny")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "c"])
+    writer.add_tensor("token_embd.weight", torch.zeros(8, 4).numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+FORMATS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], None]]] = {
+    "nanoGPT .pt": ("m.pt", lambda path: save_nanogpt(path, nanogpt_weights(bias=False)), checkpoint),
+    "config.json": (
+        "config.json",
+        lambda path: save_llama(path.parent),
+        lambda path: checkpoint(path.parent),
+    ),
+    "weights .safetensors": (
+        "model.safetensors",
+        lambda path: save_llama(path.parent),
+        lambda path: checkpoint(path.parent),
+    ),
+    "weights .bin": (
+        "pytorch_model.bin",
+        lambda path: (
+            save_llama(path.parent),
+            (path.parent / "model.safetensors").unlink(),
+            torch.save(tiny_llama().state_dict(), path),
+        ),
+        lambda path: checkpoint(path.parent),
+    ),
+    "tokenizer.json": (
+        "tokenizer.json",
+        lambda path: save_llama(path.parent),
+        lambda path: checkpoint(path.parent),
+    ),
+    ".gguf": ("m.gguf", make_gguf, checkpoint),
+    "text": ("t.txt", lambda path: path.write_text("ein kurzer Text für alle " * 20), text),
+    "tokens": ("t.bin", lambda path: path.write_bytes(bytes([7, 0, 9, 1]) * 200), token_file),
+    "saved state": (".resume/step_000000003.pt", make_states, states),
+    "masks .pt": ("final_masks.pt", make_run, load_masks),
+    "masks .safetensors": ("final_masks.safetensors", make_run, load_masks),
+    "result.json": ("result.json", make_run, drawn),
+    "metrics.jsonl": ("metrics.jsonl", make_run, drawn),
+    "old masks": (
+        "final_masks.pt",
+        lambda path: torch.save({"transformer.h.0.attn": {"mask": torch.ones(2, 4), "sparsity": 0.5}}, path),
+        lambda path: read_old_run(path.parent),
+    ),
+    "LeanK masks": ("m.pth", lambda path: torch.save([torch.ones(2, 4) for _ in range(3)], path), read_leank),
+}
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
+    """A few bytes changed, a piece cut off the end, or taken out, or doubled."""
+    kind = draw(st.sampled_from(["flip", "flip", "flip", "cut", "without", "twice"]))
+    places = draw(st.lists(st.floats(0, 0.9999), min_size=1, max_size=4))
+    value = draw(st.integers(1, 255))
+
+    def damage(content: bytes) -> bytes:
+        at = [int(place * len(content)) for place in places]
+        changed = bytearray(content)
+        for place in at:
+            changed[place] ^= value
+        start, end = min(at), max(at) + 1
+        choices = {"cut": content[:start], "without": content[:start] + content[end:]}
+        return {"flip": bytes(changed), "twice": content[:end] + content[start:], **choices}[kind]
+
+    return damage
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A directory with an undamaged example of every format."""
+    made = {}
+    for name, (file, make, _) in FORMATS.items():
+        path = tmp_path_factory.mktemp("honest") / "run" / file
+        path.parent.mkdir(parents=True)
+        make(path)
+        made[name] = path
+    return made
+
+
+def refusal(read: Callable[[Path], None], path: Path) -> str | None:
+    """What is said of a file that is refused."""
+    try:
+        read(path)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(damage=damages())
+def test_damaged_files_are_refused_plainly(
+    name: str, damage: Callable[[bytes], bytes], honest: dict[str, Path], tmp_path: Path
+) -> None:
+    good = honest[name]
+    base = next(parent for parent in good.parents if parent.name == "run")
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    shutil.copytree(base, tmp_path / "run")
+    path = tmp_path / "run" / good.relative_to(base)
+    path.write_bytes(damage(good.read_bytes()))
+    message = refusal(FORMATS[name][2], path)
+    assert message is None or (len(message) > 20 and "\n" not in message)
+    assert not (tmp_path / "run" / "again" / "result.json").exists()
+
+
+def test_a_name_from_a_file_never_leads_out_of_the_directory(tmp_path: Path) -> None:
+    """The layers' names become names of figures."""
+    directory = tmp_path / "deep" / "run"
+    make_run(directory / "result.json")
+    result = json.loads((directory / "result.json").read_text())
+    masks = load_masks(directory / "final_masks.pt")
+    for layer in result["layers"]:
+        masks[f"../../evil/{layer['name']}"] = masks.pop(layer["name"])
+        layer["name"] = f"../../evil/{layer['name']}"
+    save_masks(masks, directory, {})
+    (directory / "result.json").write_text(json.dumps(result))
+    before = {path for path in tmp_path.rglob("*") if directory not in path.parents}
+    written = redraw_run(directory, Visualizer([LayerImportance()]))
+    assert {path for path in tmp_path.rglob("*") if directory not in path.parents} == before
+    assert all(path.resolve().parent == directory.resolve() for path in written)
