@@ -25,6 +25,7 @@ from mechint.masking.masks import LayerMask, save_masks
 from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
+    NestedFigure,
     RunFiles,
     SparsityCurves,
     StabilityFigure,
@@ -36,7 +37,7 @@ from mechint.reporting.layer_importance import layer_files
 from mechint.reporting.style import KEPT, KINDS, REMOVED, Kind, channel_colours, index_ticks, printable
 from mechint.reporting.wording import code, counted, enumeration, number, text
 
-FIGURES = [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure()]
+FIGURES = [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
 VISUALIZER_CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "visualizer"
 DPI = 40  # coarse pictures are quick to write
 
