@@ -19,10 +19,11 @@ from mechint.checkpoints import CheckpointLoader
 from mechint.data import TokenData
 from mechint.errors import UserError
 from mechint.interruption import PATIENCE, Interrupted, Interruption
+from mechint.learning.learner import Metrics
 from mechint.learning.method import LearnedMethod, MaskMethod, importance
 from mechint.learning.objectives import Objective
 from mechint.learning.resume import SavedStates, Saver
-from mechint.learning.trainer import MaskTrainer, Metrics, Training
+from mechint.learning.trainer import MaskTrainer, Training
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
 from mechint.masking import MaskedModel, MaskSet, masks_by_layer, save_masks
 from mechint.masking.masks import flat_keep
@@ -45,7 +46,7 @@ from mechint.results import (
 )
 from mechint.run_directories import Occupant, clear_run, finished_run, refuse_other_run
 from mechint.run_lock import only_process
-from mechint.seeding import seed_everything
+from mechint.seeding import deterministic, seed_everything
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,8 @@ class Analysis:
             attempt = Attempt(output_dir, record, logger, Progress(bar=bar), states, interruption)
             preparation = preparation or Preparation()
             try:
-                self._work(attempt, preparation)
+                with deterministic(self.trainer.deterministic):
+                    self._work(attempt, preparation)
             except BaseException as error:
                 preparation.forget()  # whatever state it is in
                 _write_failure(output_dir, record, error)
@@ -171,7 +173,7 @@ class Analysis:
         describe_inputs(record, checkpoint, data)
         describe_model(record, masked)
         describe_method(record, self.method, self.objective, self.schedule)
-        record["notes"] += settings_without_effect(self.method, masked)
+        record["notes"] += settings_without_effect(self.method, masked, self.trainer)
         write_json(output_dir / RESULT, record)
 
         training = self._learn(masked, data, generator, attempt)

@@ -76,7 +76,7 @@ class NestedTargets(Analysis):
         describe_inputs(record, prepared.checkpoint, prepared.data)
         describe_model(record, prepared.masked)
         describe_method(record, self.method, self.objective, self.schedule)
-        record["notes"] += settings_without_effect(self.method, prepared.masked)
+        record["notes"] += settings_without_effect(self.method, prepared.masked, self.trainer)
 
         ranking = one_ranking(units, runs)
         keep = units.of_channels(flat_keep(units.space, last.masks))
@@ -89,7 +89,7 @@ class NestedTargets(Analysis):
         record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
         files = save_masks(masks, output_dir, {"checkpoint_sha256": prepared.checkpoint.sha256})
         end_record(record, "done")
-        drawn = self.visualizer.draw(RunFiles(output_dir, record, masks, []))
+        drawn = self.visualizer.draw_if_room(RunFiles(output_dir, record, masks, []))
         self._report(record, attempt.logger, files, drawn)
 
     def _single(self, number: int) -> Analysis:

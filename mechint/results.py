@@ -15,7 +15,7 @@ from mechint.checkpoints import Checkpoint
 from mechint.data import TokenData
 from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.learning.objectives import Objective
-from mechint.learning.trainer import Training
+from mechint.learning.trainer import MaskTrainer, Training
 from mechint.masking import ChannelSpace, MaskedModel, Units
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
@@ -125,9 +125,11 @@ def describe_method(record: Record, method: MaskMethod, objective: Objective, sc
     }
 
 
-def settings_without_effect(method: MaskMethod, masked: MaskedModel) -> list[str]:
+def settings_without_effect(method: MaskMethod, masked: MaskedModel, trainer: MaskTrainer) -> list[str]:
     """Settings that do nothing in this combination, in words."""
     notes = []
+    if trainer.deterministic and masked.device.type == "cpu":
+        notes.append("trainer.deterministic has no effect on the CPU, where it is so anyway")
     if isinstance(masked.head, WholeLogits):
         notes.append(
             f"the head of architecture {masked.model.config.model_type!r} is not understood: whole logits are kept and "
@@ -204,6 +206,7 @@ def describe_outcome(record: Record, metrics: Record, training: Training) -> Non
     record["binarization_gap"] = None  # there is none for methods that only score
     record["cost"] = {
         "steps": training.steps,
+        "batch_size": training.batch_size or None,
         "tokens": training.tokens,
         "seconds": training.seconds,
         "step_seconds": training.seconds / max(training.steps, 1),

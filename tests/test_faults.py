@@ -89,7 +89,9 @@ def test_a_step_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
     assert state is not None
     assert state["step"] == 4
     assert all(
-        value.isfinite().all() for value in state["parts"]["method"].values() if isinstance(value, Tensor)
+        value.isfinite().all()
+        for value in state["parts"]["learner"]["method"].values()
+        if isinstance(value, Tensor)
     )
 
 
@@ -152,7 +154,8 @@ def test_one_sequence_that_does_not_fit_names_what_helps() -> None:
     small = SmallMemory(tiny_model("llama"))
     small.capacity = 0
     with pytest.raises(
-        UserError, match=r"single sequence at a time; lower dataset.sequence_length, or set dtype="
+        UserError,
+        match=r"single sequence at a time; lower dataset.sequence_length, or set trainer.activation",
     ):
         train(small, TopK())
 

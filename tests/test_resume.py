@@ -22,6 +22,7 @@ from mechint.learning.resume import SavedStates, Saver
 from mechint.learning.state import give, take
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
+from mechint.seeding import deterministic
 
 STEPS = 9
 
@@ -32,9 +33,10 @@ def train(
     directory: Path | None = None,
     stop_after: int | None = None,
     every: int = 4,
+    device: str = "cpu",
 ) -> tuple[list[int], Training]:
     """Learn on random tokens; the steps that this attempt took, and what it left."""
-    masked = MaskedModel(tiny_model("llama"))
+    masked = MaskedModel(tiny_model("llama").to(device))
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(3, 97, (6, 17), generator=generator)
     method.prepare(masked, 0.6, generator)
@@ -117,7 +119,7 @@ class Payload:
 def test_a_state_never_runs_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     proof, state = tmp_path / "proof", tmp_path / ".resume" / "step_000000003.pt"
     state.parent.mkdir()
-    torch.save({"format": 1, "digest": "digest", "step": 3, "parts": Payload(proof)}, state)
+    torch.save({"format": 2, "digest": "digest", "step": 3, "parts": Payload(proof)}, state)
     taken, _ = train(TopK(), sgd, tmp_path)
     assert taken == list(range(STEPS))
     state.write_bytes(pickle.dumps(Payload(proof)))
@@ -136,10 +138,10 @@ def _payload(directory: Path, proof: Path) -> Path:
     "damage",
     [
         lambda state: state.pop("parts"),
-        lambda state: state["parts"].pop("method"),
-        lambda state: state["parts"].update(method=7),
-        lambda state: state["parts"]["method"].update(_scores="high"),
-        lambda state: state["parts"]["optimizer"].update(param_groups=[]),
+        lambda state: state["parts"].pop("learner"),
+        lambda state: state["parts"]["learner"].update(method=7),
+        lambda state: state["parts"]["learner"]["method"].update(_scores="high"),
+        lambda state: state["parts"]["learner"]["optimizer"].update(param_groups=[]),
         lambda state: state["generators"].update(torch=torch.zeros(3)),
         lambda state: state.update(seconds="long"),
     ],
@@ -159,7 +161,7 @@ def test_a_state_that_does_not_fit_is_one_line(damage: Callable[[Any], Any], tmp
 def test_states_of_another_run_and_of_another_version_are_not_used(tmp_path: Path) -> None:
     states = SavedStates(tmp_path, "one")
     states.save(3, {})
-    assert states.newest() == {"format": 1, "digest": "one", "step": 3}
+    assert states.newest() == {"format": 2, "digest": "one", "step": 3}
     assert SavedStates(tmp_path, "other").newest() is None
     torch.save({"format": 0, "digest": "one"}, tmp_path / ".resume" / "step_000000004.pt")
     newest = states.newest()
@@ -205,3 +207,42 @@ def test_dense_outputs_are_computed_with_the_same_rows_again() -> None:
     second._compute = lambda chosen: (computed.append(chosen.tolist()), compute(chosen))[1]  # type: ignore[method-assign]
     second(torch.tensor([0, 4, 3]))
     assert computed == [[4, 1], [5, 0], [3]]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("stop_after", [0, 5])
+def test_on_cuda_deterministic_algorithms_go_on_with_the_same_bits(stop_after: int, tmp_path: Path) -> None:
+    with deterministic(True):
+        _, whole = train(TopK(), sgd, device="cuda")
+        train(TopK(), sgd, tmp_path, stop_after, device="cuda")
+        taken, resumed = train(TopK(), sgd, tmp_path, device="cuda")
+    assert taken == list(range(stop_after + 1, STEPS))
+    assert torch.equal(resumed.scores, whole.scores)
+    assert resumed.history == whole.history
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "match"),
+    [
+        (
+            "put_ does not have a deterministic implementation, but you set ...",
+            UserError,
+            r"needs put_, which is not deterministic .* use trainer.deterministic=false",
+        ),
+        ("shapes do not fit", RuntimeError, r"^shapes do not fit$"),
+    ],
+)
+def test_what_has_no_deterministic_algorithm_is_named(said: str, error: type[Exception], match: str) -> None:
+    before = torch.are_deterministic_algorithms_enabled()
+    seen = []
+
+    def work() -> None:
+        with deterministic(True):
+            seen.append(torch.are_deterministic_algorithms_enabled())
+            raise RuntimeError(said)
+
+    with pytest.raises(error, match=match):
+        work()
+    assert seen == [True]
+    assert torch.are_deterministic_algorithms_enabled() == before

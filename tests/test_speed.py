@@ -47,11 +47,11 @@ def test_peak_memory_is_what_a_step_holds_at_a_time() -> None:
     # in a process of its own: measuring changes how memory is given back
     script = """
 import torch
-from mechint.speed.meters import peak_bytes
+from mechint.speed.meters import extra_bytes
 def step():
     for _ in range(3):
         torch.ones(2**22)  # 16 MiB, one after the other
-print(peak_bytes(step, torch.device("cpu")))
+print(extra_bytes(step, torch.device("cpu")))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300

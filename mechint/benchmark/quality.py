@@ -113,7 +113,10 @@ class QualityBenchmark:
                     analysis.loader.fingerprint(model.option)
                 except UserError as error:
                     raise UserError(f"models: {model.label}: {error}") from error
-            budget = spend(analysis.method, self.passes, analysis.trainer.batch_size, self.finishing_share)
+            batch_size = analysis.trainer.batch_size
+            if not isinstance(batch_size, int):
+                raise UserError(f"trainer.batch_size={batch_size} would make passes unequal; give a number")
+            budget = spend(analysis.method, self.passes, batch_size, self.finishing_share)
             plans[model, method] = [*overrides, *budget, "logger=none", "visualizer=none"]
         return plans
 
@@ -133,7 +136,7 @@ class QualityBenchmark:
         directory = output_dir / cell.directory
         result = analysis.run(directory, config, bar=False, resume=self.resume, preparation=preparation)
         kind = kind_of(analysis.method, cell.method.label == self.reference)
-        record["cells"].append(_numbers(cell, kind, result, analysis.trainer.batch_size))
+        record["cells"].append(_numbers(cell, kind, result))
 
     def _note(self, record: Record, cell: Cell, error: UserError) -> None:
         """Remember what will fail again: the model, unless another method has already run on it."""
@@ -144,7 +147,7 @@ class QualityBenchmark:
         log.error("%s%s: %s; left out", cell.model.label, f", {method}" if method else "", error)
 
 
-def _numbers(cell: Cell, kind: str, result: Record, batch_size: int) -> Record:
+def _numbers(cell: Cell, kind: str, result: Record) -> Record:
     """What the tables need of a run's result."""
     metrics, cost, gap = result["metrics"], result["cost"], result["binarization_gap"]
     return {
@@ -160,7 +163,7 @@ def _numbers(cell: Cell, kind: str, result: Record, batch_size: int) -> Record:
         "empty_kl": metrics["empty"]["kl"],
         "kept": result["sparsity"]["kept"],
         "total": result["sparsity"]["total"],
-        "passes": cost["tokens"] / (batch_size * result["dataset"]["sequence_length"]),
+        "passes": cost["tokens"] / (cost["batch_size"] * result["dataset"]["sequence_length"]),
         "seconds": cost["seconds"],
         "binarization_gap": None if gap is None else gap["gap"],
     }

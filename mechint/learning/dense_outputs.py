@@ -75,17 +75,26 @@ class DenseOutputs:
             self._known[rows] = True
         return computed
 
+    @torch.no_grad()
+    def bytes_on_device(self) -> int:
+        """What the cache takes, once all rows are in it, of the memory that the model computes in."""
+        one = self._compute(torch.zeros(1, dtype=torch.long))
+        size = len(self._rows) * one.numel() * one.element_size()
+        return size if self._place(size, one.device) == one.device else 0
+
     def _room(self, like: Tensor) -> Tensor | None:
         """An empty cache for hidden states like these [B, T, D], where it may be and where it fits."""
         shape = (len(self._rows), *like.shape[1:])
-        size = like[0].numel() * like.element_size() * len(self._rows)
+        place = self._place(like[0].numel() * like.element_size() * len(self._rows), like.device)
+        return None if place is None else torch.empty(shape, dtype=like.dtype, device=place)
+
+    def _place(self, size: int, device: torch.device) -> torch.device | None:
+        """Where so many bytes are kept; None: nowhere."""
         if size > self._capacity:
             return None
-        if like.device.type != "cuda":
-            return like.new_empty(shape)
-        if size <= DEVICE_SHARE * torch.cuda.mem_get_info(like.device)[0]:
-            return like.new_empty(shape)
-        return torch.empty(shape, dtype=like.dtype)
+        if device.type != "cuda" or size <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]:
+            return device
+        return torch.device("cpu")
 
     def _compute(self, chosen: Tensor) -> Tensor:
         return self._masked.hidden(self._rows[chosen.to(self._rows.device), :-1].to(self._masked.device))

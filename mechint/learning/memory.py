@@ -40,10 +40,7 @@ class Fit:
                 if not is_out_of_memory(error):
                     raise
                 if self.size == 1:
-                    raise UserError(
-                        "out of memory with a single sequence at a time; lower dataset.sequence_length, or set "
-                        "dtype=bfloat16, trainer.dense_cache_gib=0 or device=cpu"
-                    ) from error
+                    raise out_of_memory_alone() from error
                 if distributed.size() > 1:  # the others would wait for ever for what this one repeats
                     raise UserError(
                         f"out of memory in process {distributed.rank()}; lower trainer.batch_size"
@@ -52,9 +49,7 @@ class Fit:
 
     def _halve(self) -> None:
         self.size //= 2
-        gc.collect()  # outside the handler, whose error holds on to what was computed
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release()  # outside the handler, whose error holds on to what was computed
         if not self._warned:
             log.warning(
                 "out of memory: %d sequences at a time from here on, with the same result up to rounding; a lower "
@@ -62,6 +57,21 @@ class Fit:
                 self.size,
             )
         self._warned = True
+
+
+def release() -> None:
+    """Give memory that nothing uses back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def out_of_memory_alone() -> UserError:
+    """What to say where not even one sequence fits."""
+    return UserError(
+        "out of memory with a single sequence at a time; lower dataset.sequence_length, or set "
+        "trainer.activation_checkpointing=true, dtype=bfloat16, trainer.dense_cache_gib=0 or device=cpu"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

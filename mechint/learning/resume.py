@@ -23,7 +23,7 @@ from mechint.records import unfinished_name, write_atomically
 log = logging.getLogger(__name__)
 
 DIRECTORY = ".resume"
-FORMAT = 1
+FORMAT = 2
 KEPT = 2  # states; the older one serves where the newer one is damaged
 
 

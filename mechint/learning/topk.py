@@ -53,9 +53,9 @@ class TopK(LearnedMethod):
 
     def gates(self, share: float, progress: float, sequences: int) -> Tensor:
         """Gates [B, U], hard but for the perturbed ones; their gradient is the scores' own."""
-        with torch.no_grad():
-            self._scores -= self.pools.thresholds(self._scores, share)
         self._keep = self.hard_mask(share)
+        with torch.no_grad():
+            self._scores -= self.pools.thresholds(self._scores, self._keep)
         gates = self._keep.float()
         if self.perturbed:
             shape = (2, sequences, self.units.count)

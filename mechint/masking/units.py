@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
@@ -15,6 +16,20 @@ from mechint.masking.space import ChannelSpace
 
 Unit = Literal["channel", "rope_pair", "head"]
 Scope = Literal["global", "per_layer", "per_head"]
+
+
+class Placed:
+    """A tensor that is copied to a device once, so that no step waits for it."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._copies = {tensor.device: tensor}
+        self._tensor = tensor
+
+    def on(self, device: torch.device) -> Tensor:
+        """The tensor on a device."""
+        if device not in self._copies:
+            self._copies[device] = self._tensor.to(device)
+        return self._copies[device]
 
 
 @dataclass(frozen=True)
@@ -40,11 +55,22 @@ class Units:
 
     def to_channels(self, values: Tensor) -> Tensor:
         """Spread a per-unit tensor [..., U] to the channels [..., N]; differentiable."""
-        return values[..., self.of_channel.to(values.device)]
+        if self._one_each:
+            return values
+        return values[..., self._of_channel.on(values.device)]
 
     def of_channels(self, values: Tensor) -> Tensor:
         """One value per unit [U] of values [N] that the channels of a unit share."""
         return values.new_zeros(self.count).scatter_(0, self.of_channel, values)
+
+    @cached_property
+    def _one_each(self) -> bool:
+        """Whether every channel is a unit of its own, in the same order."""
+        return torch.equal(self.of_channel, torch.arange(self.count))
+
+    @cached_property
+    def _of_channel(self) -> Placed:
+        return Placed(self.of_channel)
 
     def pools(self, scope: Scope) -> Tensor:
         """The pool of each unit, LongTensor [U]: units compete for places only inside their pool.
@@ -114,7 +140,13 @@ class Pools:
 
         The sum is exactly round(total kept): remainders go to the pools that lose most by rounding down.
         """
-        sizes = torch.bincount(self.of_unit, minlength=len(self.share)).double()
+        if progress not in self._latest:
+            self._latest.clear()
+            self._latest[progress] = self._count(progress)
+        return self._latest[progress]
+
+    def _count(self, progress: float) -> Tensor:
+        sizes = self._sizes.double()
         begin = torch.zeros_like(self.share) if self.begin is None else self.begin
         exact = sizes * (1 - begin - progress * (self.share - begin))
         floor = exact.floor()
@@ -128,8 +160,10 @@ class Pools:
 
         Equal scores are decided by the unit's number, so the choice is deterministic.
         """
-        rank = self.ranks(scores)
-        return rank < self.quotas(progress).to(scores.device)[self.of_unit.to(scores.device)]
+        quotas, rank = self.quotas(progress), self.ranks(scores)
+        if len(quotas) == 1:
+            return rank < int(quotas)
+        return rank < quotas.to(scores.device)[self._pool.on(scores.device)]
 
     def within(self, allowed: Tensor) -> Pools:
         """Pools with the same final quotas, filled from the units `allowed`, bool [U], alone: others are never kept.
@@ -161,12 +195,14 @@ class Pools:
         step = 1e-6 * (scores.max() - scores.min()).clamp_min(1e-12)
         return torch.where(keep, torch.maximum(scores, middle + step), torch.minimum(scores, middle - step))
 
-    def thresholds(self, scores: Tensor, progress: float = 1.0) -> Tensor:
+    def thresholds(self, scores: Tensor, keep: Tensor | None = None) -> Tensor:
         """Midway between the lowest kept and the highest removed score of each unit's pool, [U].
 
-        Where a pool keeps all or nothing it is the pool's lowest or highest score.
+        keep: the units that are selected, bool [U]; None: those of the final sparsity. Where a pool keeps all or
+        nothing it is the pool's lowest or highest score.
         """
-        keep, pool = self.select(scores, progress), self.of_unit.to(scores.device)
+        pool = self._pool.on(scores.device)
+        keep = self.select(scores) if keep is None else keep
         infinity = scores.new_full((len(self.share),), torch.inf)
         kept = infinity.scatter_reduce(0, pool, torch.where(keep, scores, torch.inf), "amin")
         removed = (-infinity).scatter_reduce(0, pool, torch.where(keep, -torch.inf, scores), "amax")
@@ -175,14 +211,30 @@ class Pools:
 
     def ranks(self, scores: Tensor) -> Tensor:
         """Rank of every unit inside its pool, LongTensor [U]; 0 is the highest score."""
-        pools = self.of_unit.to(scores.device)
         order = torch.argsort(scores.detach(), descending=True, stable=True)
-        order = order[torch.argsort(pools[order], stable=True)]
-        sizes = torch.bincount(pools, minlength=len(self.share))
-        starts = sizes.cumsum(0) - sizes
+        places = torch.arange(len(order), device=order.device)
+        if len(self.share) > 1:
+            pools = self._pool.on(scores.device)
+            order = order[torch.argsort(pools[order], stable=True)]
+            starts = (self._sizes.cumsum(0) - self._sizes).to(scores.device)
+            places = places - starts[pools[order]]
         ranks = torch.empty_like(order)
-        ranks[order] = torch.arange(len(order), device=order.device) - starts[pools[order]]
+        ranks[order] = places
         return ranks
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        """Units in every pool, LongTensor [pools]."""
+        return torch.bincount(self.of_unit, minlength=len(self.share))
+
+    @cached_property
+    def _pool(self) -> Placed:
+        return Placed(self.of_unit)
+
+    @cached_property
+    def _latest(self) -> dict[float, Tensor]:
+        """The latest quotas: a step asks for the same ones more than once, and most steps for those of the end."""
+        return {}
 
 
 def round_half_up(value: float) -> int:

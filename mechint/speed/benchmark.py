@@ -14,7 +14,7 @@ from mechint.device import pick_device
 from mechint.errors import UserError
 from mechint.records import write_atomically, write_json
 from mechint.results import now, package_versions
-from mechint.speed.meters import alternate, peak_bytes
+from mechint.speed.meters import alternate, extra_bytes
 from mechint.speed.models import make_model, step_flops
 from mechint.speed.steps import Steps
 from mechint.speed.table import machine, table
@@ -74,8 +74,10 @@ class SpeedBenchmark:
     def _model(self, name: str, device: torch.device) -> list[Record]:
         model = make_model(name, device, self.dtype)
         steps = Steps(model, self.batch_size, self.sequence_length)
-        seconds = alternate(steps.all, self.repeats, device)
-        bytes_ = {step: peak_bytes(function, device) for step, function in steps.all.items()}
+        seconds = alternate({**steps.all, "passes": steps.passes}, self.repeats, device)
+        passes = seconds.pop("passes")
+        beside = [1e3 * (nll - only) for nll, only in zip(seconds["nll"], passes, strict=True)]
+        bytes_ = {step: extra_bytes(function, device) for step, function in steps.all.items()}
         flops = step_flops(model, self.batch_size, self.sequence_length)
         tokens = self.batch_size * self.sequence_length
         rows = []
@@ -93,6 +95,7 @@ class SpeedBenchmark:
                     "used_of_peak": self.peak_tflops and flops / median(values) / (1e12 * self.peak_tflops),
                     "peak_bytes": peak,
                     "peak_ratio": peak / plain_peak if peak is not None and plain_peak else None,
+                    "beside_the_model_ms": spread(beside) if step == "nll" else None,
                 }
             )
         del model, steps

@@ -6,9 +6,10 @@ import ctypes
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
+
+from mechint.memory import held_bytes, peak_bytes
 
 Step = Callable[[], None]
 
@@ -40,25 +41,16 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def peak_bytes(step: Step, device: torch.device) -> int | None:
+def extra_bytes(step: Step, device: torch.device) -> int | None:
     """Bytes that a step needs at most on top of what there was before it; None where that cannot be seen.
 
-    On CUDA from the caching allocator. On Linux from the kernel: the highest resident size of this process during the
-    step, which it is asked to forget before. From the first call on, freed memory goes back to the kernel at once,
-    which makes steps slower: measure time before memory.
+    On the CPU freed memory goes back to the kernel at once from the first call on, which makes steps slower: measure
+    time before memory.
     """
-    if device.type == "cuda":
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device) - before
-    if sys.platform != "linux":
-        return None
-    _return_freed_memory()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
-    step()
-    return _status("VmHWM") - before
+    if device.type == "cpu" and sys.platform == "linux":
+        _return_freed_memory()
+    before, peak = held_bytes(device), peak_bytes(step, device)
+    return None if before is None or peak is None else peak - before
 
 
 def _return_freed_memory() -> None:
@@ -67,9 +59,3 @@ def _return_freed_memory() -> None:
         libc.mallopt(M_MMAP_THRESHOLD, 2**16)
         libc.mallopt(M_TRIM_THRESHOLD, 0)
         libc.malloc_trim(0)
-
-
-def _status(key: str) -> int:
-    """Bytes under a key of /proc/self/status."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.objectives import KlObjective, NllObjective, Objective
+from mechint.learning import ConstantSchedule, KlObjective, NllObjective, NormalizedSGD, TopK
+from mechint.learning.learner import Learner
+from mechint.learning.memory import Fit, backward_in_parts
+from mechint.learning.objectives import Objective
 from mechint.masking import MaskedModel
+
+# Learning goes on for so many steps, or longer; its schedules do not move.
+STEPS = 10**6
 
 
 class Steps:
-    """One forward and backward pass each, on rows [B, T + 1] of random tokens.
+    """One step each, on rows [B, T + 1] of random tokens.
 
-    plain: of the frozen model, with a gradient only into the first layer's input. nll, kl: with half of the channels
-    removed, other ones in every sequence, and a gradient only into the gates; the dense model's outputs for `kl` are
-    there already.
+    plain: forward and backward pass of the frozen model, with a gradient only into the first layer's input. nll, kl:
+    a whole step of the default method as `MaskTrainer` takes it, half of the channels removed: draw gates, forward and
+    backward into the gates, scores, optimizer; the dense outputs for `kl` are there already. passes: the forward
+    and backward pass of `nll` alone, so that the rest of that step can be told.
     """
 
     def __init__(self, model: PreTrainedModel, batch_size: int, sequence_length: int) -> None:
@@ -28,19 +34,20 @@ class Steps:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(vocab_size, (batch_size, sequence_length + 1), generator=generator)
         self.rows = rows.to(model.device)
-        gates = torch.rand(batch_size, self.masked.space.num_channels, generator=generator) > 0.5
-        self._gates = gates.float().to(model.device).requires_grad_()
         self._numbers = torch.arange(batch_size)
-        self._dense = DenseOutputs(self.masked, self.rows, 2**40)
-        self._dense(self._numbers)
+        self._nll, self._kl = self._learner(NllObjective()), self._learner(KlObjective())
+        self._kl.dense(self._numbers)
+        gates = torch.rand(batch_size, self.masked.space.num_channels, generator=generator) > 0.5
+        self._gates = gates.float().to(model.device)
+        self._number = 0
 
     @property
     def all(self) -> dict[str, Callable[[], None]]:
         """Every step by its name; `plain` is first."""
         return {
             "plain": self.plain,
-            "nll": lambda: self._masked(NllObjective()),
-            "kl": lambda: self._masked(KlObjective()),
+            "nll": partial(self._learn, self._nll),
+            "kl": partial(self._learn, self._kl),
         }
 
     def plain(self) -> None:
@@ -50,8 +57,30 @@ class Steps:
         logits = self.model(inputs_embeds=start, use_cache=False).logits
         F.cross_entropy(logits.flatten(0, 1).float(), self.rows[:, 1:].flatten()).backward()
 
-    def _masked(self, objective: Objective) -> None:
-        hidden = self.masked.hidden(self.rows[:, :-1], self._gates)
-        wished: Tensor | None = self._dense(self._numbers) if objective.needs_dense else None
-        objective(hidden, self.rows[:, 1:], wished, self.masked.head).backward()
-        self._gates.grad = None
+    def passes(self) -> None:
+        """What of the `nll` step is the model's."""
+        at_once, nothing = len(self.rows), self._nll.dense
+        backward_in_parts(
+            self.masked, NllObjective(), nothing, self.rows, self._numbers, self._gates, at_once
+        )
+
+    def _learner(self, objective: Objective) -> Learner:
+        method, generator = TopK(), torch.Generator().manual_seed(0)
+        method.prepare(self.masked, 0.5, generator)
+        return Learner(
+            self.masked,
+            self.rows,
+            method,
+            objective,
+            partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25),
+            ConstantSchedule(),
+            STEPS,
+            len(self.rows),
+            generator,
+            Fit(len(self.rows)),
+            dense_bytes=2**40,
+        )
+
+    def _learn(self, learner: Learner) -> None:
+        learner.step(self._number)
+        self._number += 1

@@ -26,8 +26,9 @@ def table(record: Record) -> str:
     lines = [
         f"{where}; median (least to greatest)",
         "",
-        "| model | step | seconds | times plain | tokens/s | used of peak | peak memory, MiB | times plain |",
-        "|---|---|---|---|---|---|---|---|",
+        "| model | step | seconds | times plain | beside the model, ms | tokens/s | used of peak | peak memory, MiB "
+        "| times plain |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in record["rows"]:
         used, peak, peak_ratio = (row[key] for key in ("used_of_peak", "peak_bytes", "peak_ratio"))
@@ -36,6 +37,7 @@ def table(record: Record) -> str:
             row["step"],
             _range(row["seconds"], 3),
             _range(row["ratio"], 2),
+            "-" if row["beside_the_model_ms"] is None else _range(row["beside_the_model_ms"], 1),
             f"{row['tokens_per_second']:,.0f}",
             "-" if used is None else f"{100 * used:.0f} %",
             "-" if peak is None else f"{peak / 2**20:,.0f}",

@@ -87,7 +87,7 @@ class SeedStudy(Analysis):
         describe_inputs(record, prepared.checkpoint, prepared.data)
         describe_model(record, masked)
         describe_method(record, self.method, self.objective, self.schedule)
-        record["notes"] += settings_without_effect(self.method, masked)
+        record["notes"] += settings_without_effect(self.method, masked, self.trainer)
 
         selections = Selections.of(units, [run.masks for run in runs])
         scores = selections.scores(pools)
@@ -113,7 +113,7 @@ class SeedStudy(Analysis):
             save_evidence(assessment.evidence, output_dir, identity),
         ]
         end_record(record, "done")
-        drawn = self.visualizer.draw(RunFiles(output_dir, record, masks, [], assessment.evidence))
+        drawn = self.visualizer.draw_if_room(RunFiles(output_dir, record, masks, [], assessment.evidence))
         attempt.logger.summary(
             {"stability": {name: record["stability"][name] for name in ("iou", "consensus")}}
         )
