@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_data import BYTES
-from tiny_checkpoints import CPU, nanogpt_weights, save_llama, save_nanogpt, tiny_llama
+from tiny_checkpoints import CPU, nanogpt_weights, save_llama, save_nanogpt, tiny_llama, write_gguf
 
 from mechint import analyze
 from mechint.checkpoints import CheckpointLoader
@@ -24,6 +24,7 @@ from mechint.errors import UserError
 from mechint.learning import TopK
 from mechint.learning.resume import SavedStates
 from mechint.masking import load_masks, save_masks
+from mechint.memory import held_bytes, peak_bytes
 from mechint.redrawing import redraw_run
 from mechint.reporting import LayerImportance, Visualizer
 
@@ -71,20 +72,6 @@ def make_run(path: Path) -> None:
     )
 
 
-def make_gguf(path: Path) -> None:
-    import gguf
-
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(1)
-    writer.add_string("general.name", "tiny")
-    writer.add_array("tokenizer.ggml.tokens", ["a", "b", "c"])
-    writer.add_tensor("token_embd.weight", torch.zeros(8, 4).numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 FORMATS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], None]]] = {
     "nanoGPT .pt": ("m.pt", lambda path: save_nanogpt(path, nanogpt_weights(bias=False)), checkpoint),
     "config.json": (
@@ -111,7 +98,7 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], None]]] = 
         lambda path: save_llama(path.parent),
         lambda path: checkpoint(path.parent),
     ),
-    ".gguf": ("m.gguf", make_gguf, checkpoint),
+    ".gguf": ("m.gguf", lambda path: write_gguf(path, tiny_llama(vocab_size=258)), checkpoint),
     "text": ("t.txt", lambda path: path.write_text("ein kurzer Text für alle " * 20), text),
     "tokens": ("t.bin", lambda path: path.write_bytes(bytes([7, 0, 9, 1]) * 200), token_file),
     "saved state": (".resume/step_000000003.pt", make_states, states),
@@ -121,11 +108,17 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], None]]] = 
     "metrics.jsonl": ("metrics.jsonl", make_run, drawn),
     "old masks": (
         "final_masks.pt",
-        lambda path: torch.save({"transformer.h.0.attn": {"mask": torch.ones(2, 4), "sparsity": 0.5}}, path),
+        lambda path: torch.save(
+            {"transformer.h.0.attn": dict.fromkeys(("mask", "importance"), torch.ones(2, 4))}, path
+        ),
         lambda path: read_old_run(path.parent),
     ),
     "LeanK masks": ("m.pth", lambda path: torch.save([torch.ones(2, 4) for _ in range(3)], path), read_leank),
 }
+
+
+# What the allocator may take from the system at a time, whatever for.
+ALLOCATOR_BYTES = 2**24
 
 
 @st.composite
@@ -159,13 +152,32 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def refusal(read: Callable[[Path], None], path: Path) -> str | None:
-    """What is said of a file that is refused."""
-    try:
-        read(path)
-    except UserError as error:
-        return str(error)
-    return None
+@pytest.fixture(scope="module")
+def bytes_for(honest: dict[str, Path]) -> Callable[[str], int]:
+    """The memory that reading the undamaged example of a format takes."""
+    known: dict[str, int] = {}
+
+    def measure(name: str) -> int:
+        if name not in known:
+            FORMATS[name][2](honest[name])  # what is imported or made only once does not count
+            known[name] = read_within(FORMATS[name][2], honest[name])[1]
+        return known[name]
+
+    return measure
+
+
+def read_within(read: Callable[[Path], None], path: Path) -> tuple[str | None, int]:
+    """What is said of a file that is refused, and the bytes of memory that it took to find out."""
+    said: list[str] = []
+
+    def work() -> None:
+        try:
+            read(path)
+        except UserError as error:
+            said.append(str(error))
+
+    before, peak = held_bytes(CPU), peak_bytes(work, CPU)
+    return (said or [None])[0], 0 if before is None or peak is None else peak - before
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -177,15 +189,21 @@ def refusal(read: Callable[[Path], None], path: Path) -> str | None:
 )
 @given(damage=damages())
 def test_damaged_files_are_refused_plainly(
-    name: str, damage: Callable[[bytes], bytes], honest: dict[str, Path], tmp_path: Path
+    name: str,
+    damage: Callable[[bytes], bytes],
+    honest: dict[str, Path],
+    bytes_for: Callable[[str], int],
+    tmp_path: Path,
 ) -> None:
+    allowed = 2 * bytes_for(name) + ALLOCATOR_BYTES
     good = honest[name]
     base = next(parent for parent in good.parents if parent.name == "run")
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     shutil.copytree(base, tmp_path / "run")
     path = tmp_path / "run" / good.relative_to(base)
     path.write_bytes(damage(good.read_bytes()))
-    message = refusal(FORMATS[name][2], path)
+    message, taken = read_within(FORMATS[name][2], path)
+    assert taken <= allowed
     assert message is None or (len(message) > 20 and "\n" not in message)
     assert not (tmp_path / "run" / "again" / "result.json").exists()
 
@@ -205,3 +223,20 @@ def test_a_name_from_a_file_never_leads_out_of_the_directory(tmp_path: Path) -> 
     written = redraw_run(directory, Visualizer([LayerImportance()]))
     assert {path for path in tmp_path.rglob("*") if directory not in path.parents} == before
     assert all(path.resolve().parent == directory.resolve() for path in written)
+
+
+def test_links_in_a_run_directory_lead_nowhere(tmp_path: Path) -> None:
+    """Files are replaced by name: what a planted link points to is neither read as ours nor written."""
+    directory, outside = tmp_path / "deep" / "run", tmp_path / "outside"
+    directory.mkdir(parents=True)
+    outside.mkdir()
+    names = ("metrics.jsonl", "final_masks.pt", "circuit_analysis_report.md")
+    for name in names:
+        (outside / name).write_text("mine")
+        (directory / name).symlink_to(outside / name)
+    with pytest.raises(UserError, match="holds files of another program"):
+        make_run(directory / "result.json")
+    (directory / "final_masks.pt").unlink()
+    make_run(directory / "result.json")
+    assert [(outside / name).read_text() for name in names] == ["mine"] * 3
+    assert not any(path.is_symlink() for path in directory.iterdir())

@@ -122,6 +122,26 @@ def test_joblib_learns_the_same_masks(basic: Path, byte_model_directory: Path) -
     assert threads == {max(1, len(os.sched_getaffinity(0)) // 2)}
 
 
+@joblib
+def test_eight_workers_write_side_by_side(byte_model_directory: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "MECHINT_CACHE": str(tmp_path / "cache")}
+    arguments = [f"checkpoint={byte_model_directory}", "seed=range(8)", "visualizer=none", "output_dir=out"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=8"]
+    process = start(tmp_path, environment, *arguments, *launcher)
+    text = output(process)
+    assert process.returncode == 0, text
+    assert "8 done" in text
+    found = results(tmp_path / "out")
+    assert [found[str(number)]["config"]["seed"] for number in range(8)] == list(range(8))
+    assert {result["status"] for result in found.values()} == {"done"}
+    assert len({result["process"]["pid"] for result in found.values()}) == 8
+    assert len({result["dataset"]["evaluation_digest"] for result in found.values()}) == 1
+    entries = list((tmp_path / "cache" / "tokens").iterdir())
+    assert all((entry / "ids.npy").exists() for entry in entries)
+    assert len(entries) == 2  # calibration and evaluation tokens, which all of them share
+    assert not list((tmp_path / "out").rglob(".*.????????.*"))  # nothing half written
+
+
 @submitit
 def test_slurm_learns_the_same_masks(basic: Path, slurm: MiniSlurm, byte_model_directory: Path) -> None:
     arguments = [f"checkpoint={byte_model_directory}", *GRID, "output_dir=slurm"]

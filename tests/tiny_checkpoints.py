@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -59,6 +60,43 @@ def save_llama(directory: Path) -> Path:
     tiny_llama().save_pretrained(directory)
     byte_tokenizer().save(str(directory / "tokenizer.json"))
     return directory
+
+
+def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
+    """A llama of 258 tokens as llama.cpp stores it: with its own names, q and k rows in another order."""
+    library = pytest.importorskip("gguf", reason="reading GGUF needs the extra mechint[gguf]")
+    pytest.importorskip("accelerate", reason="reading GGUF needs the extra mechint[gguf]")
+    config, writer = model.config, library.GGUFWriter(path, "llama")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_tokenizer_model("gpt2")
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ho", "<|endoftext|>"]
+    writer.add_token_list(tokens)
+    writer.add_token_merges(["h o"])
+    writer.add_token_types([library.TokenType.NORMAL] * len(tokens))
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+    names |= {"model.layers": "blk", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    names |= {f"self_attn.{part}_proj": f"attn_{part}" for part in "qkv"}
+    names |= {f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")}
+    names |= {"self_attn.o_proj": "attn_output"}
+    for name, tensor in model.state_dict().items():
+        if "q_proj" in name or "k_proj" in name:
+            heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
+            tensor = tensor.view(heads, 2, -1, config.hidden_size).transpose(1, 2).reshape(tensor.shape)
+        for old, new in names.items():
+            name = name.replace(old, new)
+        writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def nanogpt_weights(bias: bool, qkv: int = 3) -> dict[str, torch.Tensor]:

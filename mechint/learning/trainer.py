@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from mechint import distributed
 from mechint.errors import UserError
 from mechint.learning.batch_size import largest_batch
+from mechint.learning.engine import engine
 from mechint.learning.finishing import Exchange, Finishing
 from mechint.learning.finite import require_finite_outputs, require_finite_scores
 from mechint.learning.learner import Learner, MakeOptimizer, Metrics
@@ -61,7 +61,8 @@ class MaskTrainer:
     share of the calibration sequences that a finishing pass selects on and the steps do not see. passes: at most so
     many batches go through the model in all, which shows scorers fewer rows and ends a finishing pass early; None: no
     limit. activation_checkpointing: layers keep only their input for the backward pass and are computed again there.
-    deterministic: only algorithms whose result is the same bits every time, which on CUDA costs some speed.
+    compile: steps go through torch.compile, which takes a minute at first. deterministic: only algorithms whose result
+    is the same bits every time, which on CUDA costs some speed.
     """
 
     batch_size: int | str = 8
@@ -72,6 +73,7 @@ class MaskTrainer:
     selection_fraction: float = 1 / 32
     passes: int | None = None
     activation_checkpointing: bool = False
+    compile: bool = False
     deterministic: bool = False
 
     def __post_init__(self) -> None:
@@ -123,7 +125,7 @@ class MaskTrainer:
         start = time.perf_counter()
         # Tokens are small beside any model: on the device from the start, no step waits for them.
         rows, selection = self._split(rows.to(masked.device), method.finishing_trials)
-        with masked.recomputing() if self.activation_checkpointing else nullcontext():
+        with engine(masked, self.activation_checkpointing, self.compile):
             batch_size = self._batch_size(masked, rows, objective)
             if masked.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(masked.device)

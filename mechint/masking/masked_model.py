@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class MaskedModel:
             raise
         self.head: Head = find_head(model)
         self.fill: Tensor | None = None  # [N]: what removed channels become; None is zero
+        self._compiled: Callable[..., Any] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -58,8 +60,10 @@ class MaskedModel:
         """
         if isinstance(self.head, WholeLogits):
             return self.logits(tokens, gates)
+        learning = gates is not None and torch.is_grad_enabled()
+        decoder = self._compiled if learning and self._compiled is not None else self.model.base_model
         with self.gated(gates):
-            return self.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+            return decoder(input_ids=tokens, use_cache=False).last_hidden_state
 
     @contextmanager
     def gated(self, gates: Tensor | None) -> Iterator[None]:
@@ -93,6 +97,19 @@ class MaskedModel:
     def recomputing(self) -> AbstractContextManager[None]:
         """Inside the block layers keep only their input for the backward pass: less memory, a third more time."""
         return recomputing(self.model, [layer.name for layer in self.space.layers])
+
+    @contextmanager
+    def compiled(self) -> Iterator[None]:
+        """Inside the block the passes that gates learn from, `hidden` with a gradient, are those of torch.compile.
+
+        The first one compiles. The dense model's own passes come in many shapes and stay as they are. Nothing changes
+        where the head is not understood.
+        """
+        self._compiled = torch.compile(self.model.base_model)
+        try:
+            yield
+        finally:
+            self._compiled = None
 
     def close(self) -> None:
         """Give the model back its own attention implementation."""

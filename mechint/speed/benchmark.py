@@ -28,7 +28,7 @@ class SpeedBenchmark:
 
     models: checkpoints, or names of `mechint.speed.models.SHAPES`. batch_size, sequence_length: B and T. repeats: how
     often all steps are repeated. threads: of the CPU. peak_tflops: what the device can do in this dtype, for the
-    share of it that is used.
+    share of it that is used. compile: also measure steps that go through torch.compile.
     """
 
     models: list[str] = field(default_factory=lambda: ["smollm2_135m", "bundled:baseline", "bundled:llama"])
@@ -39,6 +39,7 @@ class SpeedBenchmark:
     device: str = "auto"
     dtype: str = "auto"
     peak_tflops: float | None = None
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if min(self.batch_size, self.sequence_length, self.repeats, self.threads, len(self.models)) < 1:
@@ -73,7 +74,7 @@ class SpeedBenchmark:
 
     def _model(self, name: str, device: torch.device) -> list[Record]:
         model = make_model(name, device, self.dtype)
-        steps = Steps(model, self.batch_size, self.sequence_length)
+        steps = Steps(model, self.batch_size, self.sequence_length, self.compile)
         seconds = alternate({**steps.all, "passes": steps.passes}, self.repeats, device)
         passes = seconds.pop("passes")
         beside = [1e3 * (nll - only) for nll, only in zip(seconds["nll"], passes, strict=True)]

@@ -24,11 +24,14 @@ class Steps:
 
     plain: forward and backward pass of the frozen model, with a gradient only into the first layer's input. nll, kl:
     a whole step of the default method as `MaskTrainer` takes it, half of the channels removed: draw gates, forward and
-    backward into the gates, scores, optimizer; the dense outputs for `kl` are there already. passes: the forward
-    and backward pass of `nll` alone, so that the rest of that step can be told.
+    backward into the gates, scores, optimizer; the dense outputs for `kl` are there already. kl compiled: the same
+    with trainer.compile=true, if asked for. passes: the forward and backward pass of `nll` alone, so that the rest of
+    that step can be told.
     """
 
-    def __init__(self, model: PreTrainedModel, batch_size: int, sequence_length: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, batch_size: int, sequence_length: int, compile_: bool = False
+    ) -> None:
         self.model, self.masked = model, MaskedModel(model)
         vocab_size = model.config.get_text_config().vocab_size
         generator = torch.Generator().manual_seed(0)
@@ -39,7 +42,7 @@ class Steps:
         self._kl.dense(self._numbers)
         gates = torch.rand(batch_size, self.masked.space.num_channels, generator=generator) > 0.5
         self._gates = gates.float().to(model.device)
-        self._number = 0
+        self._number, self._compile = 0, compile_
 
     @property
     def all(self) -> dict[str, Callable[[], None]]:
@@ -48,6 +51,7 @@ class Steps:
             "plain": self.plain,
             "nll": partial(self._learn, self._nll),
             "kl": partial(self._learn, self._kl),
+            **({"kl compiled": self._compiled} if self._compile else {}),
         }
 
     def plain(self) -> None:
@@ -80,6 +84,10 @@ class Steps:
             Fit(len(self.rows)),
             dense_bytes=2**40,
         )
+
+    def _compiled(self) -> None:
+        with self.masked.compiled():
+            self._learn(self._kl)
 
     def _learn(self, learner: Learner) -> None:
         learner.step(self._number)
