@@ -20,6 +20,8 @@ from bad_files import Payload, Put
 from conftest import ROOT
 from hydra_application import SMALL
 
+from mechint.memory import held_bytes, peak_bytes
+
 
 @dataclass(frozen=True)
 class Case:
@@ -55,6 +57,10 @@ def other(script: str, title: str, words: str, *arguments: str, put: Put = lambd
 
 
 HUGE = 10**12
+CPU = torch.device("cpu")
+
+# Whatever a file claims to hold, its refusal takes no more memory than this.
+MOST_BYTES = 2**28
 CHECKPOINTS = [
     analyze("no checkpoint", "empty", "checkpoint="),
     analyze("file that is not there", "no such file", "checkpoint=nowhere.pt"),
@@ -229,6 +235,15 @@ SETTINGS = [
     analyze("K and V tied with targets of their own", "tie_kv", "mask.tie_kv=true", "mask.key_sparsity=0.5"),
     analyze("batch size 0", "batch_size", "trainer.batch_size=0"),
     analyze("batch size in words", "batch_size", "trainer.batch_size=big"),
+    analyze(
+        "compiled and recomputed",
+        "trainer.compile",
+        "trainer.compile=true",
+        "trainer.activation_checkpointing=true",
+    ),
+    analyze("more steps than passes", "trainer.passes", "trainer.passes=2"),
+    analyze("split over one process", "torchrun", "model.shard=true"),
+    analyze("several targets and seeds", "not supported", "target_sparsity=[0.5,0.9]", "seeds=2"),
     analyze("log_every=0", "log_every", "trainer.log_every=0"),
     analyze("save_every=0", "save_every", "trainer.save_every=0"),
     analyze(
@@ -240,9 +255,14 @@ SETTINGS = [
     analyze("learning rate below zero", "lr=-1", "optimizer.lr=-1"),
     analyze("learning rate NaN", "lr=nan", "optimizer.lr=nan"),
     analyze("class from elsewhere", "not allowed", "optimizer._target_=os.system"),
-    analyze("output_dir that is a file", "output_dir", "output_dir=t.txt", put=bad.file("t.txt", b"x")),
+    analyze(
+        "output_dir that is a file",
+        "is a file; give a directory",
+        "output_dir=t.txt",
+        put=bad.file("t.txt", b"x"),
+    ),
     analyze("output_dir of another program", "another program", put=bad.file("out/result.json", b"x")),
-    analyze("output_dir with a NUL", "output_dir", "output_dir='a\0b'"),
+    analyze("output_dir with a NUL", "NUL character", "output_dir='a\0b'"),
 ]
 RUNS = [
     other("visualize", "no run", "run", "run=nowhere"),
@@ -279,7 +299,7 @@ RUNS = [
     other(
         "visualize",
         "code in an old result",
-        "final_masks.pt",
+        "would have to run code",
         "run=run",
         put=bad.several(bad.directory("run"), bad.pickled("run/final_masks.pt", {"a": Payload()})),
     ),
@@ -325,6 +345,13 @@ def quiet_afterwards() -> Iterator[None]:
     root.setLevel(level)
 
 
+def ended(script: str) -> object:
+    """The exit code of an experiment."""
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "experiments" / f"{script}.py"), run_name="__main__")
+    return end.value.code
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title.replace(" ", "-"))
 def test_bad_input_is_one_line_and_exit_code_2(
     case: Case,
@@ -345,11 +372,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [f"{case.script}.py", *words])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "experiments" / f"{case.script}.py"), run_name="__main__")
+    ends: list[object] = []
+    before = held_bytes(CPU)
+    peak = peak_bytes(lambda: ends.append(ended(case.script)), CPU)
     out, err = capsys.readouterr()
     table.append(f"{case.title:45} {err.strip()}")
-    assert end.value.code == 2, err
+    assert ends == [2], err
+    assert before is None or peak is None or peak - before < MOST_BYTES
     assert len(err.strip().splitlines()) == 1, err
     assert case.words in err
     assert "Traceback" not in out + err

@@ -29,7 +29,9 @@ def causal_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTr
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{kind} is an encoder-decoder model; give a decoder-only language model")
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise UserError(f"{kind} is not a decoder-only language model in transformers {transformers_version}")
+        raise UserError(
+            f"{kind} is not a decoder-only language model in transformers {transformers_version}; give one that is"
+        )
     if getattr(config, "is_decoder", True) is False and kind not in _DECODERS_BY_NATURE:
         raise UserError(
             f"{kind} reads in both directions (is_decoder: false); give a decoder-only language model"
@@ -39,7 +41,9 @@ def causal_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTr
     if text_config is not config and model_class.config_class is not type(text_config):
         raise UserError(f"{kind} is a multimodal model; save its text decoder alone and give that")
     if not _has_attention_heads(text_config):
-        raise UserError(f"{kind} has no attention heads in its configuration, so no keys and values to mask")
+        raise UserError(
+            f"{kind} has no attention heads in its configuration, so no keys and values to mask; give another"
+        )
     return model_class, text_config
 
 
@@ -68,7 +72,9 @@ def _refuse_larger(
             empty = cast(Any, model_class)._from_config(config, attn_implementation="eager")
             wanted = sum(parameter.numel() for parameter in empty.parameters())
     except Exception as error:
-        raise UserError(f"{source} cannot be loaded as {model_class.__name__} ({one_line(error)})") from error
+        raise UserError(
+            f"{source} cannot be loaded as {model_class.__name__} ({one_line(error)}); check its config.json"
+        ) from error
     there = sum(tensor.numel() for tensor in weights.values())
     if wanted > MOST_SHARED * there:
         raise UserError(
@@ -101,7 +107,9 @@ def from_pretrained(
                 f"model.attention={options.attention} does not work for {model_class.__name__} "
                 f"({one_line(error, 160)}); use model.attention=auto"
             ) from error
-        raise UserError(f"{source} cannot be loaded as {model_class.__name__} ({one_line(error)})") from error
+        raise UserError(
+            f"{source} cannot be loaded as {model_class.__name__} ({one_line(error)}); check its config.json"
+        ) from error
     return model, _check_report(report, f"{source}", model_class.__name__)
 
 

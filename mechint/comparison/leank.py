@@ -5,7 +5,6 @@ Source: microsoft/MInference, minference/configs/leank/*.pth.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from mechint.comparison.find import natural
 from mechint.comparison.imported import run_of_masks
 from mechint.errors import UserError
 from mechint.masking.masks import LayerMask, MaskSet
+from mechint.plain_pickles import PickleRefusedError, load_plain
 from mechint.reporting import RunFiles
 
 NOTES = [
@@ -65,16 +65,12 @@ def read_leank_run(path: str | Path) -> RunFiles:
 def _load(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(_ARRAY_PARTS):
-            return torch.load(path, weights_only=True, map_location="cpu")
+            return load_plain(path)
     except FileNotFoundError as error:
         raise UserError(f"there is no file {path}; give a mask file of LeanK (.pth)") from error
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = (
-            f"it would have to run code ({needed[1]})" if needed else str(error).strip().split("\n")[0][:120]
-        )
+    except PickleRefusedError as error:
         raise UserError(
-            f"{path} cannot be read safely: {reason}; if you trust it, re-save it as tensors: "
+            f"{path} cannot be read ({error}); if you trust it, re-save it as tensors: "
             f"m = torch.load({path.name!r}, weights_only=False); "
             "torch.save([torch.as_tensor(x) for x in m], 'masks.pth')"
         ) from error

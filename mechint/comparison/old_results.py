@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from mechint.comparison.imported import run_of_masks
 from mechint.errors import UserError
 from mechint.masking.masks import LayerMask, MaskSet
+from mechint.plain_pickles import PickleRefusedError, load_plain
 from mechint.records import RESULT
 from mechint.reporting import RunFiles
 
@@ -70,14 +70,13 @@ def quotations(result: Mapping[str, Any]) -> list[str]:
 
 def _read_masks(path: Path) -> MaskSet:
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        content = load_plain(path)
     except FileNotFoundError as error:
         raise UserError(
             f"no {MASKS} in {path.parent}; give a result directory of the replaced tool"
         ) from error
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        reason = str(error).strip().split("\n")[0][:200]
-        raise UserError(f"{path} cannot be read as a mask file ({reason}); copy it again") from error
+    except PickleRefusedError as error:
+        raise UserError(f"{path} cannot be read as a mask file ({error}); copy it again") from error
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} is no mask file of the replaced tool, which holds a dictionary of layers")
     return {str(name): _layer_mask(name, tensors, path) for name, tensors in content.items()}

@@ -18,6 +18,7 @@ from mechint import distributed
 from mechint.errors import UserError
 from mechint.interruption import Interruption
 from mechint.learning.state import give, take
+from mechint.plain_pickles import PickleRefusedError, load_plain
 from mechint.records import unfinished_name, write_atomically
 
 log = logging.getLogger(__name__)
@@ -47,10 +48,9 @@ class SavedStates:
         """The newest state that can be read; nothing in it is ever executed. Damaged ones are named and passed over."""
         for path in self._paths():
             try:
-                content = torch.load(path, weights_only=True, map_location="cpu")
-            except Exception as error:  # torch.load raises many kinds for damaged files
-                reason = str(error).strip().split("\n")[0][:200]
-                log.warning("the saved state %s cannot be read and is passed over (%s)", path, reason)
+                content = load_plain(path)
+            except (PickleRefusedError, FileNotFoundError) as error:
+                log.warning("the saved state %s cannot be read and is passed over (%s)", path, error)
                 continue
             if isinstance(content, dict) and content.get("format") == FORMAT:
                 if content.get("digest") == self._digest:

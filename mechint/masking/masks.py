@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.masking.space import ChannelSpace
+from mechint.plain_pickles import PickleRefusedError, load_plain
 from mechint.records import write_atomically
 
 TENSORS = ("k_mask", "v_mask", "k_importance", "v_importance")
@@ -130,15 +130,10 @@ def _read_safetensors(path: Path) -> dict[str, dict[str, Tensor]]:
 
 def _read_pickle(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # torch.load raises many kinds for damaged files
-        needed = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = str(error).strip().split("\n")[0][:200]
-        reason = f"it would have to run code, {needed[1]}, which is refused" if needed else reason
+        content = load_plain(path)
+    except PickleRefusedError as error:
         raise UserError(
-            f"{path} cannot be read as a mask file ({reason}); give a finished run's final_masks.pt"
+            f"{path} cannot be read as a mask file ({error}); give a finished run's final_masks.pt"
         ) from error
     if not isinstance(content, dict) or not content or not all(isinstance(v, dict) for v in content.values()):
         raise UserError(f"{path} is not a mask file; give a finished run's final_masks.pt")
