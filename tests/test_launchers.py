@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -16,10 +17,13 @@ import pytest
 import torch
 from conftest import ROOT
 from hydra_application import SMALL, Experiment, experiment
+from omegaconf import OmegaConf
 from slurm_fixture import MiniSlurm, SlurmUnavailableError
 
-from mechint.config import launching
+from mechint.config import launching, tracking
+from mechint.interruption import EXIT_CODE, Interruption
 from mechint.masking import load_masks
+from mechint.sweeps import Sweep
 
 pytestmark = pytest.mark.slow
 
@@ -138,7 +142,9 @@ def test_eight_workers_write_side_by_side(byte_model_directory: Path, tmp_path: 
     assert len({result["dataset"]["evaluation_digest"] for result in found.values()}) == 1
     entries = list((tmp_path / "cache" / "tokens").iterdir())
     assert all((entry / "ids.npy").exists() for entry in entries)
-    assert len(entries) == 2  # calibration and evaluation tokens, which all of them share
+    assert (
+        len(entries) == 9
+    )  # evaluation tokens, which all of them share, and calibration tokens of every seed
     assert not list((tmp_path / "out").rglob(".*.????????.*"))  # nothing half written
 
 
@@ -217,6 +223,29 @@ def test_after_a_job_died_the_others_are_waited_for() -> None:
     assert len(waited) == 0
     launching._wait_for_the_others(main(UncompletedJobError))
     assert len(waited) == 2
+
+
+def test_a_requeue_whose_command_ends_with_the_job_leaves_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm ends all processes of a requeued job; submitit takes the end of the one that asked for it for an error."""
+
+    def requeue(*_: object) -> None:
+        raise subprocess.CalledProcessError(-15, ["scontrol", "requeue", "7"])
+
+    def task(_: object) -> None:
+        with Interruption():
+            os.kill(os.getpid(), signal.SIGUSR2)
+            time.sleep(10)
+
+    monkeypatch.setattr(tracking, "choice", lambda _: "submitit_slurm")
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(SystemExit) as end:
+            tracking._run_job(task, OmegaConf.create(), Sweep(tmp_path, ["job"], None), 0, tmp_path / "0")
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert end.value.code == EXIT_CODE
 
 
 def running_job(slurm: MiniSlurm, sweep: Path, number: int, timeout: float = 120) -> str:

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -184,8 +185,10 @@ def _run_job(
     except BaseException as error:
         if isinstance(error, Interrupted) or isinstance(error.__context__, Interrupted):
             sweep.note(number, "interrupted", directory, one_line(error.__context__ or error))
-            if isinstance(error, Interrupted) and launcher in OWN_PROCESS:
-                raise SystemExit(EXIT_CODE) from None  # the whole process is this job's
+            # The whole process is this job's. Where submitit had Slurm requeue the job, the command that asked for it
+            # belongs to the job and may have been ended with it: an error returned would pass for the job's result.
+            if launcher in OWN_PROCESS and isinstance(error, (Interrupted, CalledProcessError)):
+                raise SystemExit(EXIT_CODE) from None
             raise
         reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
         if isinstance(error, Exception):
