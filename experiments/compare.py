@@ -63,7 +63,10 @@ def variants(given: Any) -> dict[str, Any]:
                 f"variants={given}: there is no such file; give {{NAME: DIR, NAME: DIR}} or a YAML file of "
                 "that form"
             )
-        given = OmegaConf.load(given)
+        try:
+            given = OmegaConf.load(given)
+        except Exception as error:  # whatever yaml and OmegaConf say of a damaged or hostile file
+            raise UserError(f"variants={given} is not a YAML file of the form NAME: DIR ({error})") from error
     plain = OmegaConf.to_container(given, resolve=False) if OmegaConf.is_config(given) else given
     if not isinstance(plain, dict):
         raise UserError("variants must name directories: {NAME: DIR, NAME: DIR}")

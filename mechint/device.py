@@ -8,6 +8,9 @@ import torch
 
 from mechint.errors import UserError
 
+# Where torch computes and holds numbers.
+KINDS = ("cpu", "cuda", "mps", "xpu")
+
 
 def pick_device(name: str) -> torch.device:
     """The device of a `device=` setting; "auto" is the first CUDA device, or the CPU where there is none.
@@ -21,6 +24,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise UserError(f"device={name} is not known; use auto, cpu, cuda or cuda:0") from error
+    if device.type not in KINDS:
+        raise UserError(f"device={name} cannot compute a model; use auto, cpu, cuda or cuda:0")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}: no CUDA device is available here; use device=cpu")
     return device

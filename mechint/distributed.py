@@ -44,6 +44,11 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def on_this_machine() -> int:
+    """How many of the processes share this machine's memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.is_initialized() else 1
+
+
 def rank() -> int:
     """The number of this process."""
     return dist.get_rank() if dist.is_initialized() else 0

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 # What all targets together may cost, as a multiple of a run for one of them.
 COST = 1.5
 
+# More targets than this tell nothing more, and each takes a run of its own.
+MOST_TARGETS = 100
+
 
 @dataclass(kw_only=True)
 class NestedTargets(Analysis):
@@ -114,7 +117,7 @@ class NestedTargets(Analysis):
         """An ordinary run for every target, unless it is done already."""
         runs: list[RunFiles] = []
         for number, single in enumerate(self._singles, start=1):
-            directory = output_dir / f"sparsity_{single.target_sparsity:g}"
+            directory = output_dir / directory_of(single.target_sparsity)
             log.info(
                 "target sparsity %g, run %d of %d: %s",
                 single.target_sparsity,
@@ -160,6 +163,11 @@ def point(run: RunFiles) -> Record:
     }
 
 
+def directory_of(target: float) -> str:
+    """The directory of one target's run."""
+    return f"sparsity_{target:g}"
+
+
 def parse_targets(value: Any) -> tuple[float, ...]:
     """Target sparsities, ascending, from a number, a list of them, or a range "first:last:step" with both ends.
 
@@ -173,11 +181,18 @@ def parse_targets(value: Any) -> tuple[float, ...]:
         first, last, step = (_number(part, wrong) for part in value.split(":"))
         if not (step > 0 and first <= last):
             raise wrong
+        if not (math.isfinite(first + last + step) and (last - first) / step < MOST_TARGETS):
+            raise UserError(f"target_sparsity={value} stands for too many values; use at most {MOST_TARGETS}")
         value = [round(first + step * index, 12) for index in range(int((last - first) / step + 1 + 1e-9))]
     items = value if isinstance(value, (list, tuple)) else [value]
     targets = sorted(_number(item, wrong) for item in items)
     if not targets or len(set(targets)) < len(targets):
         raise wrong
+    if len(targets) > MOST_TARGETS or len({directory_of(target) for target in targets}) < len(targets):
+        raise UserError(
+            f"target_sparsity={value} has values too close to each other or more than {MOST_TARGETS} of them; "
+            "leave some out"
+        )
     return tuple(targets)
 
 

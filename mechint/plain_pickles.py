@@ -20,6 +20,8 @@ def load_plain(path: Path) -> Any:
 
     Raises PickleRefusedError for damaged files and those whose objects would need code to run; FileNotFoundError.
     """
+    if path.exists() and not path.is_file():
+        raise PickleRefusedError("it is not a plain file")
     try:
         return torch.load(path, weights_only=True, map_location="cpu")
     except FileNotFoundError:

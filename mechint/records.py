@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import stat
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ SCHEMA_VERSION = 1
 
 # The one file of a run that other programs read.
 RESULT = "result.json"
+
+# No record of a run and no log of its steps comes near this.
+LARGEST_TEXT = 2**28
 
 # Keys that say where results go and how they are shown, not what is computed.
 PRESENTATION_KEYS = frozenset(
@@ -68,6 +72,42 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as indented JSON, atomically."""
     with write_atomically(path) as temporary:
         temporary.write_text(json.dumps(plain(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file that a stranger may have put there: a plain file, and not too large to be one of ours.
+
+    Raises OSError or ValueError.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError("it is not a plain file")
+    if status.st_size > LARGEST_TEXT:
+        raise ValueError(f"it is larger than {LARGEST_TEXT / 2**20:.0f} MiB")
+    return path.read_text(encoding="utf-8")
+
+
+def parse_json(text: str) -> Any:
+    """What JSON text says. Raises ValueError, also where it is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def one_entry(told: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata for a safetensors header, in one entry: several would come in an order that changes from run to run."""
+    return {"mechint": json.dumps(told)}
+
+
+def told_in(header: Mapping[str, str] | None) -> dict[str, Any]:
+    """What `one_entry` told, from a safetensors header. Raises ValueError or KeyError where it tells nothing."""
+    header = header or {}
+    if "mechint" in header:
+        return dict(parse_json(header["mechint"]))
+    return {
+        name: parse_json(header[name]) for name in ("layers", "parts") if name in header
+    }  # of version 0.1
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:

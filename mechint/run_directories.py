@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from mechint.errors import UserError
 from mechint.processes import has_died
-from mechint.records import RESULT, deciding, unfinished_name
+from mechint.records import RESULT, deciding, parse_json, read_text, unfinished_name
 
 MASKS = ("final_masks.safetensors", "final_masks.pt")
 
@@ -47,7 +46,7 @@ class Occupant:
     def of(cls, directory: Path) -> Occupant:
         """Look into a directory, which need not exist."""
         try:
-            result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+            result = parse_json(read_text(directory / RESULT))
         except FileNotFoundError:
             masks = any((directory / name).exists() for name in MASKS)
             return cls("foreign" if masks else "free", None, {})
@@ -113,6 +112,12 @@ def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) ->
         other = _difference(occupant.result.get("config", {}), config)
         held = f"holds another run{unfinished.get(occupant.status, '')} ({other})"
     raise UserError(f"{directory} {held}; give another output_dir, or remove that directory")
+
+
+def refuse_run(directory: Path) -> None:
+    """Raise UserError where the results of another kind of job would come to lie in a run's directory."""
+    if any((directory / name).exists() for name in (RESULT, *MASKS)):
+        raise UserError(f"{directory} holds a run; give another output_dir")
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mechint.errors import UserError
-from mechint.records import RESULT, SCHEMA_VERSION
+from mechint.records import RESULT, SCHEMA_VERSION, parse_json, read_text
 
 # What a logger leaves inside a run may hold thousands of files and never a run.
 SKIPPED = frozenset({"wandb", "__pycache__"})
@@ -49,7 +48,7 @@ def read_result(directory: Path) -> dict[str, Any]:
     Raises Unreadable where it is not the record of a run that this version understands.
     """
     try:
-        result = json.loads((directory / RESULT).read_text(encoding="utf-8"))
+        result = parse_json(read_text(directory / RESULT))
     except (OSError, ValueError) as error:
         raise Unreadable(one_line(error)) from error
     if not isinstance(result, dict) or "status" not in result:

@@ -125,7 +125,7 @@ def different_options(variants: Sequence[Variant]) -> str | None:
         )
         for name in differing
     )
-    return f"Different options: {told}."
+    return " ".join(f"Different options: {told}.".split())
 
 
 def several_checkpoints(variants: Sequence[Variant]) -> str | None:

@@ -14,6 +14,8 @@ from mechint.comparison.findings import findings_text
 from mechint.comparison.study import Study, StudyFigure
 from mechint.loggers import Logger, LoggerGroup, RunInfo
 from mechint.records import write_atomically, write_json
+from mechint.reporting.visualizer import require_dpi
+from mechint.run_directories import refuse_run
 
 KEY_FINDINGS = "key_findings.txt"
 
@@ -30,6 +32,10 @@ class Output:
     loggers: Sequence[Logger] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     dpi: int = 150
+
+    def __post_init__(self) -> None:
+        require_dpi(self.dpi, "dpi")
+        refuse_run(self.directory)
 
 
 def leave_comparison(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from typing import Any
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from mechint.config.fitting import misfit, parameter_kinds
 from mechint.errors import UserError
 from mechint.records import config_digest
 
@@ -51,11 +53,42 @@ def check(node: Any, path: str = "") -> None:
         raise UserError(
             f"{path or 'config'}: _target_ {target} is not allowed; use a class of mechint or torch.optim"
         )
-    keywords = {str(key): None for key in node if not str(key).startswith("_")}
+    keywords = dict.fromkeys(keywords_of(node))
     try:
-        inspect.signature(get_object(str(target))).bind_partial(**keywords)
+        made = _class(str(target))
+        inspect.signature(made).bind_partial(**keywords)
+    except (ImportError, ValueError) as error:
+        raise UserError(
+            f"{path or 'config'}: there is no class {target}; see conf/ for those there are"
+        ) from error
     except TypeError as error:
         raise UserError(f"{path or 'config'}: {error} ({target}); see conf/ for the known keys") from error
+    if str(target).startswith("mechint."):
+        _check_kinds(node, parameter_kinds(made), path)
+
+
+def _class(path: str) -> Any:
+    """What a class path names; unlike Hydra's own function it does not log what it cannot find."""
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except AttributeError as error:
+        raise ImportError(path) from error
+
+
+def keywords_of(node: DictConfig) -> list[str]:
+    """The keys of a node that are keyword arguments."""
+    return [str(key) for key in node if not str(key).startswith("_")]
+
+
+def _check_kinds(node: DictConfig, kinds: dict[str, Any], path: str) -> None:
+    """Raise UserError for a value that is not what the class annotates."""
+    for key in keywords_of(node):
+        if key not in kinds or OmegaConf.is_missing(node, key):
+            continue
+        if expected := misfit(node[key], kinds[key]):
+            value = "null" if node[key] is None else node[key]
+            raise UserError(f"{path}.{key}={value} must be {expected}".lstrip("."))
 
 
 def build_analysis(config: DictConfig) -> Any:

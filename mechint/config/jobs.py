@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -17,12 +18,40 @@ from mechint.errors import UserError
 # What is the user's to mend: the message is enough.
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException)
 
+LONGEST_NAME = 200
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+
 # Launchers whose jobs are processes of their own, and those of them on a cluster.
 ON_SLURM = ("submitit_slurm", "slurm_gpu")
 OWN_PROCESS = (*ON_SLURM, "submitit_local")
 
 # The extra that brings each launcher.
 LAUNCHER_EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+
+
+# What the system refuses because of a path or a disk that the user chose.
+SYSTEM_REFUSALS = {
+    number: remedy
+    for numbers, remedy in (
+        (("ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENOENT", "EINVAL"), "give another path"),
+        (("EACCES", "EPERM", "EROFS"), "give a path that can be used, or change its rights"),
+        (("ENOSPC", "EDQUOT"), "make room, and repeat the command"),
+    )
+    for number in (getattr(errno, name) for name in numbers)
+}
+
+
+def in_user_words(error: BaseException) -> BaseException:
+    """The error itself, or a UserError where it only says what the system or Hydra has against what the user gave."""
+    if isinstance(error, OSError) and error.errno in SYSTEM_REFUSALS and error.filename:
+        name = str(error.filename)
+        name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
+        return UserError(f"{name}: {error.strerror}; {SYSTEM_REFUSALS[error.errno]}")
+    if isinstance(error, ValueError) and "embedded null byte" in str(error):
+        return UserError("a path holds a NUL character; give another path")
+    if isinstance(error, ValueError) and "Config group override" in str(error):
+        return UserError(f"{error}; name one of its options, conf/ has them")
+    return error
 
 
 def output_directory() -> Path:
@@ -53,7 +82,7 @@ def fail(error: BaseException) -> NoReturn:
 
 def one_line(error: BaseException) -> str:
     """An error's message in one line, without what Hydra puts around a message of ours."""
-    text = " ".join(str(error).split())
+    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", COLOURS.sub("", str(error))).split())
     if ours := re.search(r"UserError raised while resolving interpolation: (.*?)( full_key:.*)?$", text):
         return ours.group(1)
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mechint.config.followers import followers_aside
-from mechint.config.jobs import USER_ERRORS, fail, one_line
+from mechint.config.jobs import USER_ERRORS, fail, in_user_words, one_line
 from mechint.config.schema import register
 from mechint.config.tracking import current_sweep, forget_sweep
 from mechint.interruption import EXIT_CODE, Interrupted
@@ -34,7 +34,7 @@ def launch(main: Callable[[], Any], several: bool = False) -> None:
             with followers_aside(several):
                 main()
         except (Exception, KeyboardInterrupt) as error:
-            problem = error
+            problem = in_user_words(error)
     sweep = current_sweep()
     if sweep is not None and (sweep.begun or not isinstance(problem, USER_ERRORS)):
         _wait_for_the_others(problem)

@@ -28,6 +28,7 @@ from mechint.config.jobs import (
     USER_ERRORS,
     choice,
     fail,
+    in_user_words,
     is_sweep,
     one_line,
     output_directory,
@@ -83,9 +84,10 @@ class JobTracker(Callback):
 def _begin(step: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     try:
         return step(config)
-    except USER_ERRORS as error:
-        fail(error)
-    except Exception:
+    except Exception as error:
+        told = in_user_words(error)
+        if isinstance(told, USER_ERRORS):
+            fail(told)
         traceback.print_exc()
         raise SystemExit(1) from None
 
@@ -152,10 +154,11 @@ def run_task(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
         return _run_job(task, config, _sweep, HydraConfig.get().job.num, output_directory())
     try:
         return task(config)
-    except UserError as error:
-        if is_sweep():
+    except Exception as error:
+        told = in_user_words(error)
+        if is_sweep() or not isinstance(told, USER_ERRORS):
             raise
-        fail(error)
+        fail(told)
     except Interrupted as interrupted:
         if is_sweep():
             raise

@@ -37,7 +37,7 @@ def largest_batch(masked: MaskedModel, rows: Tensor, objective: Objective, dense
             "trainer.batch_size=auto cannot see here how much memory there is; give a number, e.g. 8"
         )
     dense = DenseOutputs(masked, rows, 0)
-    room = USABLE * free
+    room = USABLE * free / (1 if device.type == "cuda" else distributed.on_this_machine())
     if objective.needs_dense:
         room -= Fit(1)(lambda _: DenseOutputs(masked, rows, dense_bytes).bytes_on_device())
     while True:

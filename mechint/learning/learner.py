@@ -84,7 +84,7 @@ class Learner:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "changed_units": int(changed),
         }
-        self.optimizer.step()
+        self._update(number)
         self.scheduler.step()
         self.optimizer.zero_grad()
         self.switched_on = now
@@ -104,6 +104,19 @@ class Learner:
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
         distributed.average(gradient for gradient in gradients if gradient is not None)
         return loss
+
+    def _update(self, number: int) -> None:
+        try:
+            self.optimizer.step()
+        except (
+            OverflowError,
+            RuntimeError,
+        ) as error:  # "value cannot be converted to type float without overflow"
+            if "overflow" not in str(error) and not isinstance(error, OverflowError):
+                raise
+            raise UserError(
+                f"step {number}: the learning rate is too large for float32; lower optimizer.lr"
+            ) from error
 
     def tokens_of_a_step(self) -> int:
         """Predicted tokens that a step sends through the model, of all processes."""

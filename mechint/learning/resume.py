@@ -95,7 +95,7 @@ class Saver:
 
         Raises Interrupted after a step once the run was asked to stop, UserError where a saved state does not fit.
         """
-        first = self._restore(parts)
+        first = self._restore(parts, total)
         for step in range(first, total):
             yield step
             done = step + 1
@@ -113,7 +113,7 @@ class Saver:
                 log.warning("the run goes on, but its state cannot be saved: %s", error.strerror or error)
             self._warned = True
 
-    def _restore(self, parts: dict[str, Any]) -> int:
+    def _restore(self, parts: dict[str, Any], total: int) -> int:
         """Put the newest saved state into the parts; the number of steps that are done."""
         state = distributed.from_first(self._states.newest())
         if state is None:
@@ -124,6 +124,8 @@ class Saver:
             give(parts, state["parts"])
             _set_generators(state["generators"])
             step, self.seconds = int(state["step"]), float(state["seconds"])
+            if not 0 < step <= total or not all("step" in line for line in parts["run"].history):
+                raise ValueError(f"step {step} of {total}")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UserError(
                 f"the saved state in {self._states.directory} does not fit this run "

@@ -30,6 +30,9 @@ OnStep = Callable[[int, Metrics, bool], None]
 # Sequences at once before trainer.batch_size=auto has found how many fit.
 FIRST_GUESS = 8
 
+# Above these a setting is a slip.
+MOST_SEQUENCES, MOST_GIB = 2**16, 2**12
+
 
 @dataclass
 class Training:
@@ -85,6 +88,17 @@ class MaskTrainer:
                 raise UserError(
                     f"trainer.{name}={value} must be a whole number of at least 1{', or auto' * automatic}"
                 )
+        if isinstance(self.batch_size, int) and self.batch_size > MOST_SEQUENCES:
+            raise UserError(f"trainer.batch_size={self.batch_size} must be at most {MOST_SEQUENCES}")
+        if not 0 <= self.dense_cache_gib <= MOST_GIB:
+            raise UserError(
+                f"trainer.dense_cache_gib={self.dense_cache_gib} must lie between 0 and {MOST_GIB}; 0 keeps nothing"
+            )
+        if not 0 <= self.learning_rate_decay <= 1:
+            raise UserError(
+                f"trainer.learning_rate_decay={self.learning_rate_decay} must lie in [0, 1]; "
+                "it is the fraction of the learning rate at the end"
+            )
         if not 0 < self.selection_fraction < 1:
             raise UserError(f"trainer.selection_fraction={self.selection_fraction} must lie between 0 and 1")
         if self.passes is not None and self.passes < 1:

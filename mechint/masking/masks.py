@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor
 from mechint.errors import UserError
 from mechint.masking.space import ChannelSpace
 from mechint.plain_pickles import PickleRefusedError, load_plain
-from mechint.records import write_atomically
+from mechint.records import one_entry, told_in, write_atomically
 
 TENSORS = ("k_mask", "v_mask", "k_importance", "v_importance")
 
@@ -99,7 +98,7 @@ def save_masks(masks: MaskSet, directory: Path, metadata: Mapping[str, str]) -> 
         for tensor in TENSORS
     }
     with write_atomically(flat) as temporary:
-        temporary.write_bytes(save(tensors, metadata={**metadata, "layers": json.dumps(list(masks))}))
+        temporary.write_bytes(save(tensors, metadata=one_entry({**metadata, "layers": list(masks)})))
     return [pickled, flat]
 
 
@@ -118,11 +117,11 @@ def load_masks(path: Path) -> MaskSet:
 def _read_safetensors(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            layers = json.loads((file.metadata() or {})["layers"])
+            layers = told_in(file.metadata())["layers"]
             return {
                 name: {tensor: file.get_tensor(f"{name}.{tensor}") for tensor in TENSORS} for name in layers
             }
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a mask file ({error}); give a finished run's final_masks.safetensors"
         ) from error

@@ -22,6 +22,7 @@ from mechint.planted.induction import Induction
 from mechint.planted.planted import Planted, purpose
 from mechint.records import write_atomically, write_json
 from mechint.results import Record, describe_method, end_record, start_record
+from mechint.run_directories import refuse_run
 
 VALIDATION, TABLE = "validation.json", "table.md"
 
@@ -61,11 +62,14 @@ class Validation:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.seeds < 1:
             raise UserError(f"steps={self.steps} and seeds={self.seeds} must be at least 1")
+        if not 0 <= self.seed < 2**63 - self.seeds:
+            raise UserError(f"seed={self.seed} must be a whole number from 0 to 2^63 - 1")
         if not self.models:
             raise UserError("planted names no model; use planted=all or one of conf/planted")
 
     def run(self, output_dir: Path, config: Record) -> Record:
         """Learn on every model and seed; write validation.json after each, table.md at the end; return the record."""
+        refuse_run(output_dir)
         record = start_record(config)
         method = self._method()
         describe_method(record, method, self.objective, self.schedule)

@@ -15,11 +15,14 @@ from mechint.errors import UserError
 from mechint.pretraining.architectures import settle
 from mechint.pretraining.pretrainer import Pretrainer, held_out
 from mechint.records import write_json
+from mechint.run_directories import refuse_run
 
 log = logging.getLogger(__name__)
 
 # Training windows start anywhere inside rows this many times as long.
 ROW_WINDOWS = 8
+
+MODEL_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
 
 
 class Architecture(Protocol):
@@ -58,6 +61,13 @@ def pretrain(
     """
     if steps < 1 or positions < 2:
         raise UserError("steps must be at least 1 and positions at least 2")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed={seed} must be a whole number from 0 to 2^63 - 1")
+    refuse_run(output_dir)
+    if any((output_dir / name).exists() for name in MODEL_FILES):
+        raise UserError(
+            f"{output_dir} holds a model already; give another output_dir, or remove that directory"
+        )
 
     def load(length: int) -> TokenData:
         dataset = make_dataset(sequence_length=length)

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mechint.errors import UserError
+
 log = logging.getLogger(__name__)
 
 EMBEDDINGS = ("wte", "wpe", "embed_tokens", "lm_head")
@@ -36,8 +38,18 @@ class Pretrainer:
     decay: float
     log_every: int
 
+    def __post_init__(self) -> None:
+        if min(self.batch_size, self.log_every, self.warmup) < 1:
+            raise UserError("pretrainer.batch_size, log_every and warmup must be at least 1 each")
+        for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"pretrainer.{name}={getattr(self, name)} must be at least 0 and finite")
+
     def train(self, model: PreTrainedModel, documents: Tensor, positions: int, steps: int, seed: int) -> None:
-        """Train in place on random windows of `positions` tokens cut from the rows of `documents` [N, T]."""
+        """Train in place on random windows of `positions` tokens cut from the rows of `documents` [N, T].
+
+        Raises UserError where the loss stops being finite.
+        """
         device = model.device
         generator = torch.Generator().manual_seed(seed)
         optimizers = self._optimizers(model)
@@ -50,6 +62,8 @@ class Pretrainer:
             window = window.to(device)
             loss = next_token_loss(model, window)
             loss.backward()
+            if not bool(loss.isfinite()):
+                raise UserError(f"step {step}: the loss is {loss.item()}; lower pretrainer.learning_rate")
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
                 optimizer.step()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from mechint.errors import UserError
 from mechint.masking.masks import MaskSet, load_masks
+from mechint.records import SCHEMA_VERSION, parse_json, read_text
 from mechint.run_directories import true_status
 from mechint.stability.evidence import Evidence, load_evidence
 
@@ -93,7 +93,7 @@ class RunFiles:
 
 def _read_result(path: Path) -> dict[str, Any]:
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = parse_json(read_text(path))
     except FileNotFoundError as error:
         raise UserError(
             f"no result.json in {path.parent}; give the output directory of a finished run"
@@ -102,6 +102,12 @@ def _read_result(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); run the analysis again") from error
     if not isinstance(result, dict) or "checkpoint" not in result:
         raise UserError(f"{path} was not written by an analysis; give the output directory of a finished run")
+    version = result.get("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} has schema version {version!r}, and this program knows versions up to {SCHEMA_VERSION}; "
+            "use a newer mechint"
+        )
     if not result.get("metrics") or not result.get("layers"):
         status, reason = true_status(result) or "unknown", result.get("error")
         detail = f": {_one_line(reason)}" if reason else ""
@@ -120,7 +126,7 @@ def read_masks(directory: Path) -> MaskSet:
 def _read_history(path: Path) -> list[dict[str, Any]]:
     """Read the logged steps; a last line cut short by a killed process is left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
@@ -130,7 +136,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
     history = []
     for number, line in enumerate(lines, start=1):
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
         except ValueError as error:
             if number == len(lines):
                 break

@@ -7,10 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from mechint.errors import UserError
 from mechint.reporting.report import write_report
 from mechint.reporting.run_files import RunFiles
 
 log = logging.getLogger(__name__)
+
+
+# Below, figures cannot be read; above, one of a large model takes gigabytes.
+LEAST_DPI, MOST_DPI = 20, 600
+
+
+def require_dpi(dpi: object, name: str) -> None:
+    """Raise UserError for dots per inch with which nothing can be drawn."""
+    if isinstance(dpi, bool) or not isinstance(dpi, int) or not LEAST_DPI <= dpi <= MOST_DPI:
+        raise UserError(f"{name}={dpi} must be a whole number from {LEAST_DPI} to {MOST_DPI}, e.g. 150")
 
 
 class RunFigure(Protocol):
@@ -29,6 +40,7 @@ class Visualizer:
     """
 
     def __init__(self, figures: Sequence[RunFigure], dpi: int = 150) -> None:
+        require_dpi(dpi, "visualizer.dpi")
         self.figures = list(figures)
         self.dpi = dpi
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.masking.space import ChannelSpace, Kind
-from mechint.records import write_atomically
+from mechint.records import one_entry, told_in, write_atomically
 
 FILENAME = "stability.safetensors"
 TENSORS = ("frequency", "necessity", "necessity_error", "unit")
@@ -57,9 +56,9 @@ def save_evidence(evidence: Evidence, directory: Path, metadata: Mapping[str, st
         for (layer, kind), part in evidence.items()
         for name in TENSORS
     }
-    keys = json.dumps([list(key) for key in evidence])
+    keys = [list(key) for key in evidence]
     with write_atomically(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={**metadata, "parts": keys}))
+        temporary.write_bytes(save(tensors, metadata=one_entry({**metadata, "parts": keys})))
     return path
 
 
@@ -68,12 +67,12 @@ def load_evidence(directory: Path) -> Evidence:
     path = directory / FILENAME
     try:
         with safe_open(path, framework="pt") as file:
-            parts: list[Any] = json.loads((file.metadata() or {})["parts"])
+            parts: list[Any] = told_in(file.metadata())["parts"]
             return {
                 (layer, kind): KindEvidence(
                     **{name: file.get_tensor(f"{layer}.{kind}_{name}") for name in TENSORS}
                 )
                 for layer, kind in parts
             }
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the analysis again") from error

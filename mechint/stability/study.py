@@ -38,6 +38,8 @@ from mechint.stability.settings import Stability
 
 log = logging.getLogger(__name__)
 
+MOST_SEEDS = 1000
+
 
 @dataclass(kw_only=True)
 class SeedStudy(Analysis):
@@ -54,8 +56,10 @@ class SeedStudy(Analysis):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.seeds < 1:
-            raise UserError(f"seeds={self.seeds} must be at least 1; it is how many seeds are run")
+        if not 1 <= self.seeds <= MOST_SEEDS:
+            raise UserError(
+                f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is how many seeds are run"
+            )
 
     def run(
         self,
