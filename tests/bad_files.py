@@ -65,12 +65,22 @@ def bare_pickle(name: str, content: Any) -> Put:
 
 def link(name: str, target: str) -> Put:
     """A symbolic link."""
-    return lambda here, _: (here / name).symlink_to(target)
+
+    def put(here: Path, _: Path) -> None:
+        (here / name).parent.mkdir(exist_ok=True)
+        (here / name).symlink_to(target)
+
+    return put
 
 
 def pipe(name: str) -> Put:
     """A named pipe, which whoever opens it waits for."""
-    return lambda here, _: os.mkfifo(here / name)
+
+    def put(here: Path, _: Path) -> None:
+        (here / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(here / name)
+
+    return put
 
 
 def nanogpt(change: Callable[[dict[str, torch.Tensor]], Any] = lambda _: None, **settings: Any) -> Put:

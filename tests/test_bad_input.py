@@ -264,6 +264,99 @@ SETTINGS = [
     analyze("output_dir of another program", "another program", put=bad.file("out/result.json", b"x")),
     analyze("output_dir with a NUL", "NUL character", "output_dir='a\0b'"),
 ]
+KINDS = [
+    *(
+        analyze(f"{setting.partition('=')[0]} of the wrong kind", setting.partition("=")[0], setting)
+        for setting in (
+            "trainer.compile=abc",
+            "trainer.dense_cache_gib=lots",
+            "trainer.selection_fraction=abc",
+            "trainer.passes=many",
+            "trainer.learning_rate_decay=abc",
+            "mask.tie_kv=abc",
+            "mask.finishing_trials=null",
+            "mask.key_sparsity=abc",
+            "model.num_heads=abc",
+            "stability.subset_sizes=abc",
+            "visualizer.dpi=abc",
+            "sparsity_schedule.begin=abc",
+        )
+    ),
+    analyze("dots per inch of a poster", "visualizer.dpi", "visualizer=default", "visualizer.dpi=1000000"),
+    analyze("cache that is NaN", "trainer.dense_cache_gib", "trainer.dense_cache_gib=nan"),
+    analyze("batch of 10^11", "trainer.batch_size", "trainer.batch_size=100000000000"),
+    analyze("10^11 seeds", "seeds", "seeds=100000000000"),
+    analyze("10^9 targets", "too many", "target_sparsity=0:0.9:1e-9"),
+    analyze("targets without an end", "too many", "target_sparsity=0:inf:0.1"),
+    analyze("targets too close", "too close", "target_sparsity=[0.9,0.90000001]"),
+    analyze("group that is null", "name one of its options", "mask=null"),
+    analyze("class that is not there", "no class", "optimizer._target_=torch.optim.nope"),
+    analyze("device without numbers", "device=meta", "device=meta"),
+    analyze("learning rate of 10^300", "lower optimizer.lr", "optimizer.lr=1e300"),
+    analyze("name longer than names can be", "too long", f"output_dir={'a' * 300}"),
+    analyze("checkpoint with a long name", "too long", f"checkpoint={'a' * 5000}"),
+    analyze("control characters in a name", "no such file", "checkpoint='a\x1bb.pt'"),
+]
+OTHERS = [
+    *(
+        other(script, f"{script} into a file", "t.txt", "output_dir=t.txt", put=bad.file("t.txt", b"x"))
+        for script in ("compare", "validate", "pretrain", "benchmark")
+    ),
+    *(
+        other(script, f"{script} into a run", "holds a run", *words, put=bad.file("out/result.json", b"{}"))
+        for script, words in (
+            ("validate", ("steps=1", "seeds=1", "output_dir=out")),
+            ("pretrain", ("steps=1", "output_dir=out")),
+        )
+    ),
+    other("pretrain", "model in the way", "holds a model", "output_dir=out", put=bad.file("out/config.json")),
+    other("pretrain", "no batch", "pretrainer.batch_size", "pretrainer.batch_size=0", "output_dir=out"),
+    other("pretrain", "seed below zero", "seed=-1", "seed=-1", "output_dir=out"),
+    other("validate", "seed too large", "seed", "seed=99999999999999999999", "output_dir=out"),
+    other("validate", "nothing planted", "name one of its options", "planted=null", "output_dir=out"),
+    other("benchmark", "methods in words", "what.methods", "what.methods=null", "output_dir=out"),
+    *(
+        other(
+            "compare",
+            f"variants from {title}",
+            "not a YAML file",
+            "variants=v.yaml",
+            "output_dir=out",
+            put=bad.file("v.yaml", content),
+        )
+        for title, content in (
+            ("broken YAML", b"A: [1"),
+            ("bytes", b"\xff\xfe\x00A: b"),
+            ("YAML that would run code", b"A: !!python/object/apply:os.system ['touch proof']"),
+        )
+    ),
+    other("compare", "variants that are numbers", "give it a directory", "variants={A: 5, B: [null]}"),
+    other("compare", "dots per inch of none", "dpi=0", "tree=.", "dpi=0", "output_dir=out"),
+    other(
+        "visualize", "result.json that is a pipe", "plain file", "run=run", put=bad.pipe("run/result.json")
+    ),
+    other(
+        "visualize",
+        "result.json without an end",
+        "plain file",
+        "run=run",
+        put=bad.link("run/result.json", "/dev/zero"),
+    ),
+    other(
+        "visualize",
+        "result.json nested too deeply",
+        "nested too deeply",
+        "run=run",
+        put=bad.file("run/result.json", b"[" * 200_000),
+    ),
+    other(
+        "visualize",
+        "run of a later version",
+        "schema version 99",
+        "run=run",
+        put=bad.run_directory(schema_version=99),
+    ),
+]
 RUNS = [
     other("visualize", "no run", "run", "run=nowhere"),
     other(
@@ -321,7 +414,7 @@ RUNS = [
         put=bad.pickled("m.pth", [Payload()]),
     ),
 ]
-CASES = [*CHECKPOINTS, *DATA, *SETTINGS, *RUNS]
+CASES = [*CHECKPOINTS, *DATA, *SETTINGS, *KINDS, *OTHERS, *RUNS]
 
 
 @pytest.fixture(scope="module")
@@ -380,6 +473,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert ends == [2], err
     assert before is None or peak is None or peak - before < MOST_BYTES
     assert len(err.strip().splitlines()) == 1, err
+    assert err.strip().isprintable()
     assert case.words in err
     assert "Traceback" not in out + err
     assert not (tmp_path / "proof").exists()
