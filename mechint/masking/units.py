@@ -160,9 +160,11 @@ class Pools:
 
         Equal scores are decided by the unit's number, so the choice is deterministic.
         """
-        quotas, rank = self.quotas(progress), self.ranks(scores)
-        if len(quotas) == 1:
-            return rank < int(quotas)
+        quotas = self.quotas(progress)
+        if len(quotas) == 1:  # the usual case, in every step: no ranks are needed
+            order = torch.argsort(scores.detach(), descending=True, stable=True)
+            return torch.zeros_like(order, dtype=torch.bool).index_fill_(0, order[: int(quotas)], True)
+        rank = self.ranks(scores)
         return rank < quotas.to(scores.device)[self._pool.on(scores.device)]
 
     def within(self, allowed: Tensor) -> Pools:
@@ -201,13 +203,16 @@ class Pools:
         keep: the units that are selected, bool [U]; None: those of the final sparsity. Where a pool keeps all or
         nothing it is the pool's lowest or highest score.
         """
-        pool = self._pool.on(scores.device)
         keep = self.select(scores) if keep is None else keep
+        if len(self.share) == 1:
+            lowest = torch.where(keep, scores, torch.inf).amin()
+            highest = torch.where(keep, -torch.inf, scores).amax()
+            return _between(lowest, highest).expand_as(scores)
+        pool = self._pool.on(scores.device)
         infinity = scores.new_full((len(self.share),), torch.inf)
         kept = infinity.scatter_reduce(0, pool, torch.where(keep, scores, torch.inf), "amin")
         removed = (-infinity).scatter_reduce(0, pool, torch.where(keep, -torch.inf, scores), "amax")
-        middle = torch.where(kept.isinf(), removed, torch.where(removed.isinf(), kept, (kept + removed) / 2))
-        return middle[pool]
+        return _between(kept, removed)[pool]
 
     def ranks(self, scores: Tensor) -> Tensor:
         """Rank of every unit inside its pool, LongTensor [U]; 0 is the highest score."""
@@ -235,6 +240,11 @@ class Pools:
     def _latest(self) -> dict[float, Tensor]:
         """The latest quotas: a step asks for the same ones more than once, and most steps for those of the end."""
         return {}
+
+
+def _between(kept: Tensor, removed: Tensor) -> Tensor:
+    """The middle of the lowest kept and the highest removed scores; of infinite ones the other."""
+    return torch.where(kept.isinf(), removed, torch.where(removed.isinf(), kept, (kept + removed) / 2))
 
 
 def round_half_up(value: float) -> int:

@@ -75,9 +75,8 @@ class SpeedBenchmark:
     def _model(self, name: str, device: torch.device) -> list[Record]:
         model = make_model(name, device, self.dtype)
         steps = Steps(model, self.batch_size, self.sequence_length, self.compile)
-        seconds = alternate({**steps.all, "passes": steps.passes}, self.repeats, device)
-        passes = seconds.pop("passes")
-        beside = [1e3 * (nll - only) for nll, only in zip(seconds["nll"], passes, strict=True)]
+        seconds = alternate(steps.all, self.repeats, device)
+        beside = None if device.type == "cuda" else steps.beside_the_model(self.repeats)
         bytes_ = {step: extra_bytes(function, device) for step, function in steps.all.items()}
         flops = step_flops(model, self.batch_size, self.sequence_length)
         tokens = self.batch_size * self.sequence_length
@@ -96,7 +95,7 @@ class SpeedBenchmark:
                     "used_of_peak": self.peak_tflops and flops / median(values) / (1e12 * self.peak_tflops),
                     "peak_bytes": peak,
                     "peak_ratio": peak / plain_peak if peak is not None and plain_peak else None,
-                    "beside_the_model_ms": spread(beside) if step == "nll" else None,
+                    "beside_the_model_ms": spread(beside) if beside and step == "nll" else None,
                 }
             )
         del model, steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -11,12 +12,25 @@ from transformers import PreTrainedModel
 
 from mechint.learning import ConstantSchedule, KlObjective, NllObjective, NormalizedSGD, TopK
 from mechint.learning.learner import Learner
-from mechint.learning.memory import Fit, backward_in_parts
+from mechint.learning.memory import Fit, Result
 from mechint.learning.objectives import Objective
 from mechint.masking import MaskedModel
 
 # Learning goes on for so many steps, or longer; its schedules do not move.
 STEPS = 10**6
+
+
+class TimedFit(Fit):
+    """Adds up the process time of the passes through the model."""
+
+    seconds = 0.0
+
+    def __call__(self, work: Callable[[int], Result]) -> Result:
+        """The result of the work."""
+        start = time.process_time()
+        result = super().__call__(work)
+        self.seconds += time.process_time() - start
+        return result
 
 
 class Steps:
@@ -25,8 +39,7 @@ class Steps:
     plain: forward and backward pass of the frozen model, with a gradient only into the first layer's input. nll, kl:
     a whole step of the default method as `MaskTrainer` takes it, half of the channels removed: draw gates, forward and
     backward into the gates, scores, optimizer; the dense outputs for `kl` are there already. kl compiled: the same
-    with trainer.compile=true, if asked for. passes: the forward and backward pass of `nll` alone, so that the rest of
-    that step can be told.
+    with trainer.compile=true, if asked for. fit: knows what of the steps was spent in the model.
     """
 
     def __init__(
@@ -37,11 +50,9 @@ class Steps:
         generator = torch.Generator().manual_seed(0)
         rows = torch.randint(vocab_size, (batch_size, sequence_length + 1), generator=generator)
         self.rows = rows.to(model.device)
-        self._numbers = torch.arange(batch_size)
+        self.fit = TimedFit(batch_size)
         self._nll, self._kl = self._learner(NllObjective()), self._learner(KlObjective())
-        self._kl.dense(self._numbers)
-        gates = torch.rand(batch_size, self.masked.space.num_channels, generator=generator) > 0.5
-        self._gates = gates.float().to(model.device)
+        self._kl.dense(torch.arange(batch_size))
         self._number, self._compile = 0, compile_
 
     @property
@@ -54,19 +65,21 @@ class Steps:
             **({"kl compiled": self._compiled} if self._compile else {}),
         }
 
+    def beside_the_model(self, repeats: int) -> list[float]:
+        """Milliseconds of the process that steps of `nll` take outside of the model and its loss, on the CPU."""
+        found = []
+        for _ in range(repeats):
+            before, start = self.fit.seconds, time.process_time()
+            self._learn(self._nll)
+            found.append(1e3 * (time.process_time() - start - (self.fit.seconds - before)))
+        return found
+
     def plain(self) -> None:
         """Whole logits and torch's own cross entropy, through the attention that masking would use."""
         embedding = self.model.get_input_embeddings()
         start = embedding(self.rows[:, :-1]).detach().requires_grad_()
         logits = self.model(inputs_embeds=start, use_cache=False).logits
         F.cross_entropy(logits.flatten(0, 1).float(), self.rows[:, 1:].flatten()).backward()
-
-    def passes(self) -> None:
-        """What of the `nll` step is the model's."""
-        at_once, nothing = len(self.rows), self._nll.dense
-        backward_in_parts(
-            self.masked, NllObjective(), nothing, self.rows, self._numbers, self._gates, at_once
-        )
 
     def _learner(self, objective: Objective) -> Learner:
         method, generator = TopK(), torch.Generator().manual_seed(0)
@@ -81,7 +94,7 @@ class Steps:
             STEPS,
             len(self.rows),
             generator,
-            Fit(len(self.rows)),
+            self.fit,
             dense_bytes=2**40,
         )
 
