@@ -1,6 +1,8 @@
 """Every configuration option composes, resolves and fits the class it names."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mechint import config as configuration
 from mechint.api import recipe
+from mechint.config.fitting import misfit
 from mechint.config.jobs import ON_SLURM
 from mechint.errors import UserError
 from mechint.learning.method import ScoringMethod
@@ -177,3 +180,31 @@ def test_only_known_classes_and_keys_are_built(node: dict[str, object], message:
 def test_every_file_is_about_one_thing() -> None:
     sizes = {path: path.read_text().count("\n") for path in ROOT.glob("mechint/**/*.py")}
     assert max(sizes.values()) <= 300, {str(path): size for path, size in sizes.items() if size > 300}
+
+
+@pytest.mark.parametrize(
+    ("value", "annotation", "expected"),
+    [
+        (True, bool, None),
+        ("yes", bool, "true or false"),
+        (1, bool, "true or false"),
+        (3, int, None),
+        (True, int, "a whole number"),
+        (2.5, int, "a whole number"),
+        (3, float, None),
+        ("3", float, "a number"),
+        (None, float | None, None),
+        ("x", float | None, "a number or null"),
+        ("auto", int | str, None),
+        (2.5, int | str, "a whole number or text"),
+        ([1, 2], list[int], None),
+        (["a"], list[int], "a list"),
+        ((0.5,), Sequence[float], None),
+        (0.5, Sequence[float], "a list"),
+        ("anything", Any, None),
+        ("anything", Path, None),
+        ({"a": 1}, str, "text"),
+    ],
+)
+def test_values_are_held_against_annotations(value: Any, annotation: Any, expected: str | None) -> None:
+    assert misfit(value, annotation) == expected
