@@ -12,14 +12,27 @@ from mechint.errors import UserError
 KINDS = ("cpu", "cuda", "mps", "xpu")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of a `device=` setting; "auto" is the first CUDA device, or the CPU where there is none.
+_turn = 0
 
+
+def take_turns(number: int) -> None:
+    """Let `auto` mean the CUDA device whose turn it is, for job `number` of several that run side by side here."""
+    global _turn
+    _turn = number
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of a `device=` setting; "auto" is a CUDA device, or the CPU where there is none.
+
+    Of several CUDA devices it is torchrun's for this process, else the one that `take_turns` chose, else the first.
     Raises UserError for a device that does not exist here.
     """
     if name == "auto":
-        number = os.environ.get("LOCAL_RANK", "0")  # of torchrun, one process for each device
-        return torch.device(f"cuda:{number}" if torch.cuda.is_available() else "cpu")
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        # of torchrun, which starts one process for each device
+        number = int(os.environ.get("LOCAL_RANK", _turn % torch.cuda.device_count()))
+        return torch.device(f"cuda:{number}")
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_application import Ended, Experiment, experiment
 
 from mechint import config as configuration
-from mechint import preparation
+from mechint import device, preparation
 from mechint.checkpoints import CheckpointLoader
 from mechint.config import jobs
+from mechint.device import pick_device
 from mechint.learning import MaskTrainer
 from mechint.loggers import WandbLogger
 from mechint.run_directories import clear_run, job_name
@@ -446,3 +448,16 @@ def test_slurm_says_how_many_cores_a_job_has(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert slurm_threads() == threads
+
+
+def test_jobs_side_by_side_take_turns_on_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(device, "_turn", 0)
+    assert pick_device("auto") == torch.device("cuda:0")
+    device.take_turns(5)
+    assert pick_device("auto") == torch.device("cuda:2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert pick_device("auto") == torch.device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device("auto") == torch.device("cpu")

@@ -25,6 +25,9 @@ COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 ON_SLURM = ("submitit_slurm", "slurm_gpu")
 OWN_PROCESS = (*ON_SLURM, "submitit_local")
 
+# Launchers whose jobs share the devices of this machine.
+SIDE_BY_SIDE = ("joblib", "submitit_local")
+
 # The extra that brings each launcher.
 LAUNCHER_EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 

@@ -25,6 +25,7 @@ from mechint.config.building import plain_config, run_config, run_digest
 from mechint.config.jobs import (
     ON_SLURM,
     OWN_PROCESS,
+    SIDE_BY_SIDE,
     USER_ERRORS,
     choice,
     fail,
@@ -181,6 +182,10 @@ def _run_job(
         log.warning("one process is enough for a job, this one ends: set hydra.launcher.tasks_per_node=1")
         return math.nan
     _set_threads(slurm_threads() if launcher in ON_SLURM else sweep.threads)
+    if launcher in SIDE_BY_SIDE:
+        from mechint.device import take_turns  # here, so that showing a configuration does not import torch
+
+        take_turns(number)
     before = _written(directory)
     sweep.note(number, "running", directory)
     try:
