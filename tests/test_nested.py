@@ -99,10 +99,12 @@ def test_the_report_has_a_line_and_the_figure_a_point_for_each(nested: RunFiles)
     for point in nested.result["nested"]:
         assert f"]({point['directory']}/circuit_analysis_report.md)" in report
     assert (nested.directory / NestedFigure.filename).stat().st_size > 1000
+    assert not (nested.directory / "sparsity_curves.png").exists()  # every target has its own
 
 
 def test_a_tree_counts_the_runs_and_not_their_sum(nested: RunFiles) -> None:
     study = read_study(nested.directory)
+    assert len(study.groups) == 1  # one curve, although every target has its own part of the steps
     assert sorted(point.sparsity for group in study.groups for point in group.points) == pytest.approx(
         [point["achieved"] for point in nested.result["nested"]], abs=1e-3
     )

@@ -17,6 +17,9 @@ NOT_OPTIONS = (
 # Options that change no number.
 WITHOUT_EFFECT = frozenset({"trainer.log_every", "trainer.dense_cache_gib"})
 
+# What the runs of several nested targets have each of their own.
+OF_A_RUNG = frozenset({"nested_in", "steps", "mask.finishing_trials"})
+
 Options = dict[str, Any]
 
 
@@ -37,6 +40,11 @@ def options(result: Mapping[str, Any]) -> Options:
     found["dtype"] = (result.get("checkpoint") or {}).get("dtype")
     config = result.get("config") or {}
     rest = _flat({key: value for key, value in config.items() if key not in NOT_OPTIONS})
+    if (
+        "nested_in" in config
+    ):  # the masks of one ladder are one curve, though each has its own part of the steps
+        found["steps"] = "nested"
+        rest = {key: value for key, value in rest.items() if key not in OF_A_RUNG}
     return found | {
         key: value for key, value in rest.items() if key not in found and key not in WITHOUT_EFFECT
     }

@@ -163,7 +163,8 @@ def run_task(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     except Interrupted as interrupted:
         if is_sweep():
             raise
-        print(f"{interrupted}; {_how_to_go_on(config)}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes of torchrun the first speaks for all
+            print(f"{interrupted}; {_how_to_go_on(config)}", file=sys.stderr)
         raise SystemExit(EXIT_CODE) from None
 
 

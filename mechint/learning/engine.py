@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,8 @@ from torch.distributed.fsdp import FSDPModule
 from mechint.checkpoints.quiet import one_line
 from mechint.errors import UserError
 from mechint.masking.masked_model import MaskedModel
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -33,6 +36,7 @@ def engine(masked: MaskedModel, recompute: bool, compile_: bool) -> Iterator[Non
     if not compile_:
         yield
         return
+    log.info("trainer.compile=true: the first step compiles, which takes a minute or two")
     try:
         with masked.compiled():
             yield

@@ -42,8 +42,8 @@ class SparsityCurves:
     filename: ClassVar[str] = "sparsity_curves.png"
 
     def draw(self, run: RunFiles, dpi: int) -> list[Path]:
-        """Draw the figure into the run's directory and return its path; of several seeds, each has its own."""
-        if run.evidence is not None:
+        """Draw the figure into the run's directory and return its path; seeds and targets have their own."""
+        if run.evidence is not None or run.result.get("nested"):
             return []
         steps = column(run, "step")
         candidates: list[tuple[str, float, Callable[[Axes, RunFiles, Values], None]]] = [
