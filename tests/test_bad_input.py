@@ -428,9 +428,10 @@ def table() -> Iterator[list[str]]:
 @pytest.fixture(autouse=True)
 def quiet_afterwards() -> Iterator[None]:
     """What Hydra does to logging ends with the test."""
-    root = logging.getLogger()
+    root, progress = logging.getLogger(), logging.getLogger("mechint.loggers.progress")
     handlers, level = list(root.handlers), root.level
     yield
+    progress.setLevel(logging.NOTSET)  # which experiments/benchmark.py raises
     for handler in root.handlers:
         if handler not in handlers:
             handler.close()
