@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> float:
     """Compose, analyse, say where to look; returns the masked model's KL, which a sweeper may minimise."""
     from mechint import distributed
-    from mechint.analysis import summary_lines
     from mechint.preparation import SHARED
     from mechint.reporting.certainty import agreement_lines
+    from mechint.reporting.closing import summary_lines
 
     output_dir = configuration.output_directory()
     analysis = configuration.build_analysis(config)
