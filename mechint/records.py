@@ -105,9 +105,8 @@ def told_in(header: Mapping[str, str] | None) -> dict[str, Any]:
     header = header or {}
     if "mechint" in header:
         return dict(parse_json(header["mechint"]))
-    return {
-        name: parse_json(header[name]) for name in ("layers", "parts") if name in header
-    }  # of version 0.1
+    # Files written before there was one entry have these.
+    return {name: parse_json(header[name]) for name in ("layers", "parts") if name in header}
 
 
 def deciding(config: Mapping[str, Any]) -> dict[str, Any]:

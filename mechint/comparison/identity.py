@@ -14,8 +14,11 @@ NOT_OPTIONS = (
     PRESENTATION_KEYS | STABILITY_KEYS | {"checkpoint", "target_sparsity", "seed", "device", "dtype"}
 )
 
-# Options that change no number.
-WITHOUT_EFFECT = frozenset({"trainer.log_every", "trainer.dense_cache_gib"})
+# Options that change no number, or its last digits at most.
+WITHOUT_EFFECT = frozenset(
+    f"trainer.{name}"
+    for name in ("log_every", "dense_cache_gib", "activation_checkpointing", "compile", "deterministic")
+)
 
 # What the runs of several nested targets have each of their own.
 OF_A_RUNG = frozenset({"nested_in", "steps", "mask.finishing_trials"})
@@ -40,9 +43,8 @@ def options(result: Mapping[str, Any]) -> Options:
     found["dtype"] = (result.get("checkpoint") or {}).get("dtype")
     config = result.get("config") or {}
     rest = _flat({key: value for key, value in config.items() if key not in NOT_OPTIONS})
-    if (
-        "nested_in" in config
-    ):  # the masks of one ladder are one curve, though each has its own part of the steps
+    # The masks of one ladder are one curve, though each has its own part of the steps.
+    if "nested_in" in config:
         found["steps"] = "nested"
         rest = {key: value for key, value in rest.items() if key not in OF_A_RUNG}
     return found | {

@@ -37,12 +37,9 @@ def read_variant(name: str, directories: Directories) -> tuple[Variant, list[str
     The runs may differ in nothing but the seed; only where they are listed may their checkpoints differ as
     well. Raises UserError where there is no finished run, or where runs do not belong together.
     """
-    one = isinstance(directories, (str, Path))
-    if not one and (
-        not isinstance(directories, Sequence) or not all(isinstance(d, (str, Path)) for d in directories)
-    ):
+    listed = [directories] if isinstance(directories, (str, Path)) else directories
+    if not isinstance(listed, Sequence) or not all(isinstance(path, (str, Path)) for path in listed):
         raise UserError(f"variant {name!r} is {directories!r}; give it a directory, or a list of directories")
-    listed = [directories] if isinstance(directories, (str, Path)) else list(directories)
     runs: list[RunFiles] = []
     notes: list[str] = []
     for directory in listed:

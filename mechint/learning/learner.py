@@ -74,7 +74,7 @@ class Learner:
         sound = gradients_finite(self.optimizer.param_groups)
         seen = torch.stack([loss, now.float().mean(), (now != self.switched_on).sum(), sound])
         distributed.average([seen])
-        value, density, changed, finite = seen.tolist()  # the only wait for the device in a step
+        value, density, changed, finite = seen.tolist()  # all that a step reads back from the device
         require_finite_step(number, value, finite == 1, self._masked)
         metrics: Metrics = {
             "loss": value,
@@ -108,11 +108,10 @@ class Learner:
     def _update(self, number: int) -> None:
         try:
             self.optimizer.step()
-        except (
-            OverflowError,
-            RuntimeError,
-        ) as error:  # "value cannot be converted to type float without overflow"
-            if "overflow" not in str(error) and not isinstance(error, OverflowError):
+        except RuntimeError as error:
+            if "without overflow" not in str(
+                error
+            ):  # "value cannot be converted to type float without overflow"
                 raise
             raise UserError(
                 f"step {number}: the learning rate is too large for float32; lower optimizer.lr"
