@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from mechint.comparison.comparison import Variant
 from mechint.comparison.identity import options
 from mechint.comparison.spread import Spread
+from mechint.errors import without_controls
 
 # Options that are told by a sentence of their own, or follow from the data.
 TOLD_ELSEWHERE = frozenset({"evaluation_data", "data"})
@@ -125,7 +126,7 @@ def different_options(variants: Sequence[Variant]) -> str | None:
         )
         for name in differing
     )
-    return " ".join(f"Different options: {told}.".split())
+    return without_controls(f"Different options: {told}.")
 
 
 def several_checkpoints(variants: Sequence[Variant]) -> str | None:

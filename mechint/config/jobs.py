@@ -13,13 +13,12 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from mechint.errors import UserError
+from mechint.errors import UserError, without_controls
 
 # What is the user's to mend: the message is enough.
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException)
 
 LONGEST_NAME = 200
-COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 
 # Launchers whose jobs are processes of their own, and those of them on a cluster.
 ON_SLURM = ("submitit_slurm", "slurm_gpu")
@@ -85,7 +84,7 @@ def fail(error: BaseException) -> NoReturn:
 
 def one_line(error: BaseException) -> str:
     """An error's message in one line, without what Hydra puts around a message of ours."""
-    text = " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", COLOURS.sub("", str(error))).split())
+    text = without_controls(str(error))
     if ours := re.search(r"UserError raised while resolving interpolation: (.*?)( full_key:.*)?$", text):
         return ours.group(1)
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
