@@ -1,15 +1,13 @@
 """Reading PyTorch pickles without running anything that is in them."""
 
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mechint.checkpoints.quiet import one_line, quiet
+from mechint.checkpoints.quiet import quiet
 from mechint.errors import UserError
+from mechint.plain_pickles import PickleRefusedError, load_plain
 
 
 def read_pickle(path: Path) -> Mapping[str, Any]:
@@ -22,12 +20,12 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     refuse_placeholder(path)
     try:
         with quiet():
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:
-        if needed := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise UserError(_needs_code(path, needed[1])) from error
+            loaded = load_plain(path, mmap=zipfile.is_zipfile(path))
+    except PickleRefusedError as error:
+        if error.needed:
+            raise UserError(_needs_code(path, error.needed)) from error
         raise UserError(
-            f"{path} is not a PyTorch checkpoint, or a damaged one ({_cause(error)}); copy or save it again"
+            f"{path} is not a PyTorch checkpoint, or a damaged one ({error}); copy or save it again"
         ) from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict()")
@@ -45,12 +43,6 @@ def refuse_placeholder(path: Path) -> None:
         raise UserError(f"{path} is empty; copy or save it again")
     if head.startswith(b"version https://git-lfs"):
         raise UserError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its repository")
-
-
-def _cause(error: Exception) -> str:
-    # torch.load wraps the actual cause in paragraphs of advice that do not apply here.
-    inner = re.search(r"WeightsUnpickler error:\s*([^\n]+)", str(error))
-    return inner[1].strip() if inner else f"{type(error).__name__}: {one_line(error, width=120)}"
 
 
 def _needs_code(path: Path, needed: str) -> str:
