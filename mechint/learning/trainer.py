@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -149,7 +150,7 @@ class MaskTrainer:
                 assert isinstance(method, LearnedMethod)
                 if self.passes is not None and steps > self.passes:
                     raise UserError(f"steps={steps} is more than trainer.passes={self.passes}; lower steps")
-                run = self._learn(
+                learner = Learner(
                     masked,
                     rows,
                     method,
@@ -159,9 +160,11 @@ class MaskTrainer:
                     steps,
                     batch_size,
                     generator,
-                    on_step,
-                    saver,
+                    self.fit,
+                    self._dense_bytes,
+                    partial(self._rate, method),
                 )
+                run = self._learn(learner, steps, on_step, saver)
         run.scores = method.scores()
         if len(selection):
             self.fit(lambda size: self._finish(masked, selection, method, run, size))
@@ -180,35 +183,8 @@ class MaskTrainer:
         require_finite_scores(method.scores(), type(method).__name__)
         return Training(tokens=tokens, batch_size=batch_size)
 
-    def _learn(
-        self,
-        masked: MaskedModel,
-        rows: Tensor,
-        method: LearnedMethod,
-        objective: Objective,
-        make_optimizer: MakeOptimizer,
-        schedule: Callable[[float], float],
-        steps: int,
-        batch_size: int,
-        generator: torch.Generator,
-        on_step: OnStep,
-        saver: Saver | None,
-    ) -> Training:
+    def _learn(self, learner: Learner, steps: int, on_step: OnStep, saver: Saver | None) -> Training:
         run = Training(steps=steps)
-        learner = Learner(
-            masked,
-            rows,
-            method,
-            objective,
-            make_optimizer,
-            schedule,
-            steps,
-            batch_size,
-            generator,
-            self.fit,
-            self._dense_bytes,
-            lambda progress: self._rate(method, progress),
-        )
         parts: dict[str, Any] = {"learner": learner, "run": run}
         for step in saver.steps(parts, steps, self.save_every) if saver else range(steps):
             metrics = learner.step(step)
