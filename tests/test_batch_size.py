@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import tiny_model
-from test_faults import ROWS, SmallMemory
+from tiny_training import ROWS, SmallMemory, learn
 
 from mechint import analyze, memory
 from mechint.data import PythonDocs
 from mechint.errors import UserError
-from mechint.interruption import Interrupted, Interruption
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK, batch_size
+from mechint.learning import KlObjective, MaskTrainer, TopK, batch_size
 from mechint.learning.batch_size import largest_batch
-from mechint.learning.resume import SavedStates, Saver
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
 from mechint.memory import free_bytes, held_bytes, peak_bytes
@@ -106,32 +104,10 @@ def test_a_device_that_is_full_ends_the_search(monkeypatch: pytest.MonkeyPatch) 
 
 
 def train(directory: Path, stop_after: int | None = None) -> Training:
-    """Nine steps of as many sequences as fit; stopped after one of them, if asked."""
-    masked, method, generator = MaskedModel(tiny_model("llama")), TopK(), torch.Generator().manual_seed(1)
-    method.prepare(masked, 0.6, generator)
-    with Interruption() as interruption:
-
-        def on_step(step: int, *_: object) -> None:
-            if step == stop_after:
-                interruption.asked = 15
-
-        saver = Saver(SavedStates(directory, "digest"), interruption, lambda *_: None)
-        try:
-            return MaskTrainer(batch_size="auto", save_every=2, log_every=1).train(
-                masked,
-                ROWS,
-                method,
-                KlObjective(),
-                partial(NormalizedSGD, lr=0.1),
-                CubicSchedule(end=0.8),
-                9,
-                generator,
-                on_step,
-                saver,
-            )
-        except Interrupted:
-            interruption.asked = None
-            return Training()
+    """Nine steps of as many sequences as fit."""
+    trainer = MaskTrainer(batch_size="auto", save_every=2, log_every=1)
+    masked = MaskedModel(tiny_model("llama"))
+    return learn(masked, TopK(), trainer, directory=directory, stop_after=stop_after, steps=9)
 
 
 def test_a_run_goes_on_with_the_batch_that_it_began_with(

@@ -196,6 +196,7 @@ def test_different_sparsity_is_flagged_and_repeated_at_the_losses() -> None:
     ("changes", "words"),
     [
         ({"mask__method": "HardConcrete"}, "method: A TopK | B HardConcrete"),
+        ({"mask__method": "Evil\x1b[31m\nOne"}, "method: A TopK | B Evil One"),
         ({"mask__ablation": "mean"}, "ablation: A zero | B mean"),
         ({"cost__steps": 20}, "steps: A 10 | B 20"),
         ({"config__optimizer": {"_target_": "a.b.SGD", "lr": 0.2}}, "optimizer.lr: A 0.1 | B 0.2"),

@@ -5,10 +5,10 @@ from functools import partial
 import pytest
 import torch
 from architectures import tiny_model
-from test_faults import ROWS
+from tiny_training import ROWS, learn
 
 from mechint.errors import UserError
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
+from mechint.learning import MaskTrainer, TopK
 from mechint.learning.engine import engine
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
@@ -18,24 +18,9 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def train(**settings: bool) -> Training:
-    """Six steps of four sequences each; the last step of a pass over the rows is of another shape."""
-    masked, method, generator = (
-        MaskedModel(tiny_model("llama")),
-        TopK(finishing_trials=2),
-        torch.Generator().manual_seed(1),
-    )
-    method.prepare(masked, 0.6, generator)
-    return MaskTrainer(batch_size=4, log_every=1, **settings).train(
-        masked,
-        ROWS,
-        method,
-        KlObjective(),
-        partial(NormalizedSGD, lr=0.1),
-        CubicSchedule(end=0.8),
-        6,
-        generator,
-        lambda *_: None,
-    )
+    """Six steps of four sequences each."""
+    trainer = MaskTrainer(batch_size=4, log_every=1, **settings)
+    return learn(MaskedModel(tiny_model("llama")), TopK(finishing_trials=2), trainer, steps=6)
 
 
 @pytest.mark.slow

@@ -11,51 +11,22 @@ from typing import Any
 import pytest
 import torch
 from architectures import tiny_model
+from tiny_training import ROWS, SmallMemory, learn
 from torch import Tensor
 
 from mechint import analyze
 from mechint.data import PythonDocs
 from mechint.errors import UserError
-from mechint.interruption import Interruption
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
+from mechint.learning import KlObjective, MaskTrainer, NormalizedSGD, TopK
 from mechint.learning.finite import first_not_finite, require_finite_scores
 from mechint.learning.memory import Fit, is_out_of_memory
 from mechint.learning.method import MaskMethod
-from mechint.learning.resume import SavedStates, Saver
-from mechint.learning.trainer import Training
+from mechint.learning.resume import SavedStates
 from mechint.loggers import Logger, RunInfo
 from mechint.masking import MaskedModel
 from mechint.measurement import measure
 from mechint.reporting import ImportanceOverview, RunFiles, Visualizer
 from mechint.scoring import ActivationNorm
-
-ROWS = torch.randint(3, 97, (12, 17), generator=torch.Generator().manual_seed(0))
-
-
-def train(
-    masked: MaskedModel,
-    method: MaskMethod,
-    objective: Any = None,
-    directory: Path | None = None,
-    lr: float = 0.1,
-) -> Training:
-    """Eight steps of four sequences each."""
-    generator = torch.Generator().manual_seed(1)
-    method.prepare(masked, 0.6, generator)
-    with Interruption() as interruption:
-        saver = Saver(SavedStates(directory, "digest"), interruption, lambda *_: None) if directory else None
-        return MaskTrainer(batch_size=4, save_every=2).train(
-            masked,
-            ROWS,
-            method,
-            objective or KlObjective(),
-            partial(NormalizedSGD, lr=lr),
-            CubicSchedule(end=0.8),
-            8,
-            generator,
-            lambda *_: None,
-            saver,
-        )
 
 
 class NanAfter(KlObjective):
@@ -84,7 +55,7 @@ def test_a_step_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
 ) -> None:
     masked = MaskedModel(tiny_model("llama"))
     with pytest.raises(UserError, match=f"{message}.*check the checkpoint, or lower optimizer.lr"):
-        train(masked, TopK(), NanAfter(5, gradient_only), tmp_path)
+        learn(masked, TopK(), objective=NanAfter(5, gradient_only), directory=tmp_path)
     state = SavedStates(tmp_path, "digest").newest()
     assert state is not None
     assert state["step"] == 4
@@ -97,7 +68,7 @@ def test_a_step_that_is_no_number_stops_the_run_and_keeps_the_last_good_state(
 
 def test_in_bf16_the_remedy_is_named() -> None:
     with pytest.raises(UserError, match="bfloat16 is too coarse or overflows here: set dtype=float32"):
-        train(MaskedModel(tiny_model("llama").bfloat16()), TopK(), NanAfter(0, False))
+        learn(MaskedModel(tiny_model("llama").bfloat16()), TopK(), objective=NanAfter(0, False))
 
 
 def test_the_layer_is_named_where_the_dense_model_overflows() -> None:
@@ -106,7 +77,7 @@ def test_the_layer_is_named_where_the_dense_model_overflows() -> None:
         masked.model.model.layers[1].mlp.down_proj.weight.mul_(1e38).mul_(1e3)
     assert first_not_finite(masked.model, ROWS[:1, :-1]) == "model.layers.1.mlp.down_proj"
     with pytest.raises(UserError, match=r"outputs are not finite, first in model.layers.1.mlp.down_proj"):
-        train(masked, TopK())
+        learn(masked, TopK())
     with pytest.raises(UserError, match="the dense model's outputs on the evaluation data are not finite"):
         measure(masked, ROWS, {"dense": None}, None, 4)
     with pytest.raises(UserError, match="2 of 3 scores of Fisher are not finite"):
@@ -117,18 +88,7 @@ def test_an_impossible_learning_rate_is_one_line() -> None:
     with pytest.raises(
         UserError, match=r"the optimizer cannot be made: invalid lr=-1.0.*; correct optimizer"
     ):
-        train(MaskedModel(tiny_model("llama")), TopK(), lr=-1.0)
-
-
-class SmallMemory(MaskedModel):
-    """A model whose device holds so many sequences at once."""
-
-    capacity = 1
-
-    def hidden(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
-        if len(tokens) > self.capacity:
-            raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB")
-        return super().hidden(tokens, gates)
+        learn(MaskedModel(tiny_model("llama")), TopK(), make_optimizer=partial(NormalizedSGD, lr=-1.0))
 
 
 @pytest.mark.parametrize("method", [TopK, ActivationNorm])
@@ -136,11 +96,11 @@ class SmallMemory(MaskedModel):
 def test_with_too_little_memory_the_result_is_the_same(
     method: Callable[[], MaskMethod], capacity: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = train(MaskedModel(tiny_model("llama")), method())
+    whole = learn(MaskedModel(tiny_model("llama")), method())
     small = SmallMemory(tiny_model("llama"))
     small.capacity = capacity
     with caplog.at_level(logging.WARNING):
-        parts = train(small, method())
+        parts = learn(small, method())
     torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-4, atol=1e-5)
     losses = [[line["loss"] for line in run.history] for run in (parts, whole)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-6)
@@ -157,7 +117,7 @@ def test_one_sequence_that_does_not_fit_names_what_helps() -> None:
         UserError,
         match=r"single sequence at a time; lower dataset.sequence_length, or set trainer.activation",
     ):
-        train(small, TopK())
+        learn(small, TopK())
 
 
 def test_other_errors_are_not_taken_for_too_little_memory() -> None:
@@ -178,12 +138,12 @@ def test_other_errors_are_not_taken_for_too_little_memory() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_real_device_that_is_full() -> None:
     masked = MaskedModel(tiny_model("llama").to("cuda"))
-    whole = train(masked, TopK())
+    whole = learn(masked, TopK())
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         with pytest.raises(torch.OutOfMemoryError):
             torch.empty(2**30, device="cuda")
-        parts = train(masked, TopK())
+        parts = learn(masked, TopK())
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     torch.testing.assert_close(parts.scores, whole.scores, rtol=1e-3, atol=1e-4)

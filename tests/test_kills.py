@@ -92,7 +92,7 @@ def killed_and_repeated(undisturbed: Undisturbed, directory: Path, moment: float
     return f"{moment:6.3f}  {was:8}  {after:8}  {'yes' if not found else ', '.join(found)}"
 
 
-def kill(undisturbed: Undisturbed, directory: Path, moments: list[float]) -> None:
+def assert_kills_change_nothing(undisturbed: Undisturbed, directory: Path, moments: list[float]) -> None:
     """Print the table, and fail where anything differs."""
     print(
         f"\nkill -9 at moments of a run of {undisturbed.seconds:.1f} s\nmoment  was       resumed   identical"
@@ -108,10 +108,10 @@ def kill(undisturbed: Undisturbed, directory: Path, moments: list[float]) -> Non
 def test_a_run_killed_while_it_learns_and_while_it_draws_goes_on(
     undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    kill(undisturbed, tmp_path, [0.15, 0.35, 0.8])
+    assert_kills_change_nothing(undisturbed, tmp_path, [0.15, 0.35, 0.8])
 
 
 @pytest.mark.slow
 def test_a_run_killed_at_twenty_random_moments_goes_on(undisturbed: Undisturbed, tmp_path: Path) -> None:
     generator = random.Random(0)
-    kill(undisturbed, tmp_path, sorted(generator.random() for _ in range(20)))
+    assert_kills_change_nothing(undisturbed, tmp_path, sorted(generator.random() for _ in range(20)))

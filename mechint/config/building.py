@@ -53,7 +53,7 @@ def check(node: Any, path: str = "") -> None:
         raise UserError(
             f"{path or 'config'}: _target_ {target} is not allowed; use a class of mechint or torch.optim"
         )
-    keywords = dict.fromkeys(keywords_of(node))
+    keywords = dict.fromkeys(_keywords(node))
     try:
         made = _class(str(target))
         inspect.signature(made).bind_partial(**keywords)
@@ -76,14 +76,14 @@ def _class(path: str) -> Any:
         raise ImportError(path) from error
 
 
-def keywords_of(node: DictConfig) -> list[str]:
+def _keywords(node: DictConfig) -> list[str]:
     """The keys of a node that are keyword arguments."""
     return [str(key) for key in node if not str(key).startswith("_")]
 
 
 def _check_kinds(node: DictConfig, kinds: dict[str, Any], path: str) -> None:
     """Raise UserError for a value that is not what the class annotates."""
-    for key in keywords_of(node):
+    for key in _keywords(node):
         if key not in kinds or OmegaConf.is_missing(node, key):
             continue
         if expected := misfit(node[key], kinds[key]):
