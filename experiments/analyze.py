@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 @configuration.entry
 def main(config: DictConfig) -> float:
     """Compose, analyse, say where to look; returns the masked model's KL, which a sweeper may minimise."""
-    from mechint import distributed
-    from mechint.preparation import SHARED
+    from mechint.analysis.preparation import SHARED
     from mechint.reporting.certainty import agreement_lines
     from mechint.reporting.closing import summary_lines
+    from mechint.runtime import distributed
 
     output_dir = configuration.output_directory()
     analysis = configuration.build_analysis(config)

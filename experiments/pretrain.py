@@ -22,8 +22,8 @@ def main(config: DictConfig) -> float:
     """Train, save, measure; returns the held-out loss."""
     from mechint.checkpoints.tokenizer import find_tokenizer
     from mechint.data.byte_tokenizer import byte_tokenizer
-    from mechint.device import pick_device
     from mechint.pretraining.job import pretrain
+    from mechint.runtime.device import pick_device
 
     output_dir = configuration.output_directory()
     record = pretrain(

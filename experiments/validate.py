@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 @configuration.entry
 def main(config: DictConfig) -> float:
     """Compose, validate, print the table; returns the mean KL, which a sweeper may minimise."""
-    from mechint.planted.validation import TABLE, Validation
+    from mechint.validation.validation import TABLE, Validation
 
     output_dir = configuration.output_directory()
     validation = Validation(

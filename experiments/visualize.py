@@ -24,7 +24,7 @@ def main(config: DictConfig) -> None:
     if (config.run is None) == (config.tree is None):
         raise UserError("give either run=DIR, a run's output directory, or tree=DIR, a directory of runs")
 
-    from mechint.redrawing import redraw_run, redraw_tree
+    from mechint.reporting.redrawing import redraw_run, redraw_tree
 
     visualizer = configuration.build(config.visualizer)
     output_dir = None if config.output_dir is None else Path(config.output_dir)

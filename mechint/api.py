@@ -16,7 +16,10 @@ from typing import Any
 
 import torch
 
-from mechint.analysis import Analysis
+from mechint.analysis import Stability
+from mechint.analysis.seeds import SeedStudy
+from mechint.analysis.single import Analysis
+from mechint.analysis.targets import NestedTargets, parse_targets
 from mechint.checkpoints import CheckpointLoader
 from mechint.comparison.compare import read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
@@ -32,34 +35,30 @@ from mechint.comparison.job import Output, leave_comparison
 from mechint.comparison.variant import Directories
 from mechint.data import Dataset, PythonDocs
 from mechint.errors import UserError
-from mechint.learning import (
+from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.loggers import Logger, WandbLogger
+from mechint.methods import (
     AnnealedSigmoid,
     ConstantSchedule,
     CubicSchedule,
     EdgePopup,
     HardConcrete,
-    KlObjective,
     LeanK,
     LinearSchedule,
-    MaskTrainer,
-    NormalizedSGD,
     TopK,
 )
-from mechint.learning.method import MaskMethod
-from mechint.learning.objectives import Objective
-from mechint.loggers import Logger, WandbLogger
-from mechint.nested import NestedTargets, parse_targets
+from mechint.methods.method import MaskMethod
+from mechint.metrics import KlObjective
+from mechint.metrics.objectives import Objective
 from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
-    RunFiles,
     SparsityCurves,
     StabilityFigure,
     Visualizer,
 )
-from mechint.stability import Stability
-from mechint.stability.study import SeedStudy
+from mechint.results import RunFiles
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 
-from mechint.masking import save_masks
 from mechint.masking.masks import LayerMask, MaskSet
-from mechint.records import write_json
-from mechint.reporting import RunFiles
+from mechint.results import RunFiles, save_masks
+from mechint.runtime.files import write_json
 
 HEADS, WIDTH = 2, 8
 DENSE, EMPTY = 1.0, 5.0

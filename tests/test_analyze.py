@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from mechint.masking import load_masks
+from mechint.results import load_masks
 
 SMALL = [
     "steps=4",

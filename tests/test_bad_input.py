@@ -20,7 +20,7 @@ from bad_files import Payload, Put
 from conftest import ROOT
 from hydra_application import SMALL
 
-from mechint.memory import held_bytes, peak_bytes
+from mechint.runtime.memory import held_bytes, peak_bytes
 
 
 @dataclass(frozen=True)

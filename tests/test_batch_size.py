@@ -10,15 +10,18 @@ import torch
 from architectures import tiny_model
 from tiny_training import ROWS, SmallMemory, learn
 
-from mechint import analyze, memory
+from mechint import analyze
 from mechint.data import PythonDocs
 from mechint.errors import UserError
-from mechint.learning import KlObjective, MaskTrainer, TopK, batch_size
+from mechint.learning import MaskTrainer, batch_size
 from mechint.learning.batch_size import largest_batch
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
-from mechint.memory import free_bytes, held_bytes, peak_bytes
+from mechint.methods import TopK
+from mechint.metrics import KlObjective
 from mechint.reporting import Visualizer
+from mechint.runtime import memory
+from mechint.runtime.memory import free_bytes, held_bytes, peak_bytes
 
 CPU = torch.device("cpu")
 HIDDEN_BYTES = 16 * tiny_model("llama").config.hidden_size * 4  # of the 16 positions of a row

@@ -19,15 +19,15 @@ from PIL import Image
 from test_configs import composed
 
 from mechint import config as configuration
-from mechint.benchmark.cells import Cell, Entry, entries, kind_of, spend
-from mechint.benchmark.figure import draw_quality
-from mechint.benchmark.quality import QualityBenchmark
-from mechint.benchmark.summary import summarise
-from mechint.benchmark.table import as_markdown
+from mechint.benchmark.quality.cells import Cell, Entry, entries, kind_of, spend
+from mechint.benchmark.quality.figure import draw_quality
+from mechint.benchmark.quality.quality import QualityBenchmark
+from mechint.benchmark.quality.summary import summarise
+from mechint.benchmark.quality.table import as_markdown
 from mechint.errors import UserError
-from mechint.learning import EdgePopup, TopK
-from mechint.masking.masks import LayerMask, save_masks
-from mechint.scoring import Fisher, IntegratedGradients, IterativeFisher
+from mechint.masking.masks import LayerMask
+from mechint.methods import EdgePopup, Fisher, IntegratedGradients, IterativeFisher, TopK
+from mechint.results.mask_files import save_masks
 
 SMALL = [
     "dataset.calibration_tokens=1024",

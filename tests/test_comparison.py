@@ -16,13 +16,13 @@ from mechint.comparison.comparison import Comparison
 from mechint.comparison.difference import chance_of_exceeding, verdict
 from mechint.comparison.findings import findings_text
 from mechint.comparison.job import Output, leave_comparison
-from mechint.comparison.overlap import chance_by_layer, chance_overall, iou
-from mechint.comparison.spread import Spread
 from mechint.comparison.variant import make_variant, read_variant
 from mechint.errors import UserError
 from mechint.loggers import Logger
 from mechint.masking.masks import LayerMask
-from mechint.reporting import RunFiles
+from mechint.metrics.overlap import chance_by_layer, chance_overall, iou
+from mechint.metrics.spread import Spread
+from mechint.results import RunFiles
 
 EVEN = [(8, 8)] * 6  # half of the channels of six layers
 

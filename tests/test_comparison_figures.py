@@ -30,8 +30,8 @@ from mechint.comparison.figures.pareto import group_looks
 from mechint.comparison.findings import key_findings
 from mechint.comparison.study import Study, StudyGroup, StudyPoint, StudyRun, UnfinishedRun
 from mechint.comparison.variant import make_variant
-from mechint.reporting import RunFiles
 from mechint.reporting.style import ACCENT
+from mechint.results import RunFiles
 
 VARIANT_FIGURES = {
     "overall_summary.png": figures.OverallSummary(),

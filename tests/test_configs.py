@@ -16,7 +16,7 @@ from mechint.api import recipe
 from mechint.config.fitting import misfit
 from mechint.config.jobs import ON_SLURM, one_line
 from mechint.errors import UserError
-from mechint.learning.method import ScoringMethod
+from mechint.methods.method import ScoringMethod
 
 CONF = ROOT / "conf"
 ANALYZE_GROUPS = [
@@ -168,7 +168,7 @@ def test_loggers_combine() -> None:
     ("node", "message"),
     [
         ({"_target_": "os.system", "command": "true"}, "not allowed"),
-        ({"_target_": "mechint.learning.TopK", "temprature": 1}, "temprature"),
+        ({"_target_": "mechint.methods.TopK", "temprature": 1}, "temprature"),
         ({"figures": [{"_target_": "subprocess.run"}]}, "not allowed"),
     ],
 )

@@ -17,16 +17,16 @@ from tiny_checkpoints import CPU, nanogpt_weights, save_llama, save_nanogpt, tin
 
 from mechint import analyze
 from mechint.checkpoints import CheckpointLoader
-from mechint.comparison.leank import read_leank
-from mechint.comparison.old_results import read_old_run
 from mechint.data import PythonDocs, TextFiles, TokenFiles
 from mechint.errors import UserError
-from mechint.learning import TopK
+from mechint.imports.leank import read_leank
+from mechint.imports.old_results import read_old_run
 from mechint.learning.resume import SavedStates
-from mechint.masking import load_masks, save_masks
-from mechint.memory import held_bytes, peak_bytes
-from mechint.redrawing import redraw_run
+from mechint.methods import TopK
 from mechint.reporting import LayerImportance, Visualizer
+from mechint.reporting.redrawing import redraw_run
+from mechint.results import load_masks, save_masks
+from mechint.runtime.memory import held_bytes, peak_bytes
 
 
 def checkpoint(path: Path) -> None:

@@ -11,11 +11,13 @@ import torch
 from architectures import tiny_model
 from conftest import ROOT
 
-from mechint import distributed
 from mechint.checkpoints import CheckpointLoader
 from mechint.errors import UserError
-from mechint.learning import ConstantSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
+from mechint.learning import MaskTrainer, NormalizedSGD
 from mechint.masking import MaskedModel
+from mechint.methods import ConstantSchedule, TopK
+from mechint.metrics import KlObjective
+from mechint.runtime import distributed
 
 COMMON = [
     "steps=4",

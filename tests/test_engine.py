@@ -8,10 +8,11 @@ from architectures import tiny_model
 from tiny_training import ROWS, learn
 
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, TopK
+from mechint.learning import MaskTrainer
 from mechint.learning.engine import engine
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
+from mechint.methods import TopK
 
 # torch's compiler tries out many things of which torch itself warns; as errors they would end the attempt.
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -17,16 +17,18 @@ from torch import Tensor
 from mechint import analyze
 from mechint.data import PythonDocs
 from mechint.errors import UserError
-from mechint.learning import KlObjective, MaskTrainer, NormalizedSGD, TopK
+from mechint.learning import MaskTrainer, NormalizedSGD
 from mechint.learning.finite import first_not_finite, require_finite_scores
-from mechint.learning.memory import Fit, is_out_of_memory
-from mechint.learning.method import MaskMethod
+from mechint.learning.fit import Fit, is_out_of_memory
 from mechint.learning.resume import SavedStates
 from mechint.loggers import Logger, RunInfo
 from mechint.masking import MaskedModel
-from mechint.measurement import measure
-from mechint.reporting import ImportanceOverview, RunFiles, Visualizer
-from mechint.scoring import ActivationNorm
+from mechint.methods import ActivationNorm, TopK
+from mechint.methods.method import MaskMethod
+from mechint.metrics import KlObjective
+from mechint.metrics.measurement import measure
+from mechint.reporting import ImportanceOverview, Visualizer
+from mechint.results import RunFiles
 
 
 class NanAfter(KlObjective):

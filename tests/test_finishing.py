@@ -8,9 +8,11 @@ from architectures import tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mechint.learning import ConstantSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
+from mechint.learning import MaskTrainer, NormalizedSGD
 from mechint.learning.finishing import Exchange
 from mechint.masking import MaskedModel, make_pools, make_units
+from mechint.methods import ConstantSchedule, TopK
+from mechint.metrics import KlObjective
 
 
 def exchange(masked: MaskedModel, scope: str = "global", trials: int = 12, rows: int = 6) -> Exchange:

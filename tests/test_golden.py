@@ -6,7 +6,7 @@ from conftest import ROOT
 
 from mechint.checkpoints import CheckpointLoader
 from mechint.masking import MaskedModel
-from mechint.measurement import measure
+from mechint.metrics.measurement import measure
 
 # English that never changes, in bytes: the licence from its second paragraph on. Every third channel is removed.
 TEXT = (ROOT / "LICENSE").read_bytes().partition(b"Permission")[2]

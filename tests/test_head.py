@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, tiny_model
 from torch import Tensor, nn
 
-from mechint.learning import chunked
-from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.objectives import KlObjective, kl_per_position, nll_per_position
 from mechint.masking import MaskedModel
 from mechint.masking.head import ModelHead, WholeLogits
-from mechint.measurement import measure
+from mechint.metrics import chunked
+from mechint.metrics.dense_outputs import DenseOutputs
+from mechint.metrics.measurement import measure
+from mechint.metrics.objectives import KlObjective, kl_per_position, nll_per_position
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from warm_programs import ended, start, wait_for
 
 from mechint.comparison.tree import read_study
 from mechint.errors import UserError
-from mechint.interruption import EXIT_CODE, Interrupted, Interruption
-from mechint.processes import has_died, this_process
-from mechint.run_directories import Occupant, refuse_other_run
-from mechint.run_lock import only_process
+from mechint.results.directories import Occupant, refuse_other_run
+from mechint.results.lock import only_process
+from mechint.runtime.processes import has_died, this_process
+from mechint.runtime.signals import EXIT_CODE, Interrupted, Interruption
 
 
 def tell(number: int) -> None:
@@ -74,7 +74,7 @@ def test_patience_ends(heard: list[int]) -> None:
 def test_what_is_slow_after_the_interruption_gets_an_error(
     heard: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechint.interruption.LAST_WORDS", 0.01)
+    monkeypatch.setattr("mechint.runtime.signals.LAST_WORDS", 0.01)
 
     def work(interruption: Interruption) -> None:
         try:

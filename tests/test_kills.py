@@ -11,7 +11,7 @@ import pytest
 import torch
 from warm_programs import ended, start, wait_for
 
-from mechint.masking import load_masks
+from mechint.results import load_masks
 
 SETTINGS = [
     "output_dir=out",

@@ -21,9 +21,9 @@ from omegaconf import OmegaConf
 from slurm_fixture import MiniSlurm, SlurmUnavailableError
 
 from mechint.config import launching, tracking
-from mechint.interruption import EXIT_CODE, Interruption
-from mechint.masking import load_masks
-from mechint.sweeps import Sweep
+from mechint.config.sweeps import Sweep
+from mechint.results import load_masks
+from mechint.runtime.signals import EXIT_CODE, Interruption
 
 pytestmark = pytest.mark.slow
 

@@ -11,8 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from mechint.analysis.describing import describe_binarization
 from mechint.errors import UserError
-from mechint.learning import (
+from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.learning.trainer import Training
+from mechint.masking import MaskedModel
+from mechint.methods import (
     AnnealedSigmoid,
     ConstantSchedule,
     CosineSchedule,
@@ -20,20 +24,14 @@ from mechint.learning import (
     EdgePopup,
     ExponentialSchedule,
     HardConcrete,
-    KlObjective,
     LeanK,
     LinearSchedule,
-    MaskTrainer,
-    NllObjective,
-    NormalizedSGD,
     TopK,
 )
-from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.method import LearnedMethod, MaskMethod, importance
-from mechint.learning.schedules import warm_up_and_decay
-from mechint.learning.trainer import Training
-from mechint.masking import MaskedModel
-from mechint.results import describe_binarization
+from mechint.methods.method import LearnedMethod, MaskMethod, importance
+from mechint.methods.schedules import warm_up_and_decay
+from mechint.metrics import KlObjective, NllObjective
+from mechint.metrics.dense_outputs import DenseOutputs
 
 METHODS: list[tuple[type[MaskMethod], Callable[..., torch.optim.Optimizer]]] = [
     (partial(TopK, finishing_trials=0), partial(NormalizedSGD, lr=0.1)),

@@ -10,10 +10,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 
 from mechint.errors import UserError
-from mechint.masking import ChannelSpace, LayerShape, MaskedModel, load_masks, masks_by_layer, save_masks
+from mechint.masking import ChannelSpace, LayerShape, MaskedModel, masks_by_layer
 from mechint.masking.attention import _base_function
 from mechint.masking.masks import flat_keep
 from mechint.masking.rotary import rotary_partners
+from mechint.results import load_masks, save_masks
 
 MakeMasked = Callable[[str], MaskedModel]
 

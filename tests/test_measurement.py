@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from architectures import tiny_model
 
 from mechint.masking import MaskedModel
-from mechint.measurement import channel_means, faithfulness, loss_degradation_percent, measure
+from mechint.metrics.measurement import channel_means, faithfulness, loss_degradation_percent, measure
 
 
 def test_measures_agree_with_their_definitions() -> None:

@@ -11,16 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechint import analyze
+from mechint.analysis.targets import parse_targets
 from mechint.comparison.tree import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, TopK
-from mechint.masking import Pools, load_masks
+from mechint.learning import MaskTrainer
+from mechint.masking import Pools
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.masking.space import ChannelSpace, LayerShape
-from mechint.nested import parse_targets
-from mechint.records import write_json
-from mechint.reporting import NestedFigure, RunFiles, Visualizer
+from mechint.methods import TopK
+from mechint.reporting import NestedFigure, Visualizer
+from mechint.results import RunFiles, load_masks
+from mechint.runtime.files import write_json
 
 TARGETS = [0.9, 0.25, 0.5]
 

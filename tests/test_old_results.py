@@ -12,12 +12,12 @@ import torch
 
 from mechint.comparison.compare import read_comparison
 from mechint.comparison.findings import findings_text
-from mechint.comparison.leank import read_leank, read_leank_run
-from mechint.comparison.old_results import read_old_run
 from mechint.comparison.report import comparison_report
 from mechint.errors import UserError
-from mechint.masking import load_masks, save_masks
+from mechint.imports.leank import read_leank, read_leank_run
+from mechint.imports.old_results import read_old_run
 from mechint.reporting import ImportanceOverview, LayerImportance
+from mechint.results import load_masks, save_masks
 
 HEADS, WIDTH = 2, 4
 

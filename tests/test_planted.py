@@ -16,14 +16,16 @@ from torch import Tensor
 
 from mechint import config as configuration
 from mechint.errors import UserError
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD
-from mechint.learning.method import MaskMethod, ScoringMethod
+from mechint.learning import MaskTrainer, NormalizedSGD
 from mechint.masking import MaskedModel
-from mechint.planted import Grouped, Induction, Planted, Rope, plant
-from mechint.planted.blueprint import Blueprint, K
-from mechint.planted.induction import CIRCUIT_HEAD
-from mechint.planted.validation import Validation
-from mechint.planted.variants import rotate_values
+from mechint.methods import CubicSchedule
+from mechint.methods.method import MaskMethod, ScoringMethod
+from mechint.metrics import KlObjective
+from mechint.validation import Grouped, Induction, Planted, Rope, plant
+from mechint.validation.blueprint import Blueprint, K
+from mechint.validation.induction import CIRCUIT_HEAD
+from mechint.validation.validation import Validation
+from mechint.validation.variants import rotate_values
 
 SMALL: dict[str, Any] = {
     "num_heads": 4,

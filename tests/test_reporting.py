@@ -21,12 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from mechint.errors import UserError
-from mechint.masking.masks import LayerMask, save_masks
+from mechint.masking.masks import LayerMask
 from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
-    RunFiles,
     SparsityCurves,
     StabilityFigure,
     Visualizer,
@@ -36,6 +35,8 @@ from mechint.reporting.finding import cautions, finding, thirds
 from mechint.reporting.layer_importance import layer_files
 from mechint.reporting.style import KEPT, KINDS, REMOVED, Kind, channel_colours, index_ticks, printable
 from mechint.reporting.wording import code, counted, enumeration, number, text
+from mechint.results import RunFiles
+from mechint.results.mask_files import save_masks
 
 FIGURES = [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
 VISUALIZER_CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "visualizer"

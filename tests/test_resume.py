@@ -14,15 +14,17 @@ from architectures import tiny_model
 from test_learning import METHODS
 
 from mechint.errors import UserError
-from mechint.interruption import Interrupted, Interruption
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
-from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.method import MaskMethod
+from mechint.learning import MaskTrainer, NormalizedSGD
 from mechint.learning.resume import SavedStates, Saver
-from mechint.learning.state import give, take
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
-from mechint.seeding import deterministic
+from mechint.methods import CubicSchedule, TopK
+from mechint.methods.method import MaskMethod
+from mechint.methods.state import give, take
+from mechint.metrics import KlObjective
+from mechint.metrics.dense_outputs import DenseOutputs
+from mechint.runtime.seeds import deterministic
+from mechint.runtime.signals import Interrupted, Interruption
 
 STEPS = 9
 

@@ -12,12 +12,11 @@ from architectures import ARCHITECTURES, tiny_model
 from torch import Tensor, nn
 
 from mechint.errors import UserError
-from mechint.learning.method import ScoringMethod
-from mechint.learning.objectives import KlObjective, NllObjective
 from mechint.masking import MaskedModel, make_units
+from mechint.masking.input_projections import row_norms
 from mechint.masking.masked_model import LayerRecorder
-from mechint.measurement import channel_means
-from mechint.scoring import (
+from mechint.masking.projections import output_projections
+from mechint.methods import (
     ActivationNorm,
     Fisher,
     Flap,
@@ -32,11 +31,12 @@ from mechint.scoring import (
     ThinkCentered,
     Wanda,
 )
-from mechint.scoring.gradients import gate_gradients
-from mechint.scoring.gram_greedy import convex_slopes, removal_costs
-from mechint.scoring.input_projections import row_norms
-from mechint.scoring.projections import output_projections
-from mechint.scoring.scorer import combine
+from mechint.methods.method import ScoringMethod
+from mechint.methods.scoring.gram_greedy import convex_slopes, removal_costs
+from mechint.methods.scoring.scorer import combine
+from mechint.metrics.gradients import gate_gradients
+from mechint.metrics.measurement import channel_means
+from mechint.metrics.objectives import KlObjective, NllObjective
 
 ROWS = torch.randint(3, 97, (5, 13), generator=torch.Generator().manual_seed(0))
 TOKENS = 5 * 12

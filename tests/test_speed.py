@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import ROOT
 
+from mechint.benchmark.speed import SpeedBenchmark
+from mechint.benchmark.speed.models import SHAPES, make_model, random_llama, step_flops
+from mechint.benchmark.speed.steps import Steps
 from mechint.errors import UserError
-from mechint.speed import SpeedBenchmark
-from mechint.speed.models import SHAPES, make_model, random_llama, step_flops
-from mechint.speed.steps import Steps
 
 
 def test_the_command_prints_ratios(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_peak_memory_is_what_a_step_holds_at_a_time() -> None:
     # in a process of its own: measuring changes how memory is given back
     script = """
 import torch
-from mechint.speed.meters import extra_bytes
+from mechint.benchmark.speed.meters import extra_bytes
 def step():
     for _ in range(3):
         torch.ones(2**22)  # 16 MiB, one after the other

@@ -13,26 +13,27 @@ from comparable_runs import make_masks
 from test_planted import small
 
 from mechint import analyze, compare_variants
-from mechint.comparison.agreement import Agreement
-from mechint.comparison.overlap import chance_by_layer, chance_overall, iou
+from mechint.analysis import Stability
+from mechint.analysis.consensus import Selections
+from mechint.analysis.inertness import measure_inertness, subset_counts
+from mechint.analysis.necessity import measure_necessity
+from mechint.analysis.permuted import block_matrices, permuted_weights
+from mechint.analysis.trials import Trials
 from mechint.comparison.tree import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
-from mechint.masking import Pools, load_masks
-from mechint.measurement import measure
-from mechint.planted import Planted
-from mechint.records import config_digest
-from mechint.redrawing import redraw_run
-from mechint.reporting import RunFiles, StabilityFigure, Visualizer
+from mechint.masking import Pools
+from mechint.methods import RandomOrder
+from mechint.metrics.agreement import Agreement
+from mechint.metrics.measurement import measure
+from mechint.metrics.overlap import chance_by_layer, chance_overall, iou
+from mechint.reporting import StabilityFigure, Visualizer
 from mechint.reporting.certainty import agreement_lines, certainty
-from mechint.scoring import RandomOrder
-from mechint.stability import Stability
-from mechint.stability.consensus import Selections
-from mechint.stability.inertness import measure_inertness, subset_counts
-from mechint.stability.necessity import measure_necessity
-from mechint.stability.permuted import block_matrices, permuted_weights
-from mechint.stability.trials import Trials
+from mechint.reporting.redrawing import redraw_run
+from mechint.results import RunFiles, load_masks
+from mechint.results.identity import config_digest
+from mechint.validation import Planted
 
 
 def seeded() -> torch.Generator:

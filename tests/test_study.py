@@ -27,8 +27,8 @@ from mechint.comparison.tree import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
-from mechint.records import write_json
 from mechint.reporting import Visualizer
+from mechint.runtime.files import write_json
 
 HALF, QUARTER = [(8, 8)] * 3, [(4, 4)] * 3
 
@@ -326,7 +326,7 @@ def test_python_and_the_experiments_have_the_same_defaults() -> None:
         raise UserError("seen")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mechint.analysis.Analysis.run", run)
+        patch.setattr("mechint.analysis.single.Analysis.run", run)
         with pytest.raises(UserError, match="seen"):
             analyze()
     composed = describe_settings(vars(analysis))

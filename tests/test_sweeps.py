@@ -14,14 +14,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_application import Ended, Experiment, experiment
 
 from mechint import config as configuration
-from mechint import device, preparation
+from mechint.analysis import preparation
 from mechint.checkpoints import CheckpointLoader
 from mechint.config import jobs
-from mechint.device import pick_device
+from mechint.config.sweeps import Sweep, slurm_threads, succeeded, table, threads_per_job
 from mechint.learning import MaskTrainer
 from mechint.loggers import WandbLogger
-from mechint.run_directories import clear_run, job_name
-from mechint.sweeps import Sweep, slurm_threads, succeeded, table, threads_per_job
+from mechint.results.directories import clear_run, job_name
+from mechint.runtime import device
+from mechint.runtime.device import pick_device
 
 ODD_NAMES = [
     "(round) [square] {curly}.pt",
@@ -424,7 +425,7 @@ def test_the_table_tells_what_became_of_every_job(tmp_path: Path) -> None:
 def test_parallel_jobs_share_the_cores(
     launcher: str, parallel: int, count: int, threads: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechint.sweeps.usable_cores", lambda: 8)
+    monkeypatch.setattr("mechint.config.sweeps.usable_cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads_per_job(launcher, parallel, count) == threads
     monkeypatch.setenv("OMP_NUM_THREADS", "3")

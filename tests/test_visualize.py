@@ -20,16 +20,18 @@ from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
 
 from mechint import config as configuration
-from mechint.analysis import Analysis
+from mechint.analysis.single import Analysis
 from mechint.api import describe_settings
 from mechint.checkpoints import CheckpointLoader
-from mechint.comparison.old_results import read_old_run
 from mechint.data import PythonDocs
 from mechint.errors import UserError
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD, TopK
-from mechint.redrawing import redraw_run, redraw_tree, runs_below
+from mechint.imports.old_results import read_old_run
+from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.methods import CubicSchedule, TopK
+from mechint.metrics import KlObjective
 from mechint.reporting import ImportanceOverview, LayerImportance, SparsityCurves, Visualizer
 from mechint.reporting.finding import cautions, finding, headline_lines
+from mechint.reporting.redrawing import redraw_run, redraw_tree, runs_below
 
 REPORT = "circuit_analysis_report.md"
 DPI = 40

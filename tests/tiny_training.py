@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechint.interruption import Interrupted, Interruption
-from mechint.learning import CubicSchedule, KlObjective, MaskTrainer, NormalizedSGD
-from mechint.learning.method import MaskMethod
+from mechint.learning import MaskTrainer, NormalizedSGD
 from mechint.learning.resume import SavedStates, Saver
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
+from mechint.methods import CubicSchedule
+from mechint.methods.method import MaskMethod
+from mechint.metrics import KlObjective
+from mechint.runtime.signals import Interrupted, Interruption
 
 ROWS = torch.randint(3, 97, (12, 17), generator=torch.Generator().manual_seed(0))
 

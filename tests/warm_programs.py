@@ -15,7 +15,13 @@ from conftest import ROOT
 # A fork server has no threads, so its children begin as cleanly as a fresh interpreter.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["torch", "transformers.models.llama.modeling_llama", "hydra.main", "mechint.config", "mechint.analysis"]
+    [
+        "torch",
+        "transformers.models.llama.modeling_llama",
+        "hydra.main",
+        "mechint.config",
+        "mechint.analysis.single",
+    ]
 )
 
 

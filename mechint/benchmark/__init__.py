@@ -1,5 +1,1 @@
-"""Mask methods held against each other: what is run, what it cost, tables and figures."""
-
-from mechint.benchmark.quality import QualityBenchmark
-
-__all__ = ["QualityBenchmark"]
+"""Measuring mask methods against each other, and the program against the plain model."""

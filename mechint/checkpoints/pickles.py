@@ -7,7 +7,7 @@ from typing import Any
 
 from mechint.checkpoints.quiet import quiet
 from mechint.errors import UserError
-from mechint.plain_pickles import PickleRefusedError, load_plain
+from mechint.runtime.pickles import PickleRefusedError, load_plain
 
 
 def read_pickle(path: Path) -> Mapping[str, Any]:

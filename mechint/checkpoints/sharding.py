@@ -8,8 +8,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import PreTrainedModel
 
-from mechint import distributed
 from mechint.errors import UserError
+from mechint.runtime import distributed
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:

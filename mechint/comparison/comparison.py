@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from mechint.comparison.overlap import Overlap
-from mechint.comparison.spread import Spread
-from mechint.reporting import RunFiles
+from mechint.metrics.overlap import Overlap
+from mechint.metrics.spread import Spread
+from mechint.results import RunFiles
 
 # Does a difference exceed the spread between seeds? "unknown": a side has fewer than two runs, or the number
 # does not depend on the seed.

@@ -15,9 +15,9 @@ from mechint.comparison.comparison import (
     VariantLayer,
     Verdict,
 )
-from mechint.comparison.overlap import Overlap, overlap, same_shapes
-from mechint.comparison.spread import Spread
 from mechint.masking.masks import LayerMask
+from mechint.metrics.overlap import Overlap, overlap, same_shapes
+from mechint.metrics.spread import Spread
 from mechint.reporting.wording import layers_named
 
 THIRDS = ("early", "middle", "late")

@@ -16,7 +16,7 @@ from mechint.comparison.comparison import (
 )
 from mechint.comparison.difference import chance_of_exceeding, verdict
 from mechint.comparison.flags import different_sparsity
-from mechint.comparison.spread import Spread
+from mechint.metrics.spread import Spread
 from mechint.reporting.wording import one_line
 
 MARKS: dict[Verdict, str] = {

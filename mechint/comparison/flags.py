@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from mechint.comparison.comparison import Variant
 from mechint.comparison.identity import options
-from mechint.comparison.spread import Spread
 from mechint.errors import without_controls
+from mechint.metrics.spread import Spread
 
 # Options that are told by a sentence of their own, or follow from the data.
 TOLD_ELSEWHERE = frozenset({"evaluation_data", "data"})

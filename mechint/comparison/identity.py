@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mechint.records import PRESENTATION_KEYS, STABILITY_KEYS
+from mechint.results.identity import PRESENTATION_KEYS, STABILITY_KEYS
 
 # Root keys of the configuration that make no other curve: what is swept, where things are, where it ran.
 # dtype is told by the checkpoint's entry, which knows what "auto" became.

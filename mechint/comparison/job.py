@@ -13,9 +13,9 @@ from mechint.comparison.comparison import Comparison, ComparisonFigure
 from mechint.comparison.findings import findings_text
 from mechint.comparison.study import Study, StudyFigure
 from mechint.loggers import Logger, LoggerGroup, RunInfo
-from mechint.records import write_atomically, write_json
 from mechint.reporting.visualizer import require_dpi
-from mechint.run_directories import refuse_run
+from mechint.results.directories import refuse_run
+from mechint.runtime.files import write_atomically, write_json
 
 KEY_FINDINGS = "key_findings.txt"
 

@@ -22,10 +22,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from mechint.analysis.describing import now
 from mechint.comparison.comparison import Comparison, MetricDifference, Variant
-from mechint.comparison.spread import Spread
 from mechint.comparison.study import BYTES_PER_ELEMENT, Study, StudyGroup, StudyPoint
-from mechint.results import now
+from mechint.metrics.spread import Spread
 
 FILENAME = "comparison.json"
 SCHEMA_VERSION = 1

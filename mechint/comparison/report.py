@@ -8,7 +8,7 @@ from typing import Any
 
 from mechint.comparison.comparison import METRICS, Comparison, Variant
 from mechint.comparison.findings import key_findings
-from mechint.comparison.spread import Spread
+from mechint.metrics.spread import Spread
 from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 FILENAME = "variant_comparison.md"

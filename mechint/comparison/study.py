@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from mechint.comparison.agreement import Agreement
-from mechint.comparison.spread import Spread
+from mechint.metrics.agreement import Agreement
+from mechint.metrics.spread import Spread
 
 # bf16 or fp16 caches; stated wherever bytes are shown.
 BYTES_PER_ELEMENT = 2

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mechint.comparison.agreement import Agreement
 from mechint.comparison.record import POINT_METRICS
 from mechint.comparison.report import markdown_table, with_spread
 from mechint.comparison.study import BYTES_PER_ELEMENT, Study, StudyGroup, StudyPoint
+from mechint.metrics.agreement import Agreement
 from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 CSV, MARKDOWN = "table.csv", "table.md"

@@ -7,17 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechint.comparison.agreement import Agreement
-from mechint.comparison.find import (
-    Unreadable,
-    newest_of_each,
-    one_line,
-    read_result,
-    run_directories,
-    summary_note,
-)
 from mechint.comparison.identity import Options, key_of, options, shown, telling
-from mechint.comparison.overlap import same_shapes
 from mechint.comparison.study import (
     BYTES_PER_ELEMENT,
     Study,
@@ -27,8 +17,18 @@ from mechint.comparison.study import (
     UnfinishedRun,
 )
 from mechint.errors import UserError
-from mechint.reporting.run_files import read_masks
-from mechint.run_directories import true_status
+from mechint.metrics.agreement import Agreement
+from mechint.metrics.overlap import same_shapes
+from mechint.results.directories import true_status
+from mechint.results.find import (
+    Unreadable,
+    newest_of_each,
+    one_line,
+    read_result,
+    run_directories,
+    summary_note,
+)
+from mechint.results.run_files import read_masks
 
 # Achieved sparsities that agree to so many decimals are one point.
 DECIMALS = 6

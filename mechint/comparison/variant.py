@@ -9,7 +9,16 @@ from typing import Any
 from torch import Tensor
 
 from mechint.comparison.comparison import METRICS, Variant, VariantLayer
-from mechint.comparison.find import (
+from mechint.comparison.identity import Options, options, shown, telling
+from mechint.errors import UserError
+from mechint.imports.leank import read_leank_run
+from mechint.imports.old_results import is_old_run, quotations, read_old_run
+from mechint.masking.masks import LayerMask
+from mechint.metrics.overlap import same_shapes
+from mechint.metrics.spread import Spread
+from mechint.results import RunFiles
+from mechint.results.directories import true_status
+from mechint.results.find import (
     Unreadable,
     newest_of_each,
     one_line,
@@ -17,16 +26,7 @@ from mechint.comparison.find import (
     run_directories,
     summary_note,
 )
-from mechint.comparison.identity import Options, options, shown, telling
-from mechint.comparison.leank import read_leank_run
-from mechint.comparison.old_results import is_old_run, quotations, read_old_run
-from mechint.comparison.overlap import same_shapes
-from mechint.comparison.spread import Spread
-from mechint.errors import UserError
-from mechint.masking.masks import LayerMask
-from mechint.records import RESULT
-from mechint.reporting import RunFiles
-from mechint.run_directories import true_status
+from mechint.results.identity import RESULT
 
 Directories = str | Path | Sequence[str | Path]
 

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from mechint.config.fitting import misfit, parameter_kinds
 from mechint.errors import UserError
-from mechint.records import config_digest
+from mechint.results.identity import config_digest
 
 # Nothing outside these modules is ever built from a configuration.
 ALLOWED_TARGETS = ("mechint.", "torch.optim.")

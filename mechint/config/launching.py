@@ -12,9 +12,9 @@ from typing import Any
 from mechint.config.followers import followers_aside
 from mechint.config.jobs import USER_ERRORS, fail, in_user_words, one_line
 from mechint.config.schema import register
+from mechint.config.sweeps import Sweep, succeeded, table
 from mechint.config.tracking import current_sweep, forget_sweep
-from mechint.interruption import EXIT_CODE, Interrupted
-from mechint.sweeps import Sweep, succeeded, table
+from mechint.runtime.signals import EXIT_CODE, Interrupted
 
 CTRL_C = 130  # the exit code that shells give to it
 

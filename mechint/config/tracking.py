@@ -34,12 +34,12 @@ from mechint.config.jobs import (
     one_line,
     output_directory,
 )
+from mechint.config.sweeps import Sweep, slurm_threads, threads_per_job
 from mechint.errors import UserError
-from mechint.interruption import EXIT_CODE, Interrupted
-from mechint.records import RESULT
-from mechint.run_directories import Occupant, refuse_other_run
-from mechint.run_lock import refuse_occupied
-from mechint.sweeps import Sweep, slurm_threads, threads_per_job
+from mechint.results.directories import Occupant, refuse_other_run
+from mechint.results.identity import RESULT
+from mechint.results.lock import refuse_occupied
+from mechint.runtime.signals import EXIT_CODE, Interrupted
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,9 @@ def _run_job(
         return math.nan
     _set_threads(slurm_threads() if launcher in ON_SLURM else sweep.threads)
     if launcher in SIDE_BY_SIDE:
-        from mechint.device import take_turns  # here, so that showing a configuration does not import torch
+        from mechint.runtime.device import (
+            take_turns,  # here, so that showing a configuration does not import torch
+        )
 
         take_turns(number)
     before = _written(directory)
@@ -241,7 +243,9 @@ def _log_traceback(error: Exception) -> None:
 
 def _record_failure(directory: Path, config: DictConfig, error: Exception) -> None:
     """Leave the error of a job that failed before its own record began, unless another run's result is there."""
-    from mechint.analysis import record_failure  # here, so that showing a configuration does not import torch
+    from mechint.analysis.single import (
+        record_failure,  # here, so that showing a configuration does not import torch
+    )
 
     if not Occupant.of(directory).gives_way_to(None):
         return

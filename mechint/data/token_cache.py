@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mechint.data.packing import TokenStream
-from mechint.records import write_atomically
+from mechint.runtime.files import write_atomically
 
 # MECHINT_CACHE=DIRECTORY puts the cache elsewhere; with nothing after the = there is none.
 VARIABLE = "MECHINT_CACHE"

@@ -8,13 +8,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mechint import distributed
 from mechint.errors import UserError
-from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.memory import Fit, backward_in_parts, is_out_of_memory, out_of_memory_alone, release
-from mechint.learning.objectives import Objective
+from mechint.learning.fit import Fit, backward_in_parts, is_out_of_memory, out_of_memory_alone, release
 from mechint.masking.masked_model import MaskedModel
-from mechint.memory import free_bytes, held_bytes, peak_bytes
+from mechint.metrics.dense_outputs import DenseOutputs
+from mechint.metrics.objectives import Objective
+from mechint.runtime import distributed
+from mechint.runtime.memory import free_bytes, held_bytes, peak_bytes
 
 log = logging.getLogger(__name__)
 

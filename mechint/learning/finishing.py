@@ -9,11 +9,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from mechint import distributed
-from mechint.learning.dense_outputs import DenseOutputs
-from mechint.learning.objectives import kl_per_position
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.units import Pools, Units
+from mechint.metrics.dense_outputs import DenseOutputs
+from mechint.metrics.objectives import kl_per_position
+from mechint.runtime import distributed
 
 # How far removed units are opened when their worth is estimated, and how many of the best are tried on each side.
 AJAR = 0.3

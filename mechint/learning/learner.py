@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mechint import distributed
 from mechint.errors import UserError
-from mechint.learning.dense_outputs import DenseOutputs
 from mechint.learning.finite import gradients_finite, require_finite_step
-from mechint.learning.memory import Fit, backward_in_parts
-from mechint.learning.method import LearnedMethod, MaskMethod
-from mechint.learning.objectives import Objective
-from mechint.learning.state import give, take
+from mechint.learning.fit import Fit, backward_in_parts
 from mechint.masking.masked_model import MaskedModel
+from mechint.methods.method import LearnedMethod, MaskMethod
+from mechint.methods.state import give, take
+from mechint.metrics.dense_outputs import DenseOutputs
+from mechint.metrics.objectives import Objective
+from mechint.runtime import distributed
 
 Metrics = dict[str, float | None]
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]

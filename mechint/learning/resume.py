@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from mechint import distributed
 from mechint.errors import UserError
-from mechint.interruption import Interruption
-from mechint.learning.state import give, take
-from mechint.plain_pickles import PickleRefusedError, load_plain
-from mechint.records import unfinished_name, write_atomically
+from mechint.methods.state import give, take
+from mechint.runtime import distributed
+from mechint.runtime.files import unfinished_name, write_atomically
+from mechint.runtime.pickles import PickleRefusedError, load_plain
+from mechint.runtime.signals import Interruption
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Saver:
     """Saves the parts of a learning loop every few steps and when the run is asked to stop.
 
     on_resume: called with the number of steps already done and the history so far. Parts are live objects, see
-    `mechint.learning.state`; the one called `run` has the history of logged lines.
+    `mechint.methods.state`; the one called `run` has the history of logged lines.
     """
 
     def __init__(

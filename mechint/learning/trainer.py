@@ -12,18 +12,18 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
-from mechint import distributed
 from mechint.errors import UserError
 from mechint.learning.batch_size import largest_batch
 from mechint.learning.engine import engine
 from mechint.learning.finishing import Exchange, Finishing
 from mechint.learning.finite import require_finite_outputs, require_finite_scores
+from mechint.learning.fit import Fit
 from mechint.learning.learner import Learner, MakeOptimizer, Metrics
-from mechint.learning.memory import Fit
-from mechint.learning.method import LearnedMethod, MaskMethod, ScoringMethod
-from mechint.learning.objectives import KlObjective, Objective
 from mechint.learning.resume import Saver
 from mechint.masking.masked_model import MaskedModel
+from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
+from mechint.metrics.objectives import KlObjective, Objective
+from mechint.runtime import distributed
 
 # Called with the number of a step, its metrics, and whether they are part of the history.
 OnStep = Callable[[int, Metrics, bool], None]

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 
 from mechint.loggers.logger import Logger, RunInfo
 from mechint.loggers.values import plain
-from mechint.records import write_atomically
+from mechint.runtime.files import write_atomically
 
 
 class JsonlLogger(Logger):

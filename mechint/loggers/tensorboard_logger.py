@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from mechint.errors import UserError
 from mechint.loggers.logger import Logger, RunInfo
-from mechint.loggers.room import require_room
 from mechint.loggers.values import flatten, plain
+from mechint.runtime.files import require_room
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

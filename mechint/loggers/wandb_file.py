@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mechint.loggers.room import require_room
+from mechint.runtime.files import require_room
 
 MAGIC = b":W&B"
 FILE_HEADER = 7

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mechint.errors import UserError
 from mechint.loggers.logger import Logger, RunInfo
-from mechint.loggers.room import require_room
 from mechint.loggers.values import flatten, plain
 from mechint.loggers.wandb_file import wait_for_end
+from mechint.runtime.files import require_room
 
 if TYPE_CHECKING:
     from wandb import Run

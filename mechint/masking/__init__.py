@@ -1,7 +1,7 @@
-"""Where a mask acts, what it is made of, and its files."""
+"""Where a mask acts, and what it is made of."""
 
 from mechint.masking.masked_model import MaskedModel
-from mechint.masking.masks import LayerMask, MaskSet, load_masks, masks_by_layer, save_masks
+from mechint.masking.masks import LayerMask, MaskSet, masks_by_layer
 from mechint.masking.space import ChannelSpace, LayerShape
 from mechint.masking.units import Pools, Units, make_pools, make_units
 
@@ -13,9 +13,7 @@ __all__ = [
     "MaskedModel",
     "Pools",
     "Units",
-    "load_masks",
     "make_pools",
     "make_units",
     "masks_by_layer",
-    "save_masks",
 ]

@@ -14,8 +14,8 @@ from mechint.data import TokenData
 from mechint.errors import UserError
 from mechint.pretraining.architectures import settle
 from mechint.pretraining.pretrainer import Pretrainer, held_out
-from mechint.records import write_json
-from mechint.run_directories import refuse_run
+from mechint.results.directories import refuse_run
+from mechint.runtime.files import write_json
 
 log = logging.getLogger(__name__)
 

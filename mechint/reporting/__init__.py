@@ -4,7 +4,6 @@ from mechint.reporting.importance_overview import ImportanceOverview
 from mechint.reporting.layer_importance import LayerImportance
 from mechint.reporting.nested import NestedFigure
 from mechint.reporting.report import write_report
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.sparsity_curves import SparsityCurves
 from mechint.reporting.stability import StabilityFigure
 from mechint.reporting.visualizer import RunFigure, Visualizer
@@ -14,7 +13,6 @@ __all__ = [
     "LayerImportance",
     "NestedFigure",
     "RunFigure",
-    "RunFiles",
     "SparsityCurves",
     "StabilityFigure",
     "Visualizer",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.wording import counted, layers_named, number, percent, plural
+from mechint.results.run_files import RunFiles
 
 
 def finding(run: RunFiles) -> str:

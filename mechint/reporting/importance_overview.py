@@ -11,7 +11,6 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from mechint.reporting.finding import headline_lines
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.style import (
     ACCENT,
     INK,
@@ -29,6 +28,7 @@ from mechint.reporting.style import (
     save,
     write,
 )
+from mechint.results.run_files import RunFiles
 
 POINTS = 72  # per inch
 HEADER, FOOTER, BARS = 0.72, 0.62, 1.0  # inches

@@ -13,7 +13,6 @@ from matplotlib.axes import Axes
 
 from mechint.masking.masks import LayerMask
 from mechint.reporting.importance_overview import ImportanceOverview
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.style import (
     ACCENT,
     KINDS,
@@ -29,6 +28,7 @@ from mechint.reporting.style import (
     write,
 )
 from mechint.reporting.wording import percent
+from mechint.results.run_files import RunFiles
 
 POINTS = 72  # per inch
 HEADER, FOOTER, BARS = 0.55, 0.62, 1.2  # inches

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.style import ACCENT, INK, LINE, QUIET, figure_style, headline, new_figure, save
 from mechint.reporting.wording import number
+from mechint.results.run_files import RunFiles
 
 MASKED, COMPLEMENT = ACCENT["K"], QUIET
 

@@ -9,16 +9,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from mechint.masking.masks import LayerMask
-from mechint.records import write_atomically
 from mechint.reporting import wording
 from mechint.reporting.certainty import certainty, seeds_in_words, signed
 from mechint.reporting.finding import cautions, finding, thirds
 from mechint.reporting.importance_overview import ImportanceOverview
 from mechint.reporting.layer_importance import layer_files
 from mechint.reporting.nested import NestedFigure
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.sparsity_curves import SparsityCurves
 from mechint.reporting.stability import StabilityFigure
+from mechint.results.run_files import RunFiles
+from mechint.runtime.files import write_atomically
 
 FILENAME = "circuit_analysis_report.md"
 

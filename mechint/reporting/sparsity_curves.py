@@ -12,7 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from mechint.reporting.finding import headline_lines
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.style import (
     INK,
     LINE,
@@ -24,6 +23,7 @@ from mechint.reporting.style import (
     write,
     write_lines,
 )
+from mechint.results.run_files import RunFiles
 
 Values = NDArray[np.float64]
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from mechint.masking.space import Kind as Part
 from mechint.reporting.certainty import headline_of_seeds
-from mechint.reporting.run_files import RunFiles
 from mechint.reporting.style import (
     ACCENT,
     INK,
@@ -29,6 +28,7 @@ from mechint.reporting.style import (
     write_lines,
 )
 from mechint.reporting.wording import plural
+from mechint.results.run_files import RunFiles
 
 HEADER, FOOTER, TALLEST, LOWEST, BARS, NECESSITY = 0.78, 1.5, 0.42, 0.12, 2.6, 4.0  # inches
 ADDED, REMOVED = "#00806a", "#5f656c"

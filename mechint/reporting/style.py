@@ -23,7 +23,7 @@ from matplotlib.text import Annotation
 from numpy.typing import NDArray
 
 from mechint.masking.masks import LayerMask
-from mechint.records import write_atomically
+from mechint.runtime.files import write_atomically
 
 Kind = Literal["K", "V"]
 KINDS: tuple[Kind, Kind] = ("K", "V")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from mechint.errors import UserError
 from mechint.reporting.report import write_report
-from mechint.reporting.run_files import RunFiles
+from mechint.results.run_files import RunFiles
 
 log = logging.getLogger(__name__)
 

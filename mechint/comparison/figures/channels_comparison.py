@@ -15,7 +15,7 @@ from mechint.comparison.figures.lettering import shortened
 from mechint.comparison.figures.looks import variant_looks
 from mechint.comparison.figures.mask_overlap import draw_overlaps, overlap_height
 from mechint.comparison.figures.sheet import comparison_header, new_sheet, stacked_parts
-from mechint.comparison.spread import Spread
+from mechint.metrics.spread import Spread
 from mechint.reporting.style import ACCENT, INK, KINDS, QUIET, Kind, figure_style, index_ticks, save, write
 
 WIDTH, PANEL = 8.4, 1.15  # inches

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mechint.comparison.comparison import Comparison, Variant
-from mechint.comparison.spread import Spread
+from mechint.metrics.spread import Spread
 from mechint.reporting.report import shape_in_words
 from mechint.reporting.wording import percent, plural
 

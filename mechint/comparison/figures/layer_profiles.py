@@ -11,7 +11,7 @@ from matplotlib.figure import SubFigure
 from mechint.comparison.comparison import Comparison, Variant, VariantLayer
 from mechint.comparison.figures.lettering import shortened
 from mechint.comparison.figures.looks import Look, variant_looks
-from mechint.comparison.spread import Spread
+from mechint.metrics.spread import Spread
 from mechint.reporting.style import INK, QUIET, index_ticks, write
 
 WIDTH = 8.4  # inches

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from mechint.comparison.comparison import Comparison
 from mechint.comparison.figures.lettering import shortened, stacked
 from mechint.comparison.figures.looks import Look, variant_looks
-from mechint.comparison.overlap import Overlap
-from mechint.comparison.spread import Spread
+from mechint.metrics.overlap import Overlap
+from mechint.metrics.spread import Spread
 from mechint.reporting.style import ACCENT, INK, QUIET, Kind, write
 
 ROW, EXTRA = 0.36, 1.05  # inches

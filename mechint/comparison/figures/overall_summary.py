@@ -15,7 +15,7 @@ from mechint.comparison.figures.facts import several_runs
 from mechint.comparison.figures.lettering import stacked
 from mechint.comparison.figures.looks import Look, variant_looks
 from mechint.comparison.figures.sheet import WARNING, comparison_header, new_sheet
-from mechint.comparison.spread import Spread
+from mechint.metrics.spread import Spread
 from mechint.reporting.style import ACCENT, INK, KINDS, LINE, QUIET, figure_style, save, write
 
 WIDTH, ROW, PANEL_EXTRA = 9.2, 0.34, 0.8  # inches

@@ -12,8 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from mechint.comparison.figures.looks import COLOURS, MARKERS, Dash, Look
 from mechint.comparison.figures.sheet import POINTS, Header, KeyEntry, new_sheet
-from mechint.comparison.spread import Spread
 from mechint.comparison.study import BYTES_PER_ELEMENT, Study, StudyGroup, StudyPoint
+from mechint.metrics.spread import Spread
 from mechint.reporting.style import LINE, QUIET, figure_style, save, write
 from mechint.reporting.wording import byte_size, plural
 

@@ -1,0 +1,101 @@
+"""What the runs of one checkpoint have in common: the model, its tokens, and what the dense and empty model do."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mechint.checkpoints import Checkpoint, CheckpointLoader
+from mechint.data import TokenData
+from mechint.masking import MaskedModel
+from mechint.metrics.measurement import measure
+from mechint.runtime.device import pick_device
+
+Metrics = dict[str, dict[str, float]]
+
+
+@dataclass
+class Prepared:
+    """A loaded checkpoint, and its tokens for one dataset and seed."""
+
+    checkpoint: Checkpoint
+    masked: MaskedModel
+    data: TokenData
+    _baselines: dict[Any, Metrics] = field(default_factory=dict)
+
+    def measure(self, kept: Tensor, batch_size: int) -> Metrics:
+        """Metrics of the dense, empty, masked and complement model on evaluation data, for kept channels bool [N].
+
+        Those of the dense and empty model do not depend on the mask and are measured once.
+        """
+        fill = self.masked.fill  # what the empty model is filled with
+        key = (
+            self.data.evaluation_digest,
+            batch_size,
+            None if fill is None else fill.cpu().numpy().tobytes(),
+        )
+        variants: dict[str, Tensor | None] = {"masked": kept, "complement": ~kept}
+        known = self._baselines.get(key)
+        if known is None:
+            variants = {"dense": None, "empty": torch.zeros_like(kept), **variants}
+        measured = measure(
+            self.masked, self.data.evaluation, variants, self.data.evaluation_bytes, batch_size
+        )
+        metrics = {**(known or {}), **measured}
+        self._baselines[key] = {name: metrics[name] for name in ("dense", "empty")}
+        return metrics
+
+    def kl(self, gates: Tensor, batch_size: int) -> float:
+        """KL(dense || gated) on evaluation data, nats per token, for gates float [N]."""
+        data = self.data
+        return measure(self.masked, data.evaluation, {"gated": gates}, None, batch_size)["gated"]["kl"]
+
+
+class Preparation:
+    """Loads checkpoints and tokens, and keeps the latest ones, so that memory never holds two models.
+
+    Runs of one process that differ only in how masks are learned share them.
+    """
+
+    def __init__(self) -> None:
+        self._prepared: Prepared | None = None
+        self._model_key: Any = None
+        self._data_key: Any = None
+
+    def __call__(
+        self, loader: CheckpointLoader, source: str, device: str, dtype: str, dataset: Any, seed: int
+    ) -> Prepared:
+        """The checkpoint that `source` names, on its device, with the tokens of a dataset."""
+        torch_device = pick_device(device)
+        # The digest of the files, since a file may change while a sweep goes on.
+        model_key = (source, loader.fingerprint(source), repr(loader), str(torch_device), dtype)
+        data_key = (repr(dataset), seed)
+        before = self._prepared if model_key == self._model_key else None
+        if before is not None and data_key == self._data_key:
+            before.masked.fill = None
+            return before
+        self.forget()
+        checkpoint = before.checkpoint if before else loader.load(source, torch_device, dtype)
+        data = dataset.load(
+            checkpoint.tokenizer, checkpoint.name, checkpoint.vocab_size, checkpoint.max_positions, seed
+        )
+        masked = before.masked if before else MaskedModel(checkpoint.model)
+        masked.fill = None
+        self._prepared = Prepared(checkpoint, masked, data, before._baselines if before else {})
+        self._model_key, self._data_key = model_key, data_key
+        return self._prepared
+
+    def forget(self) -> None:
+        """Let go of everything."""
+        self._prepared = self._model_key = self._data_key = None
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+# Of this process; the jobs of a sweep use it.
+SHARED = Preparation()

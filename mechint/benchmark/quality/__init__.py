@@ -1,0 +1,5 @@
+"""Mask methods held against each other: what is run, what it cost, tables and figures."""
+
+from mechint.benchmark.quality.quality import QualityBenchmark
+
+__all__ = ["QualityBenchmark"]

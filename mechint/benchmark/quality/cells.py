@@ -1,0 +1,109 @@
+"""What a quality benchmark runs, and how a method's settings follow from its passes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mechint.errors import UserError
+from mechint.methods import IterativeFisher
+from mechint.methods.method import MaskMethod, ScoringMethod
+
+Kind = Literal["default", "published learner", "iterative scorer", "one-shot scorer"]
+KINDS: tuple[Kind, ...] = ("default", "published learner", "iterative scorer", "one-shot scorer")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model or a method of a benchmark: a checkpoint or a mask option, and overrides of conf/analyze.yaml."""
+
+    label: str
+    option: str
+    overrides: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, given: Any, what: str) -> Entry:
+        """From 'OPTION [KEY=VALUE ...]', whose label it is, or {LABEL: the same}.
+
+        Raises UserError for anything else, with `what` as the key it came from.
+        """
+        label, text = given, given
+        if isinstance(given, Mapping) and len(given) == 1:
+            ((label, text),) = given.items()
+        try:
+            option, *overrides = shlex.split(text) if isinstance(text, str) else []
+        except ValueError:
+            option = ""
+        if not isinstance(text, str) or not option or any("=" not in override for override in overrides):
+            raise UserError(f"{what}: {given!s} must be 'NAME', 'NAME KEY=VALUE ...' or {{LABEL: the same}}")
+        return cls(str(label), option, tuple(overrides))
+
+
+def entries(given: Sequence[Any], what: str) -> tuple[Entry, ...]:
+    """The models or methods of a list; raises UserError where it is empty or names one twice.
+
+    A model without a label goes by the last part of its path, a method by its whole text.
+    """
+    found = tuple(Entry.of(item, what) for item in given)
+    if what == "models":
+        found = tuple(
+            replace(entry, label=Path(entry.option).name) if isinstance(item, str) else entry
+            for item, entry in zip(given, found, strict=True)
+        )
+    if not found or len({_safe(entry.label) for entry in found}) < len(found):
+        labels = [entry.label for entry in found]
+        raise UserError(
+            f"{what}={labels} must name something, and nothing twice; give {{LABEL: ...}} where needed"
+        )
+    return found
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a benchmark."""
+
+    model: Entry
+    method: Entry
+    sparsity: float
+    seed: int
+
+    @property
+    def directory(self) -> Path:
+        """Where the run lies below the benchmark's directory."""
+        return Path(
+            "runs", _safe(self.model.label), _safe(self.method.label), f"{self.sparsity:g}", f"{self.seed}"
+        )
+
+
+def _safe(label: str) -> str:
+    name = re.sub(r"^bundled:", "", label)
+    return re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._") or "unnamed"
+
+
+def kind_of(method: MaskMethod, is_reference: bool) -> Kind:
+    """What a method is compared as."""
+    if is_reference:
+        return "default"
+    if isinstance(method, IterativeFisher):
+        return "iterative scorer"
+    return "one-shot scorer" if isinstance(method, ScoringMethod) else "published learner"
+
+
+def spend(method: MaskMethod, passes: int, batch_size: int, finishing_share: float) -> list[str]:
+    """Overrides of conf/analyze.yaml with which a method takes at most `passes` batches through the model.
+
+    A learner takes a step per pass; with a finishing pass, that gets at most `finishing_share` of them. An iterative
+    scorer divides them among its stages. One-shot scorers see every calibration row as often as they need, as far as
+    the passes reach.
+    """
+    overrides = [f"trainer.passes={passes}"]
+    if isinstance(method, IterativeFisher):
+        return [*overrides, f"mask.sequences_per_stage={max(1, passes * batch_size // method.stages)}"]
+    if isinstance(method, ScoringMethod):
+        return overrides
+    finishing = round(passes * finishing_share) if method.finishing_trials else 0
+    return [*overrides, f"steps={max(1, passes - finishing)}"]

@@ -1,0 +1,1 @@
+"""Methods whose scores are learned by gradient descent."""

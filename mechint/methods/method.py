@@ -1,0 +1,168 @@
+"""What every mask method has in common."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.masking.masked_model import MaskedModel
+from mechint.masking.units import Pools, Scope, Unit, Units, make_pools, make_units
+from mechint.methods.state import give, take
+
+Ablation = Literal["zero", "mean"]
+
+
+@dataclass(kw_only=True)
+class MaskMethod:
+    """Which units a mask is made of, where they compete, and how a method scores them.
+
+    unit: `channel`, `rope_pair` or `head`. scope: units compete `global`ly, `per_layer` or `per_head`. tie_kv: one
+    mask for K and V. key_sparsity, value_sparsity: targets of their own. ablation: what a removed channel becomes,
+    `zero` or its `mean` over the calibration data. finishing_trials: how many exchanges of units are tried out at
+    the end (`mechint.learning.finishing`).
+
+    A method owns scores [U]; the higher, the longer a unit is kept.
+    """
+
+    unit: Unit = "channel"
+    scope: Scope = "global"
+    tie_kv: bool = False
+    key_sparsity: float | None = None
+    value_sparsity: float | None = None
+    ablation: Ablation = "zero"
+    finishing_trials: int = 0
+
+    def __post_init__(self) -> None:
+        if self.ablation not in get_args(Ablation):
+            raise UserError(
+                f"mask.ablation={self.ablation} is not known; use one of {', '.join(get_args(Ablation))}"
+            )
+        if self.finishing_trials < 0:
+            raise UserError(
+                f"mask.finishing_trials={self.finishing_trials} must be at least 0; 0 tries nothing"
+            )
+        for name in ("key_sparsity", "value_sparsity"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(
+                    f"mask.{name}={value} must lie in [0, 1]; it is the fraction of units removed"
+                )
+
+    def prepare(
+        self,
+        masked: MaskedModel,
+        target_sparsity: float,
+        generator: torch.Generator,
+        within: Tensor | None = None,
+    ) -> None:
+        """Make the units, their pools and fresh scores for a model.
+
+        within: channels that may be kept at all, bool [N]; None: every channel.
+        """
+        self.units: Units = make_units(masked, self.unit, self.tie_kv)
+        self.pools: Pools = make_pools(
+            self.units, target_sparsity, self.scope, self.key_sparsity, self.value_sparsity
+        )
+        if within is not None:
+            self.pools = self.pools.within(self.units.of_channels(within))
+        self.start(masked.device, generator)
+
+    def start(self, device: torch.device, generator: torch.Generator) -> None:
+        """Make fresh scores."""
+        raise AssertionError("subclasses own the scores")
+
+    def scores(self) -> Tensor:
+        """The current scores [U], detached."""
+        raise AssertionError("subclasses own the scores")
+
+    def hard_mask(self, share: float = 1.0) -> Tensor:
+        """The hard mask, bool [U], of exactly the scheduled count."""
+        return self.pools.select(self.scores(), share)
+
+
+class LearnedMethod(MaskMethod):
+    """A method whose scores are learned by gradient descent.
+
+    has_learning_rate: whether the method has a learning rate and its course of its own, as published recipes do.
+    """
+
+    has_learning_rate: ClassVar[bool] = False
+
+    @property
+    def follows_schedule(self) -> bool:
+        """Whether the sparsity schedule concerns the method before the end."""
+        return True
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What the optimizer updates, as torch parameter groups."""
+        raise AssertionError("subclasses own the scores")
+
+    def gates(self, share: float, progress: float, sequences: int) -> Tensor:
+        """Gates of the next forward pass, differentiable in the scores: [U], or [B, U] for B `sequences`.
+
+        share: the part of the target sparsity to reach now. progress: part of the run done. Both in [0, 1].
+        """
+        raise AssertionError("subclasses say how scores become gates")
+
+    def switched_on(self, gates: Tensor) -> Tensor:
+        """The units that count as kept under the latest gates, bool [U]."""
+        return gates.detach() > 0.5
+
+    def penalty(self, share: float) -> Tensor | None:
+        """What is added to the objective, if anything."""
+        return None
+
+    def temperature_at(self, progress: float) -> float | None:
+        """The surrogate's temperature, for methods that have one."""
+        return None
+
+    def rate(self, progress: float) -> float | None:
+        """The learning rate at `progress` as a fraction of the highest; None: as the trainer has it."""
+        return None
+
+    def soft_gates(self) -> Tensor | None:
+        """The final gates [U] as the forward pass has them, without noise; None where they are the hard mask."""
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes while it learns: a subclass keeps that in attributes that begin with `_`."""
+        return {name: take(value) for name, value in vars(self).items() if name.startswith("_")}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a state; its tensors stay the same objects."""
+        for name, value in state_dict.items():
+            setattr(self, name, give(getattr(self, name), value))
+
+
+class ScoringMethod(MaskMethod):
+    """A method that computes its scores from statistics of the dense model, without learning steps."""
+
+    def start(self, device: torch.device, generator: torch.Generator) -> None:
+        """Nothing is known before `score`."""
+        self._scores = torch.zeros(self.units.count, device=device)
+        self._generator = generator
+
+    def scores(self) -> Tensor:
+        """Scores [U]."""
+        return self._scores
+
+    @property
+    def passes_per_row(self) -> int:
+        """How often every calibration row goes through the model; 0 where not all of them do."""
+        return 1
+
+    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+        """Compute the scores from calibration rows [N, T + 1]; return how many tokens went through the model."""
+        raise AssertionError("subclasses say what a unit is worth")
+
+
+def importance(scores: Tensor) -> Tensor:
+    """Rank-preserving rescaling of scores [U] to [0, 1], linear between the lowest and the highest score."""
+    low, high = scores.min(), scores.max()
+    if high == low:
+        return torch.ones_like(scores)
+    return (scores - low) / (high - low)

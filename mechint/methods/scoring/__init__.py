@@ -1,0 +1,1 @@
+"""Methods that rank units by what the frozen model shows, without learning."""

@@ -1,0 +1,91 @@
+"""Scores from the gradient of the loss with respect to the gates of the dense model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mechint.masking.masked_model import MaskedModel
+from mechint.methods.method import ScoringMethod
+from mechint.metrics.gradients import gate_gradients, unit_gradients
+
+
+@dataclass(kw_only=True)
+class GradientScorer(ScoringMethod):
+    """Averages something over the gate gradients of the calibration sequences.
+
+    The loss is the next-token negative log-likelihood: the KL from the dense model is at its minimum there, with no
+    gradient.
+    """
+
+    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+        """One forward and backward pass over rows [N, T + 1]; returns N * T."""
+        dense = torch.ones(masked.space.num_channels)
+        sums = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
+        for batch in rows.split(batch_size):
+            gradients = unit_gradients(self.units, gate_gradients(masked, batch, dense))
+            sums += self.of_gradients(gradients.double()).sum(0)
+        self._scores = self.of_mean(sums / len(rows))
+        return rows[:, 1:].numel()
+
+    def of_gradients(self, gradients: Tensor) -> Tensor:
+        """What is averaged over sequences, [B, U], from their gradients dNLL/dm [B, U]."""
+        raise AssertionError("subclasses say what they average")
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        """Scores [U] from the mean [U]."""
+        return mean
+
+
+@dataclass(kw_only=True)
+class Taylor(GradientScorer):
+    """First-order change of the loss when a unit is removed, for K and V alike.
+
+    The mean over sequences of |dNLL/dm| at m = 1; with `signed`, |mean over sequences of dNLL/dm|, in which sequences
+    that disagree about a unit cancel. Molchanov et al. 2017; LLM-Pruner (Ma et al. 2023) has the signed one.
+    """
+
+    signed: bool = False
+
+    def of_gradients(self, gradients: Tensor) -> Tensor:
+        """dNLL/dm or its absolute value."""
+        return gradients if self.signed else gradients.abs()
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        """The absolute value."""
+        return mean.abs()
+
+
+@dataclass(kw_only=True)
+class Fisher(GradientScorer):
+    """Empirical Fisher information of a gate, for K and V alike: E over sequences of (dNLL/dm)^2 at m = 1.
+
+    Theis et al. 2018; Fisher pruning of transformers' heads, Kwon et al. 2022.
+    """
+
+    def of_gradients(self, gradients: Tensor) -> Tensor:
+        """(dNLL/dm)^2."""
+        return gradients.square()
+
+
+@dataclass(kw_only=True)
+class Snip(GradientScorer):
+    """Connection sensitivity, for K and V alike: |dNLL/dm * m| at m = 1 over a single batch, divided by its sum.
+
+    Lee et al. 2019.
+    """
+
+    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+        """One forward and backward pass over one batch, drawn from the run's seed."""
+        chosen = torch.randperm(len(rows), generator=self._generator)[:batch_size]
+        return super().score(masked, rows[chosen], batch_size)
+
+    def of_gradients(self, gradients: Tensor) -> Tensor:
+        """dNLL/dm."""
+        return gradients
+
+    def of_mean(self, mean: Tensor) -> Tensor:
+        """|dNLL/dm| / sum |dNLL/dm|."""
+        return mean.abs() / mean.abs().sum().clamp_min(torch.finfo(mean.dtype).tiny)

@@ -1,0 +1,150 @@
+"""Which run a directory holds: finished runs are found again, and different runs never mix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal
+
+from mechint.errors import UserError
+from mechint.results.identity import RESULT, deciding
+from mechint.runtime.files import parse_json, read_text, unfinished_name
+from mechint.runtime.processes import has_died
+
+MASKS = ("final_masks.safetensors", "final_masks.pt")
+
+# What one run leaves beside logs; what an earlier attempt left of it goes before the next one begins.
+RUN_FILES = (
+    RESULT,
+    *MASKS,
+    "metrics.jsonl",
+    "circuit_analysis_report.md",
+    "sparsity_curves.png",
+    "stability.png",
+    "stability.safetensors",
+    "*_importance.png",
+    "tensorboard/events.out.tfevents.*",
+)
+
+Status = Literal["free", "running", "done", "failed", "interrupted", "died", "foreign"]
+
+
+@dataclass(frozen=True)
+class Occupant:
+    """What is in a directory: nothing, a run by its `digest`, or files that no run here wrote (`foreign`).
+
+    A run that says `running`, but whose process is gone, has `died`.
+    """
+
+    status: Status
+    digest: str | None
+    result: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, directory: Path) -> Occupant:
+        """Look into a directory, which need not exist."""
+        try:
+            result = parse_json(read_text(directory / RESULT))
+        except FileNotFoundError:
+            masks = any((directory / name).exists() for name in MASKS)
+            return cls("foreign" if masks else "free", None, {})
+        except (OSError, ValueError):
+            return cls("foreign", None, {})
+        status = true_status(result) if isinstance(result, dict) else None
+        if status not in ("running", "done", "failed", "interrupted", "died"):
+            return cls("foreign", None, {})
+        return cls(status, result.get("config_digest"), result)
+
+    def gives_way_to(self, digest: str | None) -> bool:
+        """Whether a run of this digest may use the directory: it is free, its own, or of a run that failed."""
+        own = digest is not None and digest == self.digest
+        return own or self.status in ("free", "failed")
+
+
+def true_status(result: Mapping[str, Any]) -> Any:
+    """The status in a run's record, or `died` where it says `running` and its process is known to be gone."""
+    status = result.get("status")
+    return "died" if status == "running" and has_died(result.get("process")) else status
+
+
+def finished_run(directory: Path, digest: str) -> dict[str, Any] | None:
+    """The result of the run of this digest if it is done and its masks are still there."""
+    occupant = Occupant.of(directory)
+    masks = any((directory / name).exists() for name in MASKS)
+    return (
+        dict(occupant.result) if occupant.status == "done" and occupant.digest == digest and masks else None
+    )
+
+
+def job_name(sweep: Path, number: int, digest: str | None) -> str:
+    """The directory of a sweep's job, relative to the sweep's.
+
+    That is wherever its run is already done; else its number, with -2, -3, ... when another run has that.
+    """
+    if digest is not None:
+        for path in sorted(sweep.rglob(RESULT)):
+            if finished_run(path.parent, digest):
+                return str(path.parent.relative_to(sweep))
+    return next(name for name in _names(number) if Occupant.of(sweep / name).gives_way_to(digest))
+
+
+def _names(number: int) -> Iterator[str]:
+    yield str(number)
+    yield from (f"{number}-{again}" for again in count(2))
+
+
+def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) -> None:
+    """Raise UserError where a directory holds something that a run of this configuration must not replace."""
+    if "\0" in str(directory):
+        raise UserError(f"output_dir={str(directory)!r} holds a NUL character; give another output_dir")
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"output_dir={directory} is a file; give a directory")
+    occupant = Occupant.of(directory)
+    if occupant.gives_way_to(digest):
+        return
+    if occupant.status == "foreign":
+        held = "holds files of another program or a damaged result.json"
+    else:
+        unfinished = {"running": ", which has not finished", "interrupted": ", which was interrupted"}
+        unfinished["died"] = ", which died before its end"
+        other = _difference(occupant.result.get("config", {}), config)
+        held = f"holds another run{unfinished.get(occupant.status, '')} ({other})"
+    raise UserError(f"{directory} {held}; give another output_dir, or remove that directory")
+
+
+def refuse_run(directory: Path) -> None:
+    """Raise UserError where the results of another kind of job would come to lie in a run's directory."""
+    if any((directory / name).exists() for name in (RESULT, *MASKS)):
+        raise UserError(f"{directory} holds a run; give another output_dir")
+
+
+def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """The first keys in which two configurations differ, e.g. 'seed=0 there, 1 here'."""
+    old, new = dict(_flat(deciding(there))), dict(_flat(deciding(here)))
+    keys = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    if not keys:
+        return "the checkpoint's content differs"
+    told = ", ".join(f"{key}={old.get(key)} there, {new.get(key)} here" for key in keys[:3])
+    return told + (", ..." if len(keys) > 3 else "")
+
+
+def _flat(config: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def clear_run(directory: Path) -> None:
+    """Remove the files of an earlier attempt at a run, and nothing else."""
+    for pattern in RUN_FILES:
+        for path in directory.glob(pattern):
+            path.unlink()
+    for path in directory.glob(".*"):
+        name = unfinished_name(path)
+        if name and any(fnmatch(name, pattern) for pattern in RUN_FILES):
+            path.unlink()

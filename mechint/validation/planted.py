@@ -1,0 +1,152 @@
+"""A model whose Key and Value channels are known, and what a mask found of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mechint.masking import MaskedModel, Units
+from mechint.masking.units import Unit
+from mechint.methods.method import Ablation
+from mechint.metrics.objectives import kl_per_position
+from mechint.validation.blueprint import KIND_NAMES
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What a mask found of the truth.
+
+    kl: mean over all positions of the evaluation rows, hard mask. precision, recall, exact: None where there is no
+    truth. missed, wrong: labels of the planted units that are not kept, and of the kept ones that are not planted.
+    """
+
+    kept: int
+    kl: float
+    precision: float | None
+    recall: float | None
+    exact: bool | None
+    missed: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What knock-outs say about the truth; every KL is a mean over all positions of evaluation rows.
+
+    accuracy: of the dense model where the next token is determined. empty_kl, truth_kl: of no unit, and of exactly
+    the planted ones. effect: float [U], KL when a unit alone is removed from the dense model. necessity: float [U],
+    KL rise when it alone is removed from the planted units; 0 for all others.
+    """
+
+    accuracy: float
+    empty_kl: float
+    truth_kl: float
+    effect: Tensor
+    necessity: Tensor
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A frozen model, rows to learn and to measure on, and the units that are true by certified knock-outs.
+
+    rows, evaluation_rows: LongTensor [N, T + 1]. truth: bool [U]. size: k, how many units a mask should keep, which is
+    the number of true ones where there is a truth. labels: each unit's place and what it is for. masked.fill is set
+    for `ablation`.
+    """
+
+    name: str
+    seed: int
+    ablation: Ablation
+    unit: Unit
+    masked: MaskedModel
+    units: Units
+    rows: Tensor
+    evaluation_rows: Tensor
+    truth: Tensor
+    size: int
+    labels: tuple[str, ...]
+    certificate: Certificate = field(repr=False)
+
+    @property
+    def target_sparsity(self) -> float:
+        """The sparsity at which exactly `size` units are kept."""
+        return 1 - self.size / self.units.count
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The frozen model."""
+        return self.masked.model
+
+    @property
+    def chance(self) -> float:
+        """Precision and recall of a random mask of this size."""
+        return int(self.truth.sum()) / self.units.count
+
+    def kl(self, keep: Tensor) -> float:
+        """KL(dense || masked) for keep, bool [U], mean over all positions of the evaluation rows."""
+        return kl_meter(self.masked, self.units, self.evaluation_rows)(keep)
+
+    def recovery(self, keep: Tensor) -> Recovery:
+        """Compare a mask, bool [U], with the truth."""
+        keep = keep.cpu()
+        hits, kept, true = int((keep & self.truth).sum()), int(keep.sum()), int(self.truth.sum())
+        return Recovery(
+            kept=kept,
+            kl=self.kl(keep),
+            precision=hits / max(kept, 1) if true else None,
+            recall=hits / true if true else None,
+            exact=hits == kept == true if true else None,
+            missed=self.named(self.truth & ~keep),
+            wrong=self.named(keep & ~self.truth) if true else (),
+        )
+
+    def named(self, chosen: Tensor) -> tuple[str, ...]:
+        """Labels of the units that are chosen, bool [U]."""
+        return tuple(self.labels[number] for number in chosen.nonzero().flatten().tolist())
+
+
+def kl_meter(masked: MaskedModel, units: Units, rows: Tensor) -> Callable[[Tensor], float]:
+    """A function of keep, bool [U]: KL(dense || masked), mean over all positions of rows [N, T + 1].
+
+    The dense model runs once.
+    """
+    inputs = rows[:, :-1].to(masked.device)
+    with torch.inference_mode():
+        dense = masked.hidden(inputs)
+
+    def kl(keep: Tensor) -> float:
+        with torch.inference_mode():
+            gates = units.to_channels(keep.to(inputs.device).float())
+            # float32 rounds the KL of equal distributions to either side of 0
+            return max(kl_per_position(dense, masked.hidden(inputs, gates), masked.head).mean().item(), 0.0)
+
+    return kl
+
+
+def labels(units: Units, purposes: Sequence[str]) -> tuple[str, ...]:
+    """A line for each unit, from the purposes of the channels [N]: its place, and what its channels are for."""
+    place = {name: numbers.tolist() for name, numbers in units.space.labels().items()}
+    channels: list[list[int]] = [[] for _ in range(units.count)]
+    for channel, unit in enumerate(units.of_channel.tolist()):
+        channels[unit].append(channel)
+    lines = []
+    for members in channels:
+        first = members[0]
+        numbers = "+".join(str(place["channel"][channel]) for channel in members[:2])
+        numbers += f"+{len(members) - 2} more" if len(members) > 2 else ""
+        found = " / ".join(dict.fromkeys(purposes[channel] for channel in members[:2]))
+        kind = KIND_NAMES[place["kind"][first]]
+        lines.append(
+            f"layer {place['layer'][first]} {kind} head {place['head'][first]} channel {numbers}: {found}"
+        )
+    return tuple(lines)
+
+
+def purpose(label: str) -> str:
+    """What a unit is for, without its place and the number of its token or position."""
+    return re.sub(r" of (token|position|pair) \d+", "", label.split(": ", 1)[1])
