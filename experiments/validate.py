@@ -2,7 +2,7 @@
 
 python experiments/validate.py                                   # the default method on the base model, 10 seeds
 python experiments/validate.py mask=hard_concrete planted=all seeds=3
-python experiments/validate.py mask=topk 'planted=[induction,rope]' steps=300 mask.ablation=mean
+python experiments/validate.py mask=topk 'planted=[induction,rope]' steps=300 ablation=mean
 python experiments/validate.py -m mask=topk,hard_concrete,annealed_sigmoid seeds=3
 """
 
@@ -26,12 +26,8 @@ def main(config: DictConfig) -> float:
     output_dir = configuration.output_directory()
     validation = Validation(
         models={str(name): configuration.build(node) for name, node in config.planted.items()},
-        make_method=functools.partial(configuration.build, config.mask),
-        objective=configuration.build(config.objective),
-        make_optimizer=configuration.build(config.optimizer, _partial_=True),
-        schedule=configuration.build(config.sparsity_schedule),
+        make_recipe=functools.partial(configuration.build_recipe, config),
         trainer=configuration.build(config.trainer),
-        steps=config.steps,
         seed=config.seed,
         seeds=config.seeds,
     )

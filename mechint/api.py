@@ -9,12 +9,10 @@ compare_variants({"Baseline": "results/baseline", "K=V^T": "results/transposed"}
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mechint.analysis import Stability
 from mechint.analysis.seeds import SeedStudy
@@ -35,21 +33,12 @@ from mechint.comparison.job import Output, leave_comparison
 from mechint.comparison.variant import Directories
 from mechint.data import Dataset, PythonDocs
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.learning import MaskTrainer, Recipe
 from mechint.loggers import Logger, WandbLogger
-from mechint.methods import (
-    AnnealedSigmoid,
-    ConstantSchedule,
-    CubicSchedule,
-    EdgePopup,
-    HardConcrete,
-    LeanK,
-    LinearSchedule,
-    TopK,
-)
-from mechint.methods.method import MaskMethod
-from mechint.metrics import KlObjective
-from mechint.metrics.objectives import Objective
+from mechint.masking.ablation import ZERO, Ablation
+from mechint.methods import TopK
+from mechint.methods.method import MakeOptimizer, MaskMethod, Schedule
+from mechint.metrics import KL, Metric
 from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
@@ -59,8 +48,6 @@ from mechint.reporting import (
     Visualizer,
 )
 from mechint.results import RunFiles
-
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 def analyze(
@@ -76,9 +63,10 @@ def analyze(
     loader: CheckpointLoader | None = None,
     dataset: Dataset | None = None,
     method: MaskMethod | None = None,
-    objective: Objective | None = None,
+    objective: Metric = KL,
+    ablation: Ablation = ZERO,
     make_optimizer: MakeOptimizer | None = None,
-    schedule: Callable[[float], float] | None = None,
+    schedule: Schedule | None = None,
     trainer: MaskTrainer | None = None,
     visualizer: Visualizer | None = None,
     stability: Stability | None = None,
@@ -92,22 +80,24 @@ def analyze(
     Whatever is None is as in conf/analyze.yaml and conf/mask. A finished run of the same settings in `output_dir` is
     returned as it is unless `resume` is False. Raises UserError for what a user can mend.
     """
-    method = method or TopK()
-    usual_optimizer, usual_schedule = recipe(method)
+    recipe = Recipe(
+        method=method or TopK(),
+        objective=objective,
+        ablation=ablation,
+        make_optimizer=make_optimizer,
+        schedule=schedule,
+        steps=steps,
+    )
     settings: dict[str, Any] = {
         "checkpoint": checkpoint,
         "target_sparsity": target_sparsity,
-        "steps": steps,
         "seed": seed,
         "seeds": seeds,
         "device": device,
         "dtype": dtype,
         "loader": loader or CheckpointLoader(),
         "dataset": dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
-        "method": method,
-        "objective": objective or KlObjective(),
-        "make_optimizer": make_optimizer or usual_optimizer,
-        "schedule": schedule or usual_schedule,
+        "recipe": recipe,
         "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
         "visualizer": visualizer
         or Visualizer(
@@ -134,20 +124,6 @@ def make_analysis(*, target_sparsity: Any, seeds: int, stability: Stability, **s
             "use -m with one of them, e.g. -m seed=0,1,2"
         )
     return NestedTargets(target_sparsity=targets[-1], targets=targets, **settings)
-
-
-def recipe(method: MaskMethod) -> tuple[MakeOptimizer, Callable[[float], float]]:
-    """The optimizer and the sparsity schedule that conf/mask gives a method."""
-    adam = functools.partial(torch.optim.Adam, lr=0.1)
-    if isinstance(method, HardConcrete):
-        return functools.partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01), LinearSchedule(
-            end=2500 / 3000
-        )
-    if isinstance(method, EdgePopup):
-        return adam, ConstantSchedule()
-    if isinstance(method, AnnealedSigmoid | LeanK):
-        return adam, CubicSchedule(end=0.3)
-    return functools.partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25), CubicSchedule(end=0.3)
 
 
 def compare_variants(
@@ -202,7 +178,9 @@ CONFIG_KEYS = {
 
 def describe_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration to record: plain values, with objects as {_target_: class, their settings}."""
-    return {CONFIG_KEYS.get(name, name): _described(value) for name, value in settings.items()}
+    flat = {**settings, **vars(settings["recipe"])}
+    del flat["recipe"]
+    return {CONFIG_KEYS.get(name, name): _described(value) for name, value in flat.items()}
 
 
 def _described(value: Any) -> Any:

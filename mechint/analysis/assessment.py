@@ -20,8 +20,9 @@ from mechint.analysis.trials import Trials
 from mechint.data.packing import even_rows
 from mechint.learning.trainer import Training
 from mechint.masking import Units
+from mechint.masking.ablation import Ablation
 from mechint.metrics.agreement import Agreement
-from mechint.metrics.measurement import faithfulness
+from mechint.metrics.evaluation import Evaluator, faithfulness
 from mechint.metrics.spread import Spread
 from mechint.results import RunFiles
 from mechint.results.evidence import Evidence, evidence_of
@@ -42,6 +43,7 @@ class Assessment:
     keep: Tensor
     runs: Sequence[RunFiles]
     batch_size: int
+    ablation: Ablation
     _necessity: Necessity | None = field(default=None, init=False)
 
     def record(self, metrics: Record, seed: int) -> Record:
@@ -90,17 +92,18 @@ class Assessment:
 
     def _trials(self, subsets: int) -> tuple[Trials, int]:
         """Trials on as many evaluation rows as the budget allows, and how many kept units can be tried."""
-        rows = self.prepared.data.evaluation
-        length, seeds = rows.shape[1] - 1, len(self.runs)
+        data = self.prepared.data.evaluation
+        length, seeds = data.length, len(self.runs)
         # Each run also measures four models on all evaluation data.
-        seen = sum(run.result["cost"]["tokens"] for run in self.runs) + 4 * seeds * rows[:, 1:].numel()
+        seen = sum(run.result["cost"]["tokens"] for run in self.runs) + 4 * seeds * data.size
         sequences = self.settings.budget * seen / length
         masks = subsets + (int(self.keep.sum()) if self.settings.necessity else 0)
         count = min(max(FEWEST_ROWS, int(sequences / max(masks, 1))), max(1, self.settings.tokens // length))
-        chosen = rows[torch.from_numpy(even_rows(len(rows), count))]
+        chosen = data[torch.from_numpy(even_rows(len(data), count))]
         affordable = int(sequences / len(chosen))
         most = max(1, affordable - subsets, affordable // 2)
-        return Trials(self.prepared.masked, self.units, self.keep, chosen, self.batch_size), most
+        evaluator = Evaluator(self.prepared.masked, chosen, self.ablation, self.batch_size)
+        return Trials(evaluator, self.units, self.keep), most
 
     def _necessity_record(self, trials: Trials, most: int, generator: torch.Generator) -> Record | None:
         kept = int(self.keep.sum())

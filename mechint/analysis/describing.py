@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mechint.checkpoints import Checkpoint
 from mechint.data import TokenData
+from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
 from mechint.masking import ChannelSpace, MaskedModel, Units
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
-from mechint.metrics.measurement import faithfulness, loss_degradation_percent
-from mechint.metrics.objectives import Objective
+from mechint.metrics.evaluation import faithfulness, loss_degradation_percent
 from mechint.results.identity import SCHEMA_VERSION
 from mechint.runtime.processes import this_process
 
@@ -88,7 +88,7 @@ def describe_inputs(record: Record, checkpoint: Checkpoint, data: TokenData) -> 
     record["dataset"] = {
         "name": data.name,
         "tokenizer": data.tokenizer,
-        "sequence_length": data.evaluation.shape[1] - 1,
+        "sequence_length": data.evaluation.length,
         "calibration_tokens": data.calibration_tokens,
         "evaluation_tokens": data.evaluation_tokens,
         "evaluation_bytes": data.evaluation_bytes,
@@ -112,16 +112,17 @@ def describe_model(record: Record, masked: MaskedModel) -> None:
     }
 
 
-def describe_method(record: Record, method: MaskMethod, objective: Objective, schedule: object) -> None:
+def describe_method(record: Record, recipe: Recipe) -> None:
     """Say what was learned and how, in the names of the classes."""
+    method = recipe.method
     record["mask"] = {
         "method": type(method).__name__,
         "unit": method.unit,
         "scope": method.scope,
-        "ablation": method.ablation,
+        "ablation": recipe.ablation.name,
         "tie_kv": method.tie_kv,
-        "objective": objective.name,
-        "schedule": type(schedule).__name__,
+        "objective": recipe.objective.name,
+        "schedule": type(recipe.schedule).__name__,
     }
 
 
@@ -199,8 +200,9 @@ def describe_outcome(record: Record, metrics: Record, training: Training) -> Non
     finishing = training.finishing
     if finishing is not None:
         record["finishing"] = {
-            "selection_kl_before": finishing.kl_before,
-            "selection_kl_after": finishing.kl_after,
+            "before": finishing.before,
+            "after": finishing.after,
+            "tried": finishing.tried,
             "exchanged_units": finishing.exchanged,
         }
     record["binarization_gap"] = None  # there is none for methods that only score

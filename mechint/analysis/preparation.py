@@ -12,7 +12,9 @@ from torch import Tensor
 from mechint.checkpoints import Checkpoint, CheckpointLoader
 from mechint.data import TokenData
 from mechint.masking import MaskedModel
-from mechint.metrics.measurement import measure
+from mechint.masking.ablation import Ablation
+from mechint.metrics.evaluation import Evaluator, measure
+from mechint.metrics.metric import KL
 from mechint.runtime.device import pick_device
 
 Metrics = dict[str, dict[str, float]]
@@ -27,32 +29,24 @@ class Prepared:
     data: TokenData
     _baselines: dict[Any, Metrics] = field(default_factory=dict)
 
-    def measure(self, kept: Tensor, batch_size: int) -> Metrics:
+    def measure(self, kept: Tensor, ablation: Ablation, batch_size: int) -> Metrics:
         """Metrics of the dense, empty, masked and complement model on evaluation data, for kept channels bool [N].
 
         Those of the dense and empty model do not depend on the mask and are measured once.
         """
-        fill = self.masked.fill  # what the empty model is filled with
-        key = (
-            self.data.evaluation_digest,
-            batch_size,
-            None if fill is None else fill.cpu().numpy().tobytes(),
-        )
+        key = (self.data.evaluation_digest, batch_size, ablation.identity)
         variants: dict[str, Tensor | None] = {"masked": kept, "complement": ~kept}
         known = self._baselines.get(key)
         if known is None:
             variants = {"dense": None, "empty": torch.zeros_like(kept), **variants}
-        measured = measure(
-            self.masked, self.data.evaluation, variants, self.data.evaluation_bytes, batch_size
-        )
-        metrics = {**(known or {}), **measured}
+        evaluator = Evaluator(self.masked, self.data.evaluation, ablation, batch_size)
+        metrics = {**(known or {}), **measure(evaluator, variants, self.data.evaluation_bytes).metrics}
         self._baselines[key] = {name: metrics[name] for name in ("dense", "empty")}
         return metrics
 
-    def kl(self, gates: Tensor, batch_size: int) -> float:
+    def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> float:
         """KL(dense || gated) on evaluation data, nats per token, for gates float [N]."""
-        data = self.data
-        return measure(self.masked, data.evaluation, {"gated": gates}, None, batch_size)["gated"]["kl"]
+        return Evaluator(self.masked, self.data.evaluation, ablation, batch_size).mean(gates, KL)
 
 
 class Preparation:
@@ -76,7 +70,6 @@ class Preparation:
         data_key = (repr(dataset), seed)
         before = self._prepared if model_key == self._model_key else None
         if before is not None and data_key == self._data_key:
-            before.masked.fill = None
             return before
         self.forget()
         checkpoint = before.checkpoint if before else loader.load(source, torch_device, dtype)
@@ -84,7 +77,6 @@ class Preparation:
             checkpoint.tokenizer, checkpoint.name, checkpoint.vocab_size, checkpoint.max_positions, seed
         )
         masked = before.masked if before else MaskedModel(checkpoint.model)
-        masked.fill = None
         self._prepared = Prepared(checkpoint, masked, data, before._baselines if before else {})
         self._model_key, self._data_key = model_key, data_key
         return self._prepared

@@ -31,7 +31,6 @@ from mechint.errors import UserError
 from mechint.loggers import LoggerGroup
 from mechint.masking import masks_by_layer
 from mechint.methods.method import importance
-from mechint.metrics.measurement import channel_means
 from mechint.results import RunFiles, save_masks
 from mechint.results.evidence import save_evidence
 from mechint.runtime.seeds import seed_everything
@@ -90,22 +89,21 @@ class SeedStudy(Analysis):
         units, pools = self.method.units, self.method.pools
         describe_inputs(record, prepared.checkpoint, prepared.data)
         describe_model(record, masked)
-        describe_method(record, self.method, self.objective, self.schedule)
+        describe_method(record, self.recipe)
         record["notes"] += settings_without_effect(self.method, masked, self.trainer)
 
         selections = Selections.of(units, [run.masks for run in runs])
         scores = selections.scores(pools)
         keep, importance_ = pools.select(scores), importance(scores)
         kept = units.to_channels(keep)
-        if self.method.ablation == "mean":
-            calibration = prepared.data.calibration
-            masked.fill = self.trainer.fit(lambda size: channel_means(masked, calibration, size))
-        metrics = self.trainer.fit(lambda size: prepared.measure(kept, size))
+        calibration = prepared.data.calibration
+        ablation = self.trainer.fit(lambda size: self.recipe.ablation.fit(masked, calibration, size))
+        metrics = self.trainer.fit(lambda size: prepared.measure(kept, ablation, size))
         describe_mask(record, units, self.target_sparsity, keep, importance_)
         describe_outcome(record, metrics, training_of_all([run.result for run in runs]))
 
         batch_size = self.trainer.fit.size
-        assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size)
+        assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size, ablation)
         record["stability"] = assessment.record(metrics, self.seed)
         if self.stability.null_control:
             record["stability"]["null"] = self._null_control(prepared, attempt)
@@ -126,7 +124,7 @@ class SeedStudy(Analysis):
     def _single(self, seed: int) -> Analysis:
         """The analysis of one seed, with objects of its own where they change or hold something open."""
         shared = {item.name: getattr(self, item.name) for item in fields(Analysis)}
-        own = {"seed": seed, "method": copy.deepcopy(self.method), "loggers": copy.deepcopy(self.loggers)}
+        own = {"seed": seed, "recipe": copy.deepcopy(self.recipe), "loggers": copy.deepcopy(self.loggers)}
         return Analysis(**{**shared, **own})
 
     def _run_seeds(self, output_dir: Path, config: Record, preparation: Preparation) -> list[RunFiles]:
@@ -145,11 +143,10 @@ class SeedStudy(Analysis):
     def _null_control(self, prepared: Prepared, attempt: Attempt) -> Record:
         """The same method at the same settings on the model with permuted weights, from the first seed."""
         log.info("null control: seed %d once more, on the model with permuted weights", self.seed)
-        masked, fill = prepared.masked, prepared.masked.fill
+        masked = prepared.masked
         control = copy.copy(self)
-        control.method = copy.deepcopy(self.method)
+        control.recipe = copy.deepcopy(self.recipe)
         with permuted_weights(masked.model, self.seed) as matrices:
-            masked.fill = None
             generator = seed_everything(self.seed)
             training = control._learn(
                 masked, prepared.data, generator, replace(attempt, logger=LoggerGroup())
@@ -157,6 +154,5 @@ class SeedStudy(Analysis):
             keep = control.method.pools.select(training.scores.cpu())
             kept = control.method.units.to_channels(keep)
             permuted = Prepared(prepared.checkpoint, masked, prepared.data)
-            metrics = self.trainer.fit(lambda size: permuted.measure(kept, size))
-        masked.fill = fill
+            metrics = self.trainer.fit(lambda size: permuted.measure(kept, control.recipe.ablation, size))
         return null_record(metrics, self.seed, matrices, training)

@@ -7,7 +7,6 @@ import errno
 import logging
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,14 @@ from mechint.analysis.preparation import Preparation, Prepared
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import TokenData
 from mechint.errors import UserError
-from mechint.learning.learner import Metrics
+from mechint.learning.learner import StepMetrics
+from mechint.learning.recipe import Recipe
 from mechint.learning.resume import SavedStates, Saver
 from mechint.learning.trainer import MaskTrainer, Training
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
 from mechint.masking import MaskedModel, MaskSet, masks_by_layer
 from mechint.masking.masks import flat_keep
 from mechint.methods.method import LearnedMethod, MaskMethod, importance
-from mechint.metrics.measurement import channel_means
-from mechint.metrics.objectives import Objective
 from mechint.reporting import Visualizer
 from mechint.results import RunFiles, save_masks
 from mechint.results.directories import Occupant, clear_run, finished_run, refuse_other_run
@@ -66,16 +64,12 @@ class Analysis:
 
     checkpoint: str
     target_sparsity: float
-    steps: int
     seed: int
     device: str
     dtype: str
     loader: CheckpointLoader
     dataset: Any
-    method: MaskMethod
-    objective: Objective
-    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-    schedule: Callable[[float], float]
+    recipe: Recipe
     trainer: MaskTrainer
     visualizer: Visualizer
     loggers: list[Logger]
@@ -87,8 +81,6 @@ class Analysis:
                 f"target_sparsity={self.target_sparsity} must lie in [0, 1); it is the fraction of units to remove, "
                 "e.g. 0.9"
             )
-        if self.steps < 1:
-            raise UserError(f"steps={self.steps} must be at least 1")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to 2^63 - 1")
 
@@ -150,6 +142,11 @@ class Analysis:
                 states.remove()
             return record
 
+    @property
+    def method(self) -> MaskMethod:
+        """The recipe's."""
+        return self.recipe.method
+
     def unseen(self) -> Analysis:
         """The same for a process that only helps another: nothing is logged or drawn."""
         return dataclasses.replace(self, loggers=[], visualizer=Visualizer([]))
@@ -174,7 +171,7 @@ class Analysis:
         generator = seed_everything(self.seed)
         describe_inputs(record, checkpoint, data)
         describe_model(record, masked)
-        describe_method(record, self.method, self.objective, self.schedule)
+        describe_method(record, self.recipe)
         record["notes"] += settings_without_effect(self.method, masked, self.trainer)
         write_json(output_dir / RESULT, record)
 
@@ -192,25 +189,22 @@ class Analysis:
     ) -> Training:
         within = None if self.within is None else flat_keep(masked.space, self.within)
         self.method.prepare(masked, self.target_sparsity, generator, within)
-        if self.method.ablation == "mean":
-            masked.fill = self.trainer.fit(lambda size: channel_means(masked, data.calibration, size))
+        self.recipe.ablation = self.trainer.fit(
+            lambda size: self.recipe.ablation.fit(masked, data.calibration, size)
+        )
         progress = attempt.progress
 
-        def on_step(step: int, metrics: Metrics, logged: bool) -> None:
+        def on_step(step: int, metrics: StepMetrics, logged: bool) -> None:
             progress.update(step + 1, {"loss": metrics["loss"], "sparsity": metrics["sparsity"]})
             if logged:
                 attempt.logger.log(metrics, step)
 
         with progress, attempt.interruption.held(PATIENCE):
-            progress.start(self.steps)
+            progress.start(self.recipe.steps)
             return self.trainer.train(
                 masked,
                 data.calibration,
-                self.method,
-                self.objective,
-                self.make_optimizer,
-                self.schedule,
-                self.steps,
+                self.recipe,
                 generator,
                 on_step,
                 Saver(attempt.states, attempt.interruption, attempt.on_resume),
@@ -222,14 +216,15 @@ class Analysis:
         scores = training.scores.cpu()
         keep, importance_ = self.method.pools.select(scores), importance(scores)
         kept = units.to_channels(keep)
-        metrics = self.trainer.fit(lambda size: prepared.measure(kept, size))
+        metrics = self.trainer.fit(lambda size: prepared.measure(kept, self.recipe.ablation, size))
         describe_mask(record, units, self.target_sparsity, keep, importance_)
         describe_outcome(record, metrics, training)
         if isinstance(self.method, LearnedMethod):
             soft = self.method.soft_gates()
             soft_kl = None
             if soft is not None:
-                soft_kl = self.trainer.fit(lambda size: prepared.kl(units.to_channels(soft), size))
+                gates, ablation = units.to_channels(soft), self.recipe.ablation
+                soft_kl = self.trainer.fit(lambda size: prepared.kl(gates, ablation, size))
             describe_binarization(record, soft, soft_kl)
         return masks_by_layer(units.space, kept, units.to_channels(importance_))
 

@@ -78,7 +78,7 @@ class NestedTargets(Analysis):
         units, last = self.method.units, runs[-1]
         describe_inputs(record, prepared.checkpoint, prepared.data)
         describe_model(record, prepared.masked)
-        describe_method(record, self.method, self.objective, self.schedule)
+        describe_method(record, self.recipe)
         record["notes"] += settings_without_effect(self.method, prepared.masked, self.trainer)
 
         ranking = one_ranking(units, runs)
@@ -98,12 +98,12 @@ class NestedTargets(Analysis):
     def _single(self, number: int) -> Analysis:
         """The analysis of one target, with objects of its own where they change or hold something open."""
         shared = {item.name: getattr(self, item.name) for item in fields(Analysis)}
-        method = copy.deepcopy(self.method)
-        method.finishing_trials = self._part(number, method.finishing_trials)
+        recipe = copy.deepcopy(self.recipe)
+        recipe.method.finishing_trials = self._part(number, recipe.method.finishing_trials)
+        recipe.steps = max(1, self._part(number, self.recipe.steps))
         own = {
             "target_sparsity": self.targets[number],
-            "steps": max(1, self._part(number, self.steps)),
-            "method": method,
+            "recipe": recipe,
             "loggers": copy.deepcopy(self.loggers),
         }
         return Analysis(**{**shared, **own})
@@ -126,7 +126,7 @@ class NestedTargets(Analysis):
                 directory,
             )
             single.within = runs[-1].masks if runs else None
-            told = {**config, "target_sparsity": single.target_sparsity, "steps": single.steps}
+            told = {**config, "target_sparsity": single.target_sparsity, "steps": single.recipe.steps}
             told["nested_in"] = list(self.targets[: number - 1])
             if isinstance(told.get("mask"), dict):
                 told["mask"] = {**told["mask"], "finishing_trials": single.method.finishing_trials}

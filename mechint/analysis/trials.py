@@ -5,51 +5,34 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from mechint.masking import MaskedModel, Units
-from mechint.metrics.objectives import kl_per_position
+from mechint.masking import Units
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.metric import KL
 
 
 @dataclass(frozen=True)
 class Trials:
-    """Measures variations of one hard mask keep, bool [U], on evaluation rows [M, T + 1].
+    """Measures variations of one hard mask keep, bool [U], with an evaluator of its evaluation data."""
 
-    batch_size: how many variations go through the model at once.
-    """
-
-    masked: MaskedModel
+    evaluator: Evaluator
     units: Units
     keep: Tensor
-    rows: Tensor
-    batch_size: int
 
     @property
     def tokens(self) -> int:
         """Predicted tokens that each variation is measured on."""
-        return self.rows[:, 1:].numel()
+        return self.evaluator.batch.size
 
-    @torch.inference_mode()
     def kl(self, flips: Sequence[Tensor]) -> Tensor:
-        """KL(dense || masked), double [flips, M], mean over the positions of every row, in nats.
+        """KL(dense || masked), double [flips, M], mean over the positions of every sequence, in nats.
 
         flips: for each variation the numbers of the units that it switches over.
         """
-        result = torch.zeros(len(flips), len(self.rows), dtype=torch.double)
-        device = self.masked.device
-        for number, row in enumerate(self.rows):
-            tokens = row[None, :-1].to(device)
-            dense = self.masked.hidden(tokens)  # [1, T, D]
-            for start in range(0, len(flips), self.batch_size):
-                gates = self._gates(flips[start : start + self.batch_size]).to(device)  # [B, N]
-                hidden = self.masked.hidden(tokens.expand(len(gates), -1), gates)
-                kl = kl_per_position(dense, hidden, self.masked.head).mean(1)  # [B]
-                result[start : start + len(gates), number] = kl.cpu()
-        return result
+        return self.evaluator([self._gates(flipped) for flipped in flips], [KL])[:, 0]
 
-    def _gates(self, flips: Sequence[Tensor]) -> Tensor:
-        keeps = self.keep.cpu().repeat(len(flips), 1)
-        for keep, flipped in zip(keeps, flips, strict=True):
-            keep[flipped] = ~keep[flipped]
-        return self.units.to_channels(keeps.float())
+    def _gates(self, flipped: Tensor) -> Tensor:
+        keep = self.keep.cpu().clone()
+        keep[flipped] = ~keep[flipped]
+        return self.units.to_channels(keep.float())

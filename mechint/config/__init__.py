@@ -3,7 +3,7 @@
 The rest of the package takes plain typed values and works without Hydra.
 """
 
-from mechint.config.building import build, build_analysis, check, plain_config
+from mechint.config.building import build, build_analysis, build_recipe, check, plain_config
 from mechint.config.composing import compose_analysis
 from mechint.config.jobs import choice, fail, is_sweep, output_directory, sweep_name
 from mechint.config.launching import launch
@@ -18,6 +18,7 @@ __all__ = [
     "PretrainSchema",
     "build",
     "build_analysis",
+    "build_recipe",
     "check",
     "choice",
     "compose_analysis",

@@ -99,21 +99,31 @@ def build_analysis(config: DictConfig) -> Any:
     return make_analysis(
         checkpoint=config.checkpoint,
         target_sparsity=OmegaConf.to_container(target) if isinstance(target, ListConfig) else target,
-        steps=config.steps,
         seed=config.seed,
         seeds=config.seeds,
         device=config.device,
         dtype=config.dtype,
         loader=build(config.model),
         dataset=build(config.dataset),
-        method=build(config.mask),
-        objective=build(config.objective),
-        make_optimizer=build(config.optimizer, _partial_=True),
-        schedule=build(config.sparsity_schedule),
+        recipe=build_recipe(config),
         trainer=build(config.trainer),
         visualizer=build(config.visualizer),
         stability=build(config.stability),
         loggers=[build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
+    )
+
+
+def build_recipe(config: DictConfig) -> Any:
+    """The `Recipe` of a composed configuration."""
+    from mechint.learning.recipe import Recipe  # here, so that showing a configuration does not import torch
+
+    return Recipe(
+        method=build(config.mask),
+        objective=build(config.objective),
+        ablation=build(config.ablation),
+        make_optimizer=build(config.optimizer, _partial_=True),
+        schedule=build(config.sparsity_schedule),
+        steps=config.steps,
     )
 
 

@@ -90,6 +90,8 @@ def one_line(error: BaseException) -> str:
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
     if launcher and (extra := LAUNCHER_EXTRAS.get(launcher.group(1))):
         return f"hydra/launcher={launcher.group(1)} needs a package: pip install -e '.[{extra}]'"
+    if "'mask.ablation'" in text or "mask.ablation" in text:
+        return "mask.ablation is a group of its own now: use ablation=zero or ablation=mean"
     if isinstance(error.__cause__, OmegaConfBaseException):
         # Hydra's message says only what it could not do.
         return f"{text}: {str(error.__cause__).splitlines()[0]}"

@@ -38,6 +38,7 @@ class AnalyzeSchema:
     sparsity_schedule: Any
     mask: Any
     objective: Any
+    ablation: Any
     visualizer: Any
     trainer: Any
     stability: Any
@@ -98,6 +99,7 @@ class ValidateSchema:
     sparsity_schedule: Any
     mask: Any
     objective: Any
+    ablation: Any
     trainer: Any
 
 

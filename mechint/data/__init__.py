@@ -4,6 +4,7 @@ documents (python_docs, text, huggingface) -> two sides (splits) -> one stream o
 byte_counts) -> rows of T+1 tokens (packing) -> TokenData. Files of ready tokens (tokens) join at the stream.
 """
 
+from mechint.data.batch import Batch
 from mechint.data.dataset import Dataset
 from mechint.data.huggingface import HuggingFaceText
 from mechint.data.python_docs import PythonDocs
@@ -12,4 +13,13 @@ from mechint.data.text_dataset import TextDataset
 from mechint.data.token_data import TokenData
 from mechint.data.tokens import TokenFiles
 
-__all__ = ["Dataset", "HuggingFaceText", "PythonDocs", "TextDataset", "TextFiles", "TokenData", "TokenFiles"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "HuggingFaceText",
+    "PythonDocs",
+    "TextDataset",
+    "TextFiles",
+    "TokenData",
+    "TokenFiles",
+]

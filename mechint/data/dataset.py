@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from mechint.data.batch import Batch
 from mechint.data.packing import TokenStream, cut_rows, even_rows, num_rows, seeded_rows
 from mechint.data.token_data import TokenData, digest_of_rows
 from mechint.errors import UserError
@@ -83,8 +84,8 @@ class Dataset(ABC):
         return TokenData(
             name=self.title,
             tokenizer=tokenizer_name,
-            calibration=torch.from_numpy(learn),
-            evaluation=torch.from_numpy(measure),
+            calibration=Batch.of_rows(torch.from_numpy(learn)),
+            evaluation=Batch.of_rows(torch.from_numpy(measure)),
             evaluation_bytes=num_bytes,
             evaluation_digest=digest_of_rows(measure),
             notes=notes,

@@ -4,24 +4,25 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+
+from mechint.data.batch import Batch
 
 
 @dataclass(frozen=True, eq=False)
 class TokenData:
     """Rows of tokens to learn masks on, and other rows to measure them on.
 
-    Each row holds T inputs and, shifted by one, T targets; within a side every target occurs once.
+    In running text each sequence holds T inputs and, shifted by one, T answers; within a side every answer occurs once.
     """
 
     name: str
     tokenizer: str
-    calibration: torch.Tensor
-    """int64 [N, T+1]"""
-    evaluation: torch.Tensor
-    """int64 [M, T+1]"""
+    calibration: Batch
+    """N sequences"""
+    evaluation: Batch
+    """M sequences"""
     evaluation_bytes: int | None
-    """UTF-8 bytes of the text of the M*T evaluation targets; None where unknown."""
+    """UTF-8 bytes of the text of the evaluation answers; None where unknown."""
     evaluation_digest: str
     """sha256 of the evaluation rows: two runs with the same digest were measured on the same tokens."""
     notes: tuple[str, ...] = ()
@@ -29,13 +30,13 @@ class TokenData:
 
     @property
     def calibration_tokens(self) -> int:
-        """Predicted tokens on the calibration side, N*T."""
-        return self.calibration[:, 1:].numel()
+        """Predicted tokens on the calibration side."""
+        return self.calibration.size
 
     @property
     def evaluation_tokens(self) -> int:
-        """Predicted tokens on the evaluation side, M*T."""
-        return self.evaluation[:, 1:].numel()
+        """Predicted tokens on the evaluation side."""
+        return self.evaluation.size
 
 
 def digest_of_rows(rows: np.ndarray) -> str:

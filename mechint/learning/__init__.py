@@ -1,6 +1,6 @@
-"""Learning a mask: the trainer, its steps and optimizers, and the finishing pass."""
+"""Learning a mask: the trainer, its steps, and the finishing pass."""
 
-from mechint.learning.optimizers import NormalizedSGD
+from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer
 
-__all__ = ["MaskTrainer", "NormalizedSGD"]
+__all__ = ["MaskTrainer", "Recipe"]

@@ -1,19 +1,19 @@
-"""The finishing pass: exchanges of units that are tried out, and kept only where the selection KL falls."""
+"""The finishing pass: exchanges of units that are tried, and kept only where the objective falls on selection data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
 from torch import Tensor
 
-from mechint.masking.masked_model import MaskedModel
 from mechint.masking.units import Pools, Units
-from mechint.metrics.dense_outputs import DenseOutputs
-from mechint.metrics.objectives import kl_per_position
-from mechint.runtime import distributed
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.gradients import unit_gradients
+from mechint.metrics.metric import Metric
 
 # How far removed units are opened when their worth is estimated, and how many of the best are tried on each side.
 AJAR = 0.3
@@ -27,51 +27,54 @@ OPPOSITE = 0.05
 class Finishing:
     """What a finishing pass did.
 
-    kl_before, kl_after: KL(dense || masked) on the selection rows, nats per token. tokens: tokens that went through the
-    model, forward only or forward and backward. exchanged: units that were put in place of others.
+    before, after: the objective on the selection data. tokens: tokens that went through the model, forward only or
+    forward and backward. tried: exchanges that were measured. exchanged: units that were put in place of others.
     """
 
     keep: Tensor
-    kl_before: float
-    kl_after: float
+    before: float
+    after: float
     tokens: int = 0
+    tried: int = 0
     exchanged: int = 0
+    seconds: float = 0.0
 
 
 @dataclass
 class Exchange:
-    """Local search over hard masks of a fixed count, on rows that the learning steps did not see.
+    """Local search over hard masks of a fixed count, on data that the learning steps did not see.
 
     The gradient at the current mask estimates to first order what each unit is worth. The least valuable kept units
     are exchanged for the most valuable removed ones, several at a time while that helps, then fewer; an exchange
-    stays only if the KL measured on all selection rows falls, so the result is never worse there. Kept units that
-    cancel each other look vital one by one: pairs of one head whose gradients are opposite in every sequence are
-    tried for removal together. token_limit: no exchange is tried that could take more tokens through the model in all.
+    stays only if the objective measured on all selection data falls, so the result is never worse there. Kept units
+    that cancel each other look vital one by one: pairs of one head whose gradients are opposite in every sequence are
+    tried for removal together.
+
+    selection: the model on the selection data. trials: exchanges to try. token_limit: no exchange is tried that could
+    take more tokens through the model in all.
     """
 
-    masked: MaskedModel
+    selection: Evaluator
+    objective: Metric
     units: Units
     pools: Pools
-    rows: Tensor
-    batch_size: int
     trials: int
-    dense_bytes: int = 2**30
     token_limit: int | None = None
-    _tokens: int = field(default=0, init=False)
-    _left: int = field(default=0, init=False)
+    on_trial: Callable[[int], None] = lambda tried: None
+    _tried: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self._dense = DenseOutputs(self.masked, self.rows, self.dense_bytes)
-        self._pool = self.pools.of_unit.to(self.masked.device)
+        device = self.selection.masked.device
+        self._pool = self.pools.of_unit.to(device)
         places = torch.stack([self.units.layer, self.units.head, self.units.has_value.long()], dim=1)
         place = torch.unique(places, dim=0, return_inverse=True)[1]
-        order = torch.argsort(place, stable=True).to(self.masked.device)
+        order = torch.argsort(place, stable=True).to(device)
         self._heads = order.split(torch.bincount(place).tolist())
 
     def run(self, keep: Tensor) -> Finishing:
         """Improve a hard mask keep, bool [U]."""
-        start, before = keep, self.kl(keep)
-        self._left, best = self.trials, before
+        began, start, before = time.perf_counter(), keep, self.measure(keep)
+        best = before
         while self._may_try():
             value, effect, pairs = self._values(keep)
             found = (
@@ -82,17 +85,25 @@ class Exchange:
             if found is None:
                 break
             keep, best = found
-        return Finishing(keep, before, best, self._tokens, int((keep & ~start).sum()))
+        return Finishing(
+            keep,
+            before,
+            best,
+            self.selection.tokens,
+            self._tried,
+            int((keep & ~start).sum()),
+            time.perf_counter() - began,
+        )
 
     def _coarse(self, keep: Tensor, value: Tensor, best: float) -> tuple[Tensor, float] | None:
         """Exchange 1, 2, 4, ... units at once, as long as more is better; the best of these, if it improves."""
         found, size = None, 1
         while size <= max(1, int(keep.sum()) // 8) and self._may_try():
             proposal = self._swap(keep, value, size)
-            kl = self._try(proposal)
-            if proposal is None or kl >= best:
+            value_there = self._try(proposal)
+            if proposal is None or value_there >= best:
                 break
-            found, best, size = (proposal, kl), kl, 2 * size
+            found, best, size = (proposal, value_there), value_there, 2 * size
         return found
 
     def _fine(
@@ -103,8 +114,8 @@ class Exchange:
         for proposal in chain(proposals, self._walk(keep, orders)):
             if not self._may_try():
                 return None
-            if proposal is not None and (kl := self._try(proposal)) < best:
-                return proposal, kl
+            if proposal is not None and (there := self._try(proposal)) < best:
+                return proposal, there
         return None
 
     def _walk(self, keep: Tensor, orders: Sequence[Tensor]) -> Iterator[Tensor]:
@@ -118,17 +129,19 @@ class Exchange:
                         yield proposal
 
     def _may_try(self) -> bool:
-        return self._left > 0 and self._affordable()
+        return self._tried < self.trials and self._affordable()
 
     def _try(self, proposal: Tensor | None) -> float:
         if proposal is None:
             return float("inf")
-        self._left -= 1
-        return self.kl(proposal)
+        self._tried += 1
+        self.on_trial(self._tried)
+        return self.measure(proposal)
 
     def _affordable(self) -> bool:
-        """Whether an exchange may be measured and, if it stays, every unit be judged anew: three times all rows."""
-        return self.token_limit is None or self._tokens + 3 * self.rows[:, 1:].numel() <= self.token_limit
+        """Whether an exchange may be measured and, if it stays, every unit be judged anew: three times all data."""
+        needed = 3 * self.selection.batch.tokens.numel()
+        return self.token_limit is None or self.selection.tokens + needed <= self.token_limit
 
     def _values(self, keep: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
         """What each unit is worth to first order, [U]; the same with kept units judged by the size of their gradient,
@@ -194,28 +207,11 @@ class Exchange:
         proposal[best[:2]] = True
         return proposal
 
-    @torch.no_grad()
-    def kl(self, keep: Tensor) -> float:
-        """KL(dense || masked) over all selection rows, nats per token."""
-        gates = self.units.to_channels(keep.float())
-        total = torch.zeros((), dtype=torch.double, device=self.masked.device)
-        for chosen, weight in distributed.shares(len(self.rows), self.batch_size):
-            tokens = self.rows[chosen, :-1].to(self.masked.device)
-            hidden = self.masked.hidden(tokens, gates)
-            kl = kl_per_position(self._dense(chosen), hidden, self.masked.head)  # [B, T]
-            total += (kl.sum(1).double() * weight.to(kl.device)).sum()
-            self._tokens += distributed.size() * tokens.numel()
-        return distributed.total(total).item() / self.rows[:, 1:].numel()
+    def measure(self, keep: Tensor) -> float:
+        """The objective of a hard mask, bool [U], on all selection data."""
+        return self.selection.mean(self.units.to_channels(keep.float()), self.objective)
 
     def sequence_gradients(self, gate: Tensor) -> Tensor:
-        """Gradient of the mean KL at gates [U], for each selection row on its own, [rows, U]."""
-        result = torch.zeros(len(self.rows), self.units.count, device=self.masked.device)
-        for chosen, weight in distributed.shares(len(self.rows), self.batch_size):
-            tokens = self.rows[chosen, :-1].to(self.masked.device)
-            gates = gate.expand(len(chosen), -1).clone().requires_grad_()  # [B, U]
-            hidden = self.masked.hidden(tokens, self.units.to_channels(gates))
-            kl_per_position(self._dense(chosen), hidden, self.masked.head).mean(1).sum().backward()
-            assert gates.grad is not None
-            result[chosen] += gates.grad * weight.to(gates.device)[:, None]
-            self._tokens += distributed.size() * tokens.numel()
-        return distributed.total(result)
+        """Gradient of the objective at gates [U], for each selection sequence on its own, [M, U]."""
+        gradients = self.selection.gradients(self.units.to_channels(gate), self.objective)
+        return unit_gradients(self.units, gradients)

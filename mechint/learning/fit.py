@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
-from torch import Tensor
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking.masked_model import MaskedModel
 from mechint.metrics.dense_outputs import DenseOutputs
-from mechint.metrics.objectives import Objective
+from mechint.metrics.gradients import gate_gradient
+from mechint.metrics.metric import Metric
 from mechint.runtime import distributed
+from mechint.runtime.memory import free_bytes, held_bytes, peak_bytes
 
 log = logging.getLogger(__name__)
 
@@ -81,31 +84,51 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def backward_in_parts(
-    masked: MaskedModel,
-    objective: Objective,
-    dense: DenseOutputs,
-    batch: Tensor,
-    chosen: Tensor,
-    channel_gates: Tensor,
-    at_once: int,
-) -> tuple[Tensor, Tensor]:
-    """The objective on a batch [B, T + 1] of the rows with numbers `chosen` [B], and its gradient in the gates.
+# The part of the free memory that a step may take; the rest is for what changes between steps.
+USABLE = 0.9
 
-    channel_gates: [N] or, per sequence, [B, N]. The batch goes through the model in parts of `at_once` sequences,
-    whose mean, weighted by their sizes, is the batch's.
+
+def largest_batch(masked: MaskedModel, batch: Batch, objective: Metric, dense_bytes: int) -> int:
+    """The largest power of two of sequences, for each process, whose step fits in the memory that is free.
+
+    Steps forward and backward of 1, 2, 4, ... of the sequences are tried, at most all, as long as twice what
+    the last one took would fit as well. dense_bytes: capacity for the dense model's outputs, which take their part.
+
+    Raises UserError where memory cannot be seen, or a single sequence does not fit.
     """
-    gates = channel_gates.detach().requires_grad_()
-    total = torch.zeros((), device=masked.device)
-    for part in torch.arange(len(batch)).split(at_once):
-        tokens = batch[part[0] : part[-1] + 1]
-        own = gates if gates.ndim == 1 else gates[part[0] : part[-1] + 1]
-        hidden = masked.hidden(tokens[:, :-1], own)  # [B, T, D]
-        wished = dense(chosen[part]) if objective.needs_dense else None
-        loss = objective(hidden, tokens[:, 1:], wished, masked.head)
-        if len(part) < len(batch):
-            loss = loss * (len(part) / len(batch))
-        loss.backward()
-        total = total + loss.detach()
-    assert gates.grad is not None
-    return total, gates.grad
+    device, size = masked.device, 1
+    free, before = free_bytes(device), held_bytes(device)
+    if free is None or before is None:
+        raise UserError(
+            "trainer.batch_size=auto cannot see here how much memory there is; give a number, e.g. 8"
+        )
+    dense = DenseOutputs(masked, batch, 0)
+    room = USABLE * free / (1 if device.type == "cuda" else distributed.on_this_machine())
+    if objective.needs_dense:
+        room -= Fit(1)(lambda _: DenseOutputs(masked, batch, dense_bytes).bytes_on_device())
+    while True:
+        step = partial(_step, masked, batch[:size], objective, dense)
+        try:
+            peak = peak_bytes(step, device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if size == 1 or distributed.size() > 1:  # the others may wait for this one
+                raise out_of_memory_alone() from error
+            size //= 2
+            break
+        assert peak is not None
+        enough = 2 * size * distributed.size() > len(batch) or 2 * (peak - before) > room
+        if distributed.total(torch.tensor(float(enough))).item() > 0:
+            break
+        size *= 2
+    release()
+    size *= distributed.size()
+    log.info("trainer.batch_size=auto: %d sequences in a step", size)
+    return size
+
+
+def _step(masked: MaskedModel, batch: Batch, objective: Metric, dense: DenseOutputs) -> None:
+    """One step on a batch, with gates for each sequence, which take more memory than common ones."""
+    gates = torch.ones(len(batch), masked.space.num_channels, device=masked.device)
+    gate_gradient(masked, batch, gates, objective, dense=dense)

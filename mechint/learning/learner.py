@@ -2,71 +2,65 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.learning.finite import gradients_finite, require_finite_step
-from mechint.learning.fit import Fit, backward_in_parts
+from mechint.learning.fit import Fit
+from mechint.learning.recipe import Recipe
 from mechint.masking.masked_model import MaskedModel
 from mechint.methods.method import LearnedMethod, MaskMethod
-from mechint.methods.state import give, take
 from mechint.metrics.dense_outputs import DenseOutputs
-from mechint.metrics.objectives import Objective
+from mechint.metrics.gradients import gate_gradient
 from mechint.runtime import distributed
 
-Metrics = dict[str, float | None]
-MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-
-# What of a learner a saved state holds.
-CHANGING = ("method", "optimizer", "scheduler", "dense", "batches", "generator", "switched_on")
+StepMetrics = dict[str, float | None]
 
 
 class Learner:
-    """A method that is learned on rows of calibration data [N, T + 1], step by step.
+    """A method that is learned on calibration data, step by step.
 
-    steps: how many there will be in all, which the schedules refer to. batch_size: sequences per step, of all
-    processes. fit: how many of them go through the model at once. dense_bytes: capacity for the dense model's outputs.
-    learning_rate: at a part of the run in [0, 1], as a fraction of the optimizer's own.
+    batch_size: sequences per step, of all processes. fit: how many of them go through the model at once. dense_bytes:
+    capacity for the dense model's outputs. learning_rate: at a part of the run in [0, 1], as a fraction of the
+    optimizer's own.
     """
 
     def __init__(
         self,
         masked: MaskedModel,
-        rows: Tensor,
-        method: LearnedMethod,
-        objective: Objective,
-        make_optimizer: MakeOptimizer,
-        schedule: Callable[[float], float],
-        steps: int,
+        calibration: Batch,
+        recipe: Recipe,
         batch_size: int,
         generator: torch.Generator,
         fit: Fit,
         dense_bytes: int,
         learning_rate: Callable[[float], float] = lambda progress: 1.0,
     ) -> None:
-        self._masked, self._rows, self._objective = masked, rows, objective
-        self._schedule, self._steps, self._fit = schedule, steps, fit
-        self.method, self.generator = method, generator
-        self.optimizer = _optimizer(make_optimizer, method)
+        assert isinstance(recipe.method, LearnedMethod)
+        self._masked, self._calibration, self._recipe, self._fit = masked, calibration, recipe, fit
+        self.method, self.generator = recipe.method, generator
+        self.optimizer = _optimizer(recipe)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step / steps)
+            self.optimizer, lambda step: learning_rate(step / recipe.steps)
         )
-        self.dense = DenseOutputs(masked, rows, dense_bytes)
-        self.batches = Batches(len(rows), batch_size, generator)
-        self.switched_on = torch.ones(method.units.count, dtype=torch.bool, device=masked.device)
+        self.dense = DenseOutputs(masked, calibration, dense_bytes)
+        self.batches = Batches(len(calibration), batch_size, generator)
+        self.switched_on = torch.ones(self.method.units.count, dtype=torch.bool, device=masked.device)
 
-    def step(self, number: int) -> Metrics:
+    def step(self, number: int) -> StepMetrics:
         """Take the step of this number; what it saw before it changed the scores.
 
         Raises UserError where the loss or a gradient is not finite, and where not even one sequence fits in memory.
         """
-        progress = number / max(self._steps - 1, 1)
-        share, method = self._schedule(progress), self.method
+        progress = number / max(self._recipe.steps - 1, 1)
+        assert self._recipe.schedule is not None
+        share, method = self._recipe.schedule(progress), self.method
         chosen = distributed.mine(self.batches.next())
         gates = method.gates(share, progress, self.batches.size)  # [U] or [B, U], of all processes
         loss = self._backward(chosen, gates, method.penalty(share))
@@ -76,7 +70,7 @@ class Learner:
         distributed.average([seen])
         value, density, changed, finite = seen.tolist()  # all that a step reads back from the device
         require_finite_step(number, value, finite == 1, self._masked)
-        metrics: Metrics = {
+        metrics: StepMetrics = {
             "loss": value,
             "scheduled_sparsity": scheduled_sparsity(method, share) if method.follows_schedule else None,
             "sparsity": 1 - density,
@@ -92,12 +86,22 @@ class Learner:
 
     def _backward(self, chosen: Tensor, gates: Tensor, penalty: Tensor | None) -> Tensor:
         """The loss on rows `chosen` under the gates, whose gradient, of all processes, is then in the parameters."""
-        batch = self._rows[chosen.to(self._rows.device)]  # [B, T + 1]
+        batch, recipe = self._calibration[chosen], self._recipe
         own = distributed.mine(gates) if gates.ndim == 2 else gates
         channels = self.method.units.to_channels(own)  # [N] or [B, N]
-        loss, slope = self._fit(
-            partial(backward_in_parts, self._masked, self._objective, self.dense, batch, chosen, channels)
-        )
+
+        def gradient(at_once: int) -> tuple[Tensor, Tensor]:
+            return gate_gradient(
+                self._masked,
+                batch,
+                channels,
+                recipe.objective,
+                recipe.ablation,
+                lambda part: self.dense(chosen[part]),
+                at_once,
+            )
+
+        loss, slope = self._fit(gradient)
         torch.autograd.backward(
             *([channels], [slope]) if penalty is None else ([channels, penalty], [slope, None])
         )
@@ -119,16 +123,26 @@ class Learner:
 
     def tokens_of_a_step(self) -> int:
         """Predicted tokens that a step sends through the model, of all processes."""
-        return self.batches.size * (self._rows.shape[1] - 1)
+        return self.batches.size * self._calibration.length
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes from step to step, as plain values."""
-        return {name: take(getattr(self, name)) for name in CHANGING}
+        """Everything that changes from step to step, as tensors, numbers and containers of them."""
+        return {
+            "method": self.method.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
+            "scheduler": self.scheduler.state_dict(),
+            "dense": self.dense.state_dict(),
+            "batches": self.batches.state_dict(),
+            "generator": self.generator.get_state(),
+            "switched_on": self.switched_on.cpu().clone(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state."""
-        for name in CHANGING:
-            setattr(self, name, give(getattr(self, name), state_dict[name]))
+        """Continue from a state."""
+        for name in ("method", "optimizer", "scheduler", "dense", "batches"):
+            getattr(self, name).load_state_dict(state_dict[name])
+        self.generator.set_state(state_dict["generator"])
+        self.switched_on = state_dict["switched_on"].to(self.switched_on.device)
 
 
 def scheduled_sparsity(method: MaskMethod, share: float) -> float:
@@ -136,9 +150,11 @@ def scheduled_sparsity(method: MaskMethod, share: float) -> float:
     return 1 - int(method.pools.quotas(share).sum()) / method.units.count
 
 
-def _optimizer(make_optimizer: MakeOptimizer, method: LearnedMethod) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe) -> torch.optim.Optimizer:
+    assert isinstance(recipe.method, LearnedMethod)
+    assert recipe.make_optimizer is not None
     try:
-        return make_optimizer(method.parameter_groups())
+        return recipe.make_optimizer(recipe.method.parameter_groups())
     except (TypeError, ValueError) as error:  # torch's own words, e.g. "Invalid learning rate: -1"
         raise UserError(f"the optimizer cannot be made: {error}; correct optimizer.*") from error
 
@@ -161,3 +177,11 @@ class Batches:
             self._waiting = torch.cat([self._waiting, order])
         chosen, self._waiting = self._waiting[: self.size], self._waiting[self.size :]
         return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many rows a step takes, and which wait for their turn in this pass."""
+        return {"size": self.size, "waiting": self._waiting.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.size, self._waiting = int(state_dict["size"]), state_dict["waiting"].clone()

@@ -9,13 +9,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from mechint.errors import UserError
-from mechint.methods.state import give, take
 from mechint.runtime import distributed
 from mechint.runtime.files import unfinished_name, write_atomically
 from mechint.runtime.pickles import PickleRefusedError, load_plain
@@ -24,8 +23,20 @@ from mechint.runtime.signals import Interruption
 log = logging.getLogger(__name__)
 
 DIRECTORY = ".resume"
-FORMAT = 2
+FORMAT = 3
 KEPT = 2  # states; the older one serves where the newer one is damaged
+
+
+class Stateful(Protocol):
+    """What says itself what its state is, as torch's optimizers, schedulers and modules do."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, in tensors, numbers, strings and containers of them."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state."""
+        ...
 
 
 class SavedStates:
@@ -73,10 +84,9 @@ class SavedStates:
 
 
 class Saver:
-    """Saves the parts of a learning loop every few steps and when the run is asked to stop.
+    """Saves a learner and what it has left every few steps and when the run is asked to stop.
 
-    on_resume: called with the number of steps already done and the history so far. Parts are live objects, see
-    `mechint.methods.state`; the one called `run` has the history of logged lines.
+    on_resume: called with the number of steps already done and the history so far.
     """
 
     def __init__(
@@ -90,18 +100,19 @@ class Saver:
         self._warned = False
         self._started = time.perf_counter()
 
-    def steps(self, parts: dict[str, Any], total: int, every: int) -> Iterator[int]:
+    def steps(self, learner: Stateful, run: Stateful, total: int, every: int) -> Iterator[int]:
         """Yield the numbers of the steps that are still to be done, and save in between.
 
         Raises Interrupted after a step once the run was asked to stop, UserError where a saved state does not fit.
         """
-        first = self._restore(parts, total)
+        first = self._restore(learner, run, total)
         for step in range(first, total):
             yield step
             done = step + 1
             if done % every == 0 or done == total or self._interruption.asked:
                 seconds = self.seconds + time.perf_counter() - self._started
-                state = {"parts": take(parts), "generators": _generators(), "seconds": seconds}
+                parts = {"learner": learner.state_dict(), "run": run.state_dict()}
+                state = {**parts, "generators": _generators(), "seconds": seconds}
                 self._save(done, state)
             self._interruption.check()
 
@@ -113,18 +124,18 @@ class Saver:
                 log.warning("the run goes on, but its state cannot be saved: %s", error.strerror or error)
             self._warned = True
 
-    def _restore(self, parts: dict[str, Any], total: int) -> int:
-        """Put the newest saved state into the parts; the number of steps that are done."""
+    def _restore(self, learner: Stateful, run: Stateful, total: int) -> int:
+        """Put the newest saved state into learner and run; the number of steps that are done."""
         state = distributed.from_first(self._states.newest())
         if state is None:
             return 0
         try:
-            if state["parts"].keys() != parts.keys():
-                raise KeyError(*(state["parts"].keys() ^ parts.keys()))
-            give(parts, state["parts"])
+            history = state["run"]["history"]
+            learner.load_state_dict(state["learner"])
+            run.load_state_dict(state["run"])
             _set_generators(state["generators"])
             step, self.seconds = int(state["step"]), float(state["seconds"])
-            if not 0 < step <= total or not all("step" in line for line in parts["run"].history):
+            if not 0 < step <= total or not all("step" in line for line in history):
                 raise ValueError(f"step {step} of {total}")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
             raise UserError(
@@ -132,7 +143,7 @@ class Saver:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); remove that directory, or use "
                 "resume=false"
             ) from error
-        self._on_resume(step, parts["run"].history)
+        self._on_resume(step, history)
         return step
 
 

@@ -12,21 +12,23 @@ import torch
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
-from mechint.learning.batch_size import largest_batch
 from mechint.learning.engine import engine
 from mechint.learning.finishing import Exchange, Finishing
 from mechint.learning.finite import require_finite_outputs, require_finite_scores
-from mechint.learning.fit import Fit
-from mechint.learning.learner import Learner, MakeOptimizer, Metrics
+from mechint.learning.fit import Fit, largest_batch
+from mechint.learning.learner import Learner, StepMetrics
+from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.masking.masked_model import MaskedModel
-from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
-from mechint.metrics.objectives import KlObjective, Objective
+from mechint.methods.method import LearnedMethod, ScoringMethod
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.metric import KL, Metric
 from mechint.runtime import distributed
 
 # Called with the number of a step, its metrics, and whether they are part of the history.
-OnStep = Callable[[int, Metrics, bool], None]
+OnStep = Callable[[int, StepMetrics, bool], None]
 
 # Sequences at once before trainer.batch_size=auto has found how many fit.
 FIRST_GUESS = 8
@@ -52,6 +54,14 @@ class Training:
     dense_cache_bytes: int = 0
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
     finishing: Finishing | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the steps have left so far; the rest follows from the last of them."""
+        return {"history": [dict(line) for line in self.history], "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state."""
+        self.history, self.tokens = list(state_dict["history"]), int(state_dict["tokens"])
 
 
 @dataclass(kw_only=True)
@@ -115,78 +125,83 @@ class MaskTrainer:
     def train(
         self,
         masked: MaskedModel,
-        rows: Tensor,
-        method: MaskMethod,
-        objective: Objective,
-        make_optimizer: MakeOptimizer,
-        schedule: Callable[[float], float],
-        steps: int,
+        calibration: Batch,
+        recipe: Recipe,
         generator: torch.Generator,
-        on_step: OnStep,
+        on_step: OnStep = lambda *_: None,
         saver: Saver | None = None,
+        on_trial: Callable[[int], None] = lambda tried: None,
     ) -> Training:
-        """Learn from calibration rows [N, T + 1]; `on_step(step, metrics, logged)` is called after every step.
+        """Learn from calibration data; `on_step(step, metrics, logged)` is called after every step.
 
-        With a `saver`, the steps go on from the state that it finds, with the same numbers as without a break.
+        With a `saver`, the steps continue from the state that it finds, with the same numbers as without a break.
+        on_trial: called with the number of every exchange that the finishing pass tries.
 
-        A method that only scores takes no steps: objective, optimizer and schedule do not concern it.
+        A method that only scores takes no steps: optimizer and schedule do not concern it.
         """
+        method = recipe.method
         assert not any(p.requires_grad for p in masked.model.parameters()), "weights are frozen"
         if isinstance(self.batch_size, int) and self.batch_size % distributed.size():
             raise UserError(
                 f"trainer.batch_size={self.batch_size} must be a multiple of the {distributed.size()} processes"
             )
-        self.fit(lambda size: assert_dense_start(masked, rows[:size, :-1]))
+        self.fit(lambda size: assert_dense_start(masked, calibration[:size]))
         start = time.perf_counter()
         # Tokens are small beside any model: on the device from the start, no step waits for them.
-        rows, selection = self._split(rows.to(masked.device), method.finishing_trials)
+        batch, selection = self._split(calibration.to(masked.device), method.finishing_trials)
         with engine(masked, self.activation_checkpointing, self.compile):
-            batch_size = self._batch_size(masked, rows, objective)
+            batch_size = self._batch_size(masked, batch, recipe.objective)
             if masked.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(masked.device)
             if isinstance(method, ScoringMethod):
-                run = self._score(masked, rows, method, batch_size)
+                run = self._score(masked, batch, recipe, batch_size)
             else:
                 assert isinstance(method, LearnedMethod)
-                if self.passes is not None and steps > self.passes:
-                    raise UserError(f"steps={steps} is more than trainer.passes={self.passes}; lower steps")
+                if self.passes is not None and recipe.steps > self.passes:
+                    raise UserError(
+                        f"steps={recipe.steps} is more than trainer.passes={self.passes}; lower steps"
+                    )
                 learner = Learner(
                     masked,
-                    rows,
-                    method,
-                    objective,
-                    make_optimizer,
-                    schedule,
-                    steps,
+                    batch,
+                    recipe,
                     batch_size,
                     generator,
                     self.fit,
                     self._dense_bytes,
                     partial(self._rate, method),
                 )
-                run = self._learn(learner, steps, on_step, saver)
+                run = self._learn(learner, recipe.steps, on_step, saver)
         run.scores = method.scores()
         if len(selection):
-            self.fit(lambda size: self._finish(masked, selection, method, run, size))
+            self.fit(
+                lambda size: self._finish(
+                    Evaluator(masked, selection, recipe.ablation, size, self._dense_bytes),
+                    recipe,
+                    run,
+                    on_trial,
+                )
+            )
         run.seconds = time.perf_counter() - start + (saver.seconds if saver else 0)
         if masked.device.type == "cuda":
             run.peak_memory_bytes = torch.cuda.max_memory_allocated(masked.device)
         return run
 
-    def _score(self, masked: MaskedModel, rows: Tensor, method: ScoringMethod, batch_size: int) -> Training:
+    def _score(self, masked: MaskedModel, batch: Batch, recipe: Recipe, batch_size: int) -> Training:
+        method = recipe.method
+        assert isinstance(method, ScoringMethod)
         if isinstance(masked.model.base_model, FSDPModule):
             raise UserError(
                 "scores are computed from whole weights; use a learned mask with model.shard=true"
             )
-        shown = self._affordable(method, rows, batch_size)
-        tokens = self.fit(lambda size: method.score(masked, shown, size))
+        shown = self._affordable(method, batch, batch_size)
+        tokens = self.fit(lambda size: method.score(Evaluator(masked, shown, recipe.ablation, size)))
         require_finite_scores(method.scores(), type(method).__name__)
         return Training(tokens=tokens, batch_size=batch_size)
 
     def _learn(self, learner: Learner, steps: int, on_step: OnStep, saver: Saver | None) -> Training:
         run = Training(steps=steps)
-        parts: dict[str, Any] = {"learner": learner, "run": run}
-        for step in saver.steps(parts, steps, self.save_every) if saver else range(steps):
+        for step in saver.steps(learner, run, steps, self.save_every) if saver else range(steps):
             metrics = learner.step(step)
             logged = step % self.log_every == 0 or step == steps - 1
             if logged:
@@ -197,12 +212,12 @@ class MaskTrainer:
         run.dense_cache_bytes = learner.dense.kept_bytes
         return run
 
-    def _batch_size(self, masked: MaskedModel, rows: Tensor, objective: Objective) -> int:
+    def _batch_size(self, masked: MaskedModel, batch: Batch, objective: Metric) -> int:
         """Sequences per step, of all processes."""
         if isinstance(self.batch_size, int):
             return self.batch_size
         if self._found is None or self._found[0] is not masked:
-            size = largest_batch(masked, rows, objective, self._dense_bytes)
+            size = largest_batch(masked, batch, objective, self._dense_bytes)
             self._found = masked, size
             self._fit.size = size
         return self._found[1]
@@ -211,37 +226,36 @@ class MaskTrainer:
     def _dense_bytes(self) -> int:
         return int(self.dense_cache_gib * 2**30)
 
-    def _affordable(self, method: ScoringMethod, rows: Tensor, batch_size: int) -> Tensor:
-        """As many of the rows as a scorer may see."""
+    def _affordable(self, method: ScoringMethod, batch: Batch, batch_size: int) -> Batch:
+        """As many of the sequences as a scorer may see."""
         if self.passes is None or not method.passes_per_row:
-            return rows
-        return rows[: max(1, self.passes * batch_size // method.passes_per_row)]
+            return batch
+        return batch[: max(1, self.passes * batch_size // method.passes_per_row)]
 
-    def _split(self, rows: Tensor, trials: int) -> tuple[Tensor, Tensor]:
-        """Rows to learn on, and rows the finishing pass selects on; they share no row."""
+    def _split(self, batch: Batch, trials: int) -> tuple[Batch, Batch]:
+        """Sequences to learn on, and those the finishing pass selects on; they share none."""
         if not trials:
-            return rows, rows[:0]
-        count = min(max(1, round(self.selection_fraction * len(rows))), len(rows) - 1)
+            return batch, batch[:0]
+        count = min(max(1, round(self.selection_fraction * len(batch))), len(batch) - 1)
         if count < 1:
             raise UserError(
                 "the finishing pass needs at least two calibration sequences; "
                 "raise dataset.calibration_tokens or set mask.finishing_trials=0"
             )
-        return rows[:-count], rows[-count:]
+        return batch[:-count], batch[-count:]
 
     def _finish(
-        self, masked: MaskedModel, selection: Tensor, method: MaskMethod, run: Training, at_once: int
+        self, selection: Evaluator, recipe: Recipe, run: Training, on_trial: Callable[[int], None]
     ) -> None:
-        length = selection.shape[1] - 1
+        method, length = recipe.method, selection.batch.length
         exchange = Exchange(
-            masked,
+            selection,
+            recipe.objective,
             method.units,
             method.pools,
-            selection,
-            at_once,
             method.finishing_trials,
-            self._dense_bytes,
             None if self.passes is None else self.passes * run.batch_size * length - run.tokens,
+            on_trial,
         )
         run.finishing = exchange.run(method.pools.select(run.scores))
         run.tokens += run.finishing.tokens
@@ -254,10 +268,10 @@ class MaskTrainer:
 
 
 @torch.no_grad()
-def assert_dense_start(masked: MaskedModel, tokens: Tensor) -> None:
-    """Check on tokens [B, T] that the all-ones mask is the dense model, KL = 0 exactly."""
-    tokens = tokens.to(masked.device)
+def assert_dense_start(masked: MaskedModel, batch: Batch) -> None:
+    """Check on a batch that the all-ones mask is the dense model, KL = 0 exactly."""
+    batch = batch.to(masked.device)
     ones = torch.ones(masked.space.num_channels, device=masked.device)
-    require_finite_outputs(masked, tokens, masked.logits(tokens))
-    kl = KlObjective()(masked.hidden(tokens, ones), tokens, masked.hidden(tokens), masked.head).item()
+    require_finite_outputs(masked, batch.tokens, masked.logits(batch))
+    kl = KL.mean(masked.hidden(batch, ones), batch, masked.hidden(batch), masked.head).item()
     assert kl == 0, f"the all-ones mask changes the model (KL {kl})"

@@ -1,18 +1,23 @@
 """Where a mask acts, and what it is made of."""
 
+from mechint.masking.ablation import ZERO, Ablation, MeanAblation, ZeroAblation
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.masks import LayerMask, MaskSet, masks_by_layer
 from mechint.masking.space import ChannelSpace, LayerShape
 from mechint.masking.units import Pools, Units, make_pools, make_units
 
 __all__ = [
+    "ZERO",
+    "Ablation",
     "ChannelSpace",
     "LayerMask",
     "LayerShape",
     "MaskSet",
     "MaskedModel",
+    "MeanAblation",
     "Pools",
     "Units",
+    "ZeroAblation",
     "make_pools",
     "make_units",
     "masks_by_layer",

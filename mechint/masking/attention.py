@@ -39,8 +39,8 @@ NAMES = {"sdpa": "mechint_sdpa", "eager": "mechint_eager"}
 class LayerGate:
     """What replaces the keys and values of one layer.
 
-    key and value, [G, C] or one for each sequence [B, G, C], multiply; `key_fill` and `value_fill` [G, C] take the
-    place of what is removed (None: zero).
+    key and value, [G, C] or one for each sequence [B, G, C], multiply; `key_fill` and `value_fill`, [G, C] or
+    [B, G, T, C], take the place of what is removed (None: zero).
     """
 
     key: Tensor

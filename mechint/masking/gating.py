@@ -12,7 +12,7 @@ def gated(states: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
     """states * gate + fill * (1 - gate), [B, G, T, C], in the dtype of the states.
 
     states [B, G, T, C]; gate [G, C] or one for each sequence [B, G, C], in float32 whatever the model computes in;
-    fill [G, C], or None for zero.
+    fill [G, C] or, where it depends on the sequence, [B, G, T, C]; None for zero.
     """
     return _Gated.apply(states, gate, fill)
 
@@ -29,7 +29,7 @@ class _Gated(torch.autograd.Function):
         factor = gate.to(states.dtype).unsqueeze(-2)  # [G, 1, C] or [B, G, 1, C]
         if fill is None:
             return states * factor
-        return states * factor + fill.to(states.dtype).unsqueeze(-2) * (1 - factor)
+        return states * factor + _wide(fill).to(states.dtype) * (1 - factor)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
@@ -40,7 +40,14 @@ class _Gated(torch.autograd.Function):
         summed = (
             (-2,) if gate.ndim == 3 else (0, -2)
         )  # over positions, and sequences where they share the gate
+        if fill is not None and fill.ndim == 4:
+            return below, (gradient * (states - fill)).sum(summed, dtype=gate.dtype), None
         of_gate = (gradient * states).sum(summed, dtype=gate.dtype)
         if fill is not None:
             of_gate -= fill * gradient.sum(summed, dtype=gate.dtype)
         return below, of_gate, None
+
+
+def _wide(fill: Tensor) -> Tensor:
+    """A fill that broadcasts against states [B, G, T, C]."""
+    return fill if fill.ndim == 4 else fill.unsqueeze(-2)

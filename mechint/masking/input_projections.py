@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mechint.masking.masked_model import LayerRecorder, MaskedModel
+from mechint.masking.masked_model import MaskedModel
 from mechint.masking.projections import attention_modules
 from mechint.masking.space import LayerShape
 
@@ -59,7 +59,7 @@ def row_norms(masked: MaskedModel, token: Tensor, chunk: int = 256) -> tuple[lis
     return recorder.norms, tokens
 
 
-class _Gradients(LayerRecorder):
+class _Gradients:
     """Makes every layer's input a leaf and differentiates the layer's states with respect to it."""
 
     def __init__(self, masked: MaskedModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -10,11 +10,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
+from mechint.masking.ablation import ZERO, Ablation
 from mechint.masking.attention import Hook, LayerGate, enable_hooks, hooks, restore_attention
 from mechint.masking.head import Head, WholeLogits, find_head
 from mechint.masking.recomputing import recomputing
 from mechint.masking.space import KINDS, ChannelSpace, LayerShape
+
+# Called with a layer's position, query [B, H, T, C], key [B, G, T, C] and value [B, G, T, C].
+Recorder = Callable[[int, Tensor, Tensor, Tensor], None]
 
 
 class MaskedModel:
@@ -37,42 +42,50 @@ class MaskedModel:
             restore_attention(model, self.implementation)
             raise
         self.head: Head = find_head(model)
-        self.fill: Tensor | None = None  # [N]: what removed channels become; None is zero
         self._compiled: Callable[..., Any] | None = None
+        self._no_tokens = torch.zeros(0, 0, dtype=torch.long)
 
     @property
     def device(self) -> torch.device:
         """Where the model's weights are."""
         return self.model.device
 
-    def logits(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Next-token logits [B, T, V] for tokens [B, T] under gates [N] or, per sequence, [B, N].
+    def logits(self, batch: Batch | Tensor, gates: Tensor | None = None, ablation: Ablation = ZERO) -> Tensor:
+        """Next-token logits [B, T, V] for a batch, or tokens [B, T], under gates [N] or, per sequence, [B, N].
 
-        Without gates it is the dense model.
+        Without gates it is the dense model. ablation: what takes the place of removed channels.
         """
-        with self.gated(gates):
-            return self.model(input_ids=tokens, use_cache=False).logits
+        batch = _as_batch(batch)
+        with self.gated(gates, ablation, batch):
+            return self.model(**_inputs(batch), use_cache=False).logits
 
-    def hidden(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
-        """Final hidden states [B, T, D] for tokens [B, T], of which `head` makes logits; gates as for `logits`.
+    def hidden(self, batch: Batch | Tensor, gates: Tensor | None = None, ablation: Ablation = ZERO) -> Tensor:
+        """Final hidden states [B, T, D], of which `head` makes logits; arguments as for `logits`.
 
         Where the architecture's head is not understood they are the logits [B, T, V] themselves.
         """
         if isinstance(self.head, WholeLogits):
-            return self.logits(tokens, gates)
+            return self.logits(batch, gates, ablation)
+        batch = _as_batch(batch)
         learning = gates is not None and torch.is_grad_enabled()
         decoder = self._compiled if learning and self._compiled is not None else self.model.base_model
-        with self.gated(gates):
-            return decoder(input_ids=tokens, use_cache=False).last_hidden_state
+        with self.gated(gates, ablation, batch):
+            return decoder(**_inputs(batch), use_cache=False).last_hidden_state
 
     @contextmanager
-    def gated(self, gates: Tensor | None) -> Iterator[None]:
-        """Apply gates [N] to every forward pass of `model` inside the block."""
+    def gated(
+        self, gates: Tensor | None, ablation: Ablation = ZERO, batch: Batch | None = None
+    ) -> Iterator[None]:
+        """Apply gates [N] to every forward pass of `model` inside the block.
+
+        batch: what goes through the model, for ablations that depend on it.
+        """
         if gates is None:
             yield
             return
         parts = self.space.parts(gates)
-        fills = [None] * len(parts) if self.fill is None else self.space.parts(self.fill)
+        made = ablation.fills(self, Batch(self._no_tokens) if batch is None else batch)
+        fills: Sequence[Tensor | None] = [None] * len(parts) if made is None else made
         layers = [
             LayerGate(parts[i], parts[i + 1], fills[i], fills[i + 1])
             for i in range(0, len(parts), len(KINDS))
@@ -81,7 +94,7 @@ class MaskedModel:
             yield
 
     @contextmanager
-    def recording(self, recorder: LayerRecorder) -> Iterator[None]:
+    def recording(self, recorder: Recorder) -> Iterator[None]:
         """Call `recorder` with every layer's (position, query, key, value) inside the block, changing nothing."""
 
         def hook_for(position: int) -> Hook:
@@ -116,12 +129,17 @@ class MaskedModel:
         restore_attention(self.model, self.implementation)
 
 
-class LayerRecorder:
-    """Called with a layer's position, query [B, H, T, C], key [B, G, T, C] and value [B, G, T, C]."""
+def _as_batch(batch: Batch | Tensor) -> Batch:
+    return batch if isinstance(batch, Batch) else Batch(batch)
 
-    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        """Look at one layer's states."""
-        raise AssertionError("subclasses say what to record")
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    """What a model is called with; padding on either side moves no position."""
+    if batch.attention_mask is None:
+        return {"input_ids": batch.tokens}
+    mask = batch.attention_mask.long()
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return {"input_ids": batch.tokens, "attention_mask": mask, "position_ids": positions}
 
 
 def _find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from mechint.errors import UserError
-from mechint.masking.masked_model import LayerRecorder, MaskedModel
+from mechint.masking.masked_model import MaskedModel
 
 # Large positions turn even the slowest pairs by a visible angle; they are only ever used for one-token sequences.
 POSITIONS = (100_003, 250_007, 333_331, 419_999, 611_953, 700_001, 850_009, 999_983)
 NUM_TOKENS = 8
 
 
-class _Keys(LayerRecorder):
+class _Keys:
     """Keeps the keys [B, G, C] of one-token sequences, layer by layer."""
 
     def __init__(self) -> None:

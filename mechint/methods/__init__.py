@@ -5,6 +5,7 @@ from mechint.methods.learned.edge_popup import EdgePopup
 from mechint.methods.learned.hard_concrete import HardConcrete
 from mechint.methods.learned.leank import LeanK
 from mechint.methods.learned.topk import TopK
+from mechint.methods.optimizers import NormalizedSGD
 from mechint.methods.schedules import (
     ConstantSchedule,
     CosineSchedule,
@@ -39,6 +40,7 @@ __all__ = [
     "LeanK",
     "LinearSchedule",
     "Magnitude",
+    "NormalizedSGD",
     "RandomOrder",
     "Snip",
     "Taylor",

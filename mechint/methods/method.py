@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,36 +14,37 @@ from torch import Tensor
 from mechint.errors import UserError
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.units import Pools, Scope, Unit, Units, make_pools, make_units
-from mechint.methods.state import give, take
+from mechint.methods.optimizers import NormalizedSGD
+from mechint.methods.schedules import CubicSchedule
+from mechint.metrics.evaluation import Evaluator
 
-Ablation = Literal["zero", "mean"]
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+Schedule = Callable[[float], float]
 
 
 @dataclass(kw_only=True)
-class MaskMethod:
+class MaskMethod(ABC):
     """Which units a mask is made of, where they compete, and how a method scores them.
 
     unit: `channel`, `rope_pair` or `head`. scope: units compete `global`ly, `per_layer` or `per_head`. tie_kv: one
-    mask for K and V. key_sparsity, value_sparsity: targets of their own. ablation: what a removed channel becomes,
-    `zero` or its `mean` over the calibration data. finishing_trials: how many exchanges of units are tried out at
-    the end (`mechint.learning.finishing`).
+    mask for K and V. key_sparsity, value_sparsity: targets of their own. finishing_trials: how many exchanges of
+    units are tried at the end (`mechint.learning.finishing`).
 
-    A method owns scores [U]; the higher, the longer a unit is kept.
+    A method owns scores [U]; the higher, the longer a unit is kept. Facts about a method stand on its class:
+    make_optimizer and schedule are the ones that it is recommended with, and what `conf/mask` chooses for it.
     """
+
+    make_optimizer: ClassVar[MakeOptimizer] = partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25)
+    schedule: ClassVar[Schedule] = CubicSchedule(end=0.3)
 
     unit: Unit = "channel"
     scope: Scope = "global"
     tie_kv: bool = False
     key_sparsity: float | None = None
     value_sparsity: float | None = None
-    ablation: Ablation = "zero"
     finishing_trials: int = 0
 
     def __post_init__(self) -> None:
-        if self.ablation not in get_args(Ablation):
-            raise UserError(
-                f"mask.ablation={self.ablation} is not known; use one of {', '.join(get_args(Ablation))}"
-            )
         if self.finishing_trials < 0:
             raise UserError(
                 f"mask.finishing_trials={self.finishing_trials} must be at least 0; 0 tries nothing"
@@ -71,13 +75,13 @@ class MaskMethod:
             self.pools = self.pools.within(self.units.of_channels(within))
         self.start(masked.device, generator)
 
+    @abstractmethod
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """Make fresh scores."""
-        raise AssertionError("subclasses own the scores")
 
+    @abstractmethod
     def scores(self) -> Tensor:
         """The current scores [U], detached."""
-        raise AssertionError("subclasses own the scores")
 
     def hard_mask(self, share: float = 1.0) -> Tensor:
         """The hard mask, bool [U], of exactly the scheduled count."""
@@ -88,25 +92,24 @@ class LearnedMethod(MaskMethod):
     """A method whose scores are learned by gradient descent.
 
     has_learning_rate: whether the method has a learning rate and its course of its own, as published recipes do.
+    follows_schedule: whether the sparsity schedule concerns the method before the end. changing: names of the
+    attributes, tensors all, that a step changes and that a saved state holds.
     """
 
     has_learning_rate: ClassVar[bool] = False
+    follows_schedule: ClassVar[bool] = True
+    changing: ClassVar[tuple[str, ...]] = ()
 
-    @property
-    def follows_schedule(self) -> bool:
-        """Whether the sparsity schedule concerns the method before the end."""
-        return True
-
+    @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
         """What the optimizer updates, as torch parameter groups."""
-        raise AssertionError("subclasses own the scores")
 
+    @abstractmethod
     def gates(self, share: float, progress: float, sequences: int) -> Tensor:
         """Gates of the next forward pass, differentiable in the scores: [U], or [B, U] for B `sequences`.
 
         share: the part of the target sparsity to reach now. progress: part of the run done. Both in [0, 1].
         """
-        raise AssertionError("subclasses say how scores become gates")
 
     def switched_on(self, gates: Tensor) -> Tensor:
         """The units that count as kept under the latest gates, bool [U]."""
@@ -128,18 +131,33 @@ class LearnedMethod(MaskMethod):
         """The final gates [U] as the forward pass has them, without noise; None where they are the hard mask."""
         return None
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that changes while it learns: a subclass keeps that in attributes that begin with `_`."""
-        return {name: take(value) for name, value in vars(self).items() if name.startswith("_")}
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that changes while it learns."""
+        return {name: getattr(self, name).detach().cpu().clone() for name in self.changing}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a state; its tensors stay the same objects."""
-        for name, value in state_dict.items():
-            setattr(self, name, give(getattr(self, name), value))
+    def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
+        """Continue from a state; parameters stay the same objects, which the optimizer knows.
+
+        Raises ValueError where a shape differs, KeyError where something is missing.
+        """
+        for name in self.changing:
+            there, state = getattr(self, name), state_dict[name]
+            if there.shape != state.shape:
+                raise ValueError(f"{name}: shape {list(state.shape)} instead of {list(there.shape)}")
+            with torch.no_grad():
+                there.copy_(state)
 
 
 class ScoringMethod(MaskMethod):
-    """A method that computes its scores from statistics of the dense model, without learning steps."""
+    """A method that computes its scores from statistics of the dense model, without learning steps.
+
+    passes_per_row: how often every calibration sequence goes through the model; 0 where not all of them do.
+    stages: how many times scores are estimated anew on the way to the target, each on `sequences_per_stage`
+    sequences; 0 for methods that score once.
+    """
+
+    passes_per_row: int = 1
+    stages: int = 0
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """Nothing is known before `score`."""
@@ -150,14 +168,9 @@ class ScoringMethod(MaskMethod):
         """Scores [U]."""
         return self._scores
 
-    @property
-    def passes_per_row(self) -> int:
-        """How often every calibration row goes through the model; 0 where not all of them do."""
-        return 1
-
-    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
-        """Compute the scores from calibration rows [N, T + 1]; return how many tokens went through the model."""
-        raise AssertionError("subclasses say what a unit is worth")
+    @abstractmethod
+    def score(self, calibration: Evaluator) -> int:
+        """Compute the scores on calibration data; return how many tokens went through the model."""
 
 
 def importance(scores: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The dense model's outputs on the calibration data, computed once where they fit."""
+"""The dense model's outputs on a data set, computed once where they fit."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechint.data.batch import Batch
 from mechint.masking.masked_model import MaskedModel
 
 # The cache lies on a CUDA device while it takes at most this part of the memory that is free there, else in pinned host
@@ -15,20 +16,20 @@ DEVICE_SHARE = 0.25
 
 
 class DenseOutputs:
-    """Final hidden states [B, T, D] of the dense model for rows of the calibration data.
+    """Final hidden states [B, T, D] of the dense model for the sequences of a data set.
 
     They are kept while all rows together stay below `capacity` bytes; otherwise they are computed at every call.
     `kept_bytes` is the size of what is kept. The last bits of a row's outputs may depend on which rows were computed
     with it, so a run that goes on from a saved state computes the same rows together again.
     """
 
-    def __init__(self, masked: MaskedModel, rows: Tensor, capacity: int) -> None:
-        self._masked, self._rows, self._capacity = masked, rows, capacity
+    def __init__(self, masked: MaskedModel, batch: Batch, capacity: int) -> None:
+        self._masked, self._batch, self._capacity = masked, batch, capacity
         self._kept: Tensor | None = None  # [rows, T, D]
-        self._known = torch.zeros(len(rows), dtype=torch.bool)
+        self._known = torch.zeros(len(batch), dtype=torch.bool)
         self._started = False
         self._together: list[Tensor] = []  # rows that were computed at once
-        self._group = torch.full((len(rows),), -1)  # which of these a row belongs to; -1 is none yet
+        self._group = torch.full((len(batch),), -1)  # which of these a row belongs to; -1 is none yet
 
     @property
     def kept_bytes(self) -> int:
@@ -79,13 +80,13 @@ class DenseOutputs:
     def bytes_on_device(self) -> int:
         """What the cache takes, once all rows are in it, of the memory that the model computes in."""
         one = self._compute(torch.zeros(1, dtype=torch.long))
-        size = len(self._rows) * one.numel() * one.element_size()
+        size = len(self._batch) * one.numel() * one.element_size()
         return size if self._place(size, one.device) == one.device else 0
 
     def _room(self, like: Tensor) -> Tensor | None:
         """An empty cache for hidden states like these [B, T, D], where it may be and where it fits."""
-        shape = (len(self._rows), *like.shape[1:])
-        place = self._place(like[0].numel() * like.element_size() * len(self._rows), like.device)
+        shape = (len(self._batch), *like.shape[1:])
+        place = self._place(like[0].numel() * like.element_size() * len(self._batch), like.device)
         return None if place is None else torch.empty(shape, dtype=like.dtype, device=place)
 
     def _place(self, size: int, device: torch.device) -> torch.device | None:
@@ -97,4 +98,4 @@ class DenseOutputs:
         return torch.device("cpu")
 
     def _compute(self, chosen: Tensor) -> Tensor:
-        return self._masked.hidden(self._rows[chosen.to(self._rows.device), :-1].to(self._masked.device))
+        return self._masked.hidden(self._batch[chosen].to(self._masked.device))

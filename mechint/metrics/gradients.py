@@ -1,4 +1,4 @@
-"""Gradients of a loss with respect to gates, sequence by sequence."""
+"""The gradient of a metric in the gates: what learning, finishing and scoring go by."""
 
 from __future__ import annotations
 
@@ -7,32 +7,64 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mechint.data.batch import Batch
+from mechint.masking.ablation import ZERO, Ablation
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.units import Units
-from mechint.metrics.objectives import nll_per_position
+from mechint.metrics.metric import Metric
 
-# Loss of every sequence [B], from final hidden states [B, T, D] and rows [B, T + 1].
-SequenceLoss = Callable[[Tensor, Tensor], Tensor]
-
-
-def sequence_nll(masked: MaskedModel) -> SequenceLoss:
-    """Mean next-token negative log-likelihood of every sequence, in nats."""
-    return lambda hidden, batch: nll_per_position(hidden, batch[:, 1:], masked.head).mean(1)
+# The dense model's final hidden states [B, T, D] of the sequences of a batch with these numbers [B].
+Dense = Callable[[Tensor], Tensor]
 
 
-def gate_gradients(
-    masked: MaskedModel, batch: Tensor, gates: Tensor, loss: SequenceLoss | None = None
-) -> Tensor:
-    """Gradients [B, N] of the loss of every one of rows [B, T + 1] with respect to gates [N], at these gates.
+def gate_gradient(
+    masked: MaskedModel,
+    batch: Batch,
+    gates: Tensor,
+    metric: Metric,
+    ablation: Ablation = ZERO,
+    dense: Dense | None = None,
+    at_once: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean of a metric over the sequences of a batch, and its gradient in the gates.
 
-    Every sequence has gates of its own, so one backward pass gives them all. The loss is `sequence_nll` if not given.
+    gates: float [N], shared, or [B, N], one row for each sequence; the gradient has their shape. dense: computed here
+    if not given and needed. at_once: sequences that go through the model together; the mean over all is the same.
     """
     batch = batch.to(masked.device)
-    leaf = gates.detach().float().to(masked.device).expand(len(batch), -1).clone().requires_grad_()
-    with torch.enable_grad():
-        losses = (loss or sequence_nll(masked))(masked.hidden(batch[:, :-1], leaf), batch)  # [B]
-    (gradients,) = torch.autograd.grad(losses.sum(), leaf)
-    return gradients
+    leaf = gates.detach().requires_grad_()
+    total = torch.zeros((), device=masked.device)
+    for part in torch.arange(len(batch)).split(at_once or len(batch)):
+        piece = batch[part[0] : part[-1] + 1]
+        own = leaf if leaf.ndim == 1 else leaf[part[0] : part[-1] + 1]
+        wished = None
+        if metric.needs_dense:
+            with torch.no_grad():
+                wished = masked.hidden(piece) if dense is None else dense(part)
+        with torch.enable_grad():
+            loss = metric.mean(masked.hidden(piece, own, ablation), piece, wished, masked.head)
+            if len(part) < len(batch):
+                loss = loss * (len(part) / len(batch))
+            loss.backward()
+        total = total + loss.detach()
+    assert leaf.grad is not None
+    return total, leaf.grad
+
+
+def sequence_gradients(
+    masked: MaskedModel,
+    batch: Batch,
+    gates: Tensor,
+    metric: Metric,
+    ablation: Ablation = ZERO,
+    dense: Dense | None = None,
+) -> Tensor:
+    """Gradient [B, N] of every sequence's own mean of a metric in gates [N] that all of them meet.
+
+    Every sequence has a copy of the gates, so one backward pass gives all gradients.
+    """
+    copies = gates.detach().float().to(masked.device).expand(len(batch), -1).clone()
+    return len(batch) * gate_gradient(masked, batch, copies, metric, ablation, dense)[1]
 
 
 def unit_gradients(units: Units, gradients: Tensor) -> Tensor:

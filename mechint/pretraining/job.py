@@ -80,14 +80,16 @@ def pretrain(
     num_parameters = sum(p.numel() for p in model.parameters())
     log.info("%d parameters, %d training tokens", num_parameters, training.calibration_tokens)
     start = time.perf_counter()
-    pretrainer.train(model, training.calibration, positions, steps, seed)
+    pretrainer.train(model, training.calibration.rows(), positions, steps, seed)
     seconds = time.perf_counter() - start
     settle(model)
     model.bfloat16().save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
     saved = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32).eval()
     saved.to(device)
-    measured = held_out(saved, evaluation.evaluation, evaluation.evaluation_bytes, pretrainer.batch_size)
+    measured = held_out(
+        saved, evaluation.evaluation.rows(), evaluation.evaluation_bytes, pretrainer.batch_size
+    )
     record = {
         "recipe": recipe,
         "parameters": saved.num_parameters(),

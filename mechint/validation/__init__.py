@@ -3,7 +3,7 @@
 from typing import Any
 
 from mechint.errors import UserError
-from mechint.methods.method import Ablation
+from mechint.masking.ablation import ZERO, Ablation
 from mechint.validation.induction import Induction
 from mechint.validation.planted import Certificate, Planted, Recovery
 from mechint.validation.variants import Graded, Grouped, Permuted, Rope, Rotated
@@ -22,7 +22,7 @@ __all__ = [
 ]
 
 
-def plant(name: str, seed: int = 0, ablation: Ablation = "zero", **sizes: Any) -> Planted:
+def plant(name: str, seed: int = 0, ablation: Ablation = ZERO, **sizes: Any) -> Planted:
     """A planted model with certified truth; name: induction, grouped, rope, graded, rotated or permuted.
 
     sizes: keyword arguments of its class. Raises UserError for an unknown name, or where the truth is not certain.

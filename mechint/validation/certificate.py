@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, Units
+from mechint.masking.ablation import Ablation
 from mechint.validation.planted import Certificate, Planted, kl_meter
 
 # Every planted unit is worth at least this much KL, in nats: a mask below it misses none.
@@ -16,14 +18,17 @@ SMALLEST_EFFECT = 2e-3
 ROWS, ROWS_INERT = 32, 4
 
 
-def knock_out(masked: MaskedModel, units: Units, truth: Tensor, rows: Tensor, answers: slice) -> Certificate:
+def knock_out(
+    masked: MaskedModel, units: Units, truth: Tensor, batch: Batch, ablation: Ablation, answers: slice
+) -> Certificate:
     """Remove every unit alone, from the dense model and from the planted units, and all that is not planted.
 
-    truth: bool [U]. rows: [N, T + 1]. answers: the positions at which they determine the next token.
+    truth: bool [U]. answers: the positions at which the sequences determine the next token.
     """
     with torch.inference_mode():
-        right = masked.logits(rows[:, :-1])[:, answers].argmax(-1) == rows[:, 1:][:, answers]
-    kl, quick_kl = kl_meter(masked, units, rows[:ROWS]), kl_meter(masked, units, rows[:ROWS_INERT])
+        assert batch.answers is not None
+        right = masked.logits(batch)[:, answers].argmax(-1) == batch.answers[:, answers]
+    kl, quick_kl = (kl_meter(masked, units, batch[:rows], ablation) for rows in (ROWS, ROWS_INERT))
     everything, effect, necessity = torch.ones_like(truth), torch.zeros(len(truth)), torch.zeros(len(truth))
     truth_kl = kl(truth)
     for unit in range(len(truth)):

@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, make_units
+from mechint.masking.ablation import ZERO, Ablation
 from mechint.masking.units import Unit
-from mechint.methods.method import Ablation
-from mechint.metrics.measurement import channel_means
 from mechint.validation.blueprint import Blueprint, K, Place, Stream, V, gaussian
 from mechint.validation.certificate import check, knock_out
 from mechint.validation.model import PlantedModel
@@ -84,7 +84,7 @@ class Induction:
         """T, the inputs of a row: the beginning and `distinct` tokens twice."""
         return 2 * self.distinct + 1
 
-    def plant(self, seed: int, ablation: Ablation = "zero") -> Planted:
+    def plant(self, seed: int, ablation: Ablation = ZERO) -> Planted:
         """Build the model and its rows, and certify the truth by knock-outs.
 
         Raises UserError where a planted unit turns out to be inert or an inert one to matter.
@@ -93,10 +93,10 @@ class Induction:
         blueprint = self.draw(generator, ablation)
         masked = MaskedModel(self.build(blueprint))
         rows, evaluation = (
-            self.rows(count, generator) for count in (self.calibration_rows, self.evaluation_rows)
+            Batch.of_rows(self.rows(count, generator))
+            for count in (self.calibration_rows, self.evaluation_rows)
         )
-        if ablation == "mean":
-            masked.fill = channel_means(masked, rows, batch_size=64)
+        ablation = ablation.fit(masked, rows, at_once=64)
         units = make_units(masked, self.unit)
         marked = any_of_unit(units.of_channel, blueprint.planted.flatten(), units.count)
         truth = marked if self.has_truth else torch.zeros_like(marked)
@@ -107,12 +107,14 @@ class Induction:
             unit=self.unit,
             masked=masked,
             units=units,
-            rows=rows,
-            evaluation_rows=evaluation,
+            calibration=rows,
+            evaluation=evaluation,
             truth=truth,
             size=int(marked.sum()),
             labels=labels(units, blueprint.purpose.ravel().tolist()),
-            certificate=knock_out(masked, units, truth, evaluation, answers=slice(self.distinct + 1, None)),
+            certificate=knock_out(
+                masked, units, truth, evaluation, ablation, answers=slice(self.distinct + 1, None)
+            ),
         )
         if self.has_truth:
             check(planted, any_of_unit(units.of_channel, blueprint.joint.flatten(), units.count), self.inert)
@@ -196,7 +198,7 @@ class Induction:
         answer = blueprint.stream.answer(int(torch.randint(self.num_tokens, (), generator=generator)))
         blueprint.value[1, CONSTANT_HEAD, 0, blueprint.stream.bias] = 1
         blueprint.output[1, blueprint.query_heads(CONSTANT_HEAD).start, 0, answer] = self.logit / 4
-        blueprint.mark((1, V, CONSTANT_HEAD, 0), "constant value", planted=ablation == "zero")
+        blueprint.mark((1, V, CONSTANT_HEAD, 0), "constant value", planted=ablation.name == "zero")
 
     def distractors(self, blueprint: Blueprint, generator: torch.Generator) -> None:
         """Distractors 1, 2, 3 and 6, in every channel that is still free."""

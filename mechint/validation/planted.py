@@ -6,14 +6,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mechint.data.batch import Batch
 from mechint.masking import MaskedModel, Units
+from mechint.masking.ablation import Ablation
 from mechint.masking.units import Unit
-from mechint.methods.method import Ablation
-from mechint.metrics.objectives import kl_per_position
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.metric import KL
 from mechint.validation.blueprint import KIND_NAMES
 
 
@@ -52,11 +53,10 @@ class Certificate:
 
 @dataclass(frozen=True)
 class Planted:
-    """A frozen model, rows to learn and to measure on, and the units that are true by certified knock-outs.
+    """A frozen model, data to learn and to measure on, and the units that are true by certified knock-outs.
 
-    rows, evaluation_rows: LongTensor [N, T + 1]. truth: bool [U]. size: k, how many units a mask should keep, which is
-    the number of true ones where there is a truth. labels: each unit's place and what it is for. masked.fill is set
-    for `ablation`.
+    truth: bool [U]. size: k, how many units a mask should keep, which is the number of true ones where there is a
+    truth. labels: each unit's place and what it is for. ablation: fitted to the calibration data.
     """
 
     name: str
@@ -65,8 +65,8 @@ class Planted:
     unit: Unit
     masked: MaskedModel
     units: Units
-    rows: Tensor
-    evaluation_rows: Tensor
+    calibration: Batch
+    evaluation: Batch
     truth: Tensor
     size: int
     labels: tuple[str, ...]
@@ -88,8 +88,8 @@ class Planted:
         return int(self.truth.sum()) / self.units.count
 
     def kl(self, keep: Tensor) -> float:
-        """KL(dense || masked) for keep, bool [U], mean over all positions of the evaluation rows."""
-        return kl_meter(self.masked, self.units, self.evaluation_rows)(keep)
+        """KL(dense || masked) for keep, bool [U], mean over all positions of the evaluation data."""
+        return kl_meter(self.masked, self.units, self.evaluation, self.ablation)(keep)
 
     def recovery(self, keep: Tensor) -> Recovery:
         """Compare a mask, bool [U], with the truth."""
@@ -110,20 +110,18 @@ class Planted:
         return tuple(self.labels[number] for number in chosen.nonzero().flatten().tolist())
 
 
-def kl_meter(masked: MaskedModel, units: Units, rows: Tensor) -> Callable[[Tensor], float]:
-    """A function of keep, bool [U]: KL(dense || masked), mean over all positions of rows [N, T + 1].
+def kl_meter(
+    masked: MaskedModel, units: Units, batch: Batch, ablation: Ablation
+) -> Callable[[Tensor], float]:
+    """A function of keep, bool [U]: KL(dense || masked), mean over all positions of a batch.
 
     The dense model runs once.
     """
-    inputs = rows[:, :-1].to(masked.device)
-    with torch.inference_mode():
-        dense = masked.hidden(inputs)
+    evaluator = Evaluator(masked, batch, ablation, at_once=len(batch), dense_bytes=2**30)
 
     def kl(keep: Tensor) -> float:
-        with torch.inference_mode():
-            gates = units.to_channels(keep.to(inputs.device).float())
-            # float32 rounds the KL of equal distributions to either side of 0
-            return max(kl_per_position(dense, masked.hidden(inputs, gates), masked.head).mean().item(), 0.0)
+        # float32 rounds the KL of equal distributions to either side of 0
+        return max(evaluator.mean(units.to_channels(keep.float()), KL), 0.0)
 
     return kl
 

@@ -9,16 +9,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mechint.analysis.describing import Record, describe_method, end_record, start_record
 from mechint.errors import UserError
+from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
-from mechint.methods.method import MaskMethod
-from mechint.metrics.objectives import Objective
 from mechint.results.directories import refuse_run
 from mechint.runtime.files import write_atomically, write_json
 from mechint.validation.induction import Induction
@@ -50,18 +48,14 @@ class Validation:
     """
 
     models: Mapping[str, Induction]
-    make_method: Callable[[], MaskMethod]
-    objective: Objective
-    make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-    schedule: Callable[[float], float]
+    make_recipe: Callable[[], Recipe]
     trainer: MaskTrainer
-    steps: int
     seed: int
     seeds: int
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.seeds < 1:
-            raise UserError(f"steps={self.steps} and seeds={self.seeds} must be at least 1")
+        if self.seeds < 1:
+            raise UserError(f"seeds={self.seeds} must be at least 1")
         if not 0 <= self.seed < 2**63 - self.seeds:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to 2^63 - 1")
         if not self.models:
@@ -71,10 +65,10 @@ class Validation:
         """Learn on every model and seed; write validation.json after each, table.md at the end; return the record."""
         refuse_run(output_dir)
         record = start_record(config)
-        method = self._method()
-        describe_method(record, method, self.objective, self.schedule)
-        record["mask"]["steps"] = self.steps
-        self._warn(method)
+        recipe = self._recipe()
+        describe_method(record, recipe)
+        record["mask"]["steps"] = recipe.steps
+        self._warn(recipe)
         record["models"] = {}
         write_json(output_dir / VALIDATION, record)
         try:
@@ -95,28 +89,29 @@ class Validation:
             path.write_text(table(record), encoding="utf-8")
         return record
 
-    def _method(self) -> MaskMethod:
-        method = self.make_method()
-        if method.tie_kv:
+    def _recipe(self) -> Recipe:
+        recipe = self.make_recipe()
+        if recipe.method.tie_kv:
             raise UserError("planted keys and values are units of their own; use mask.tie_kv=false")
-        return method
+        return recipe
 
-    def _warn(self, method: MaskMethod) -> None:
+    def _warn(self, recipe: Recipe) -> None:
         """Say which settings do not mean what they seem to mean."""
+        method = recipe.method
         for name, model in self.models.items():
             if method.unit not in ("channel", model.unit):
                 log.warning("mask.unit=%s has no effect: planted.%s.unit=%s", method.unit, name, model.unit)
-        if self.objective.name != "kl":
+        if recipe.objective.name != "kl":
             log.warning(
-                "the planted truth is that of the KL; objective=%s may rightly differ", self.objective.name
+                "the planted truth is that of the KL; objective=%s may rightly differ", recipe.objective.name
             )
 
     def _run_one(self, model: Induction, seed: int) -> Record:
         """Plant, learn and compare."""
-        method = self._method()
-        planted = model.plant(seed, method.ablation)
+        recipe = self._recipe()
+        planted = model.plant(seed, recipe.ablation)
         started = time.process_time()
-        keep, training = self.learn(planted, method)
+        keep, training = self.learn(planted, recipe)
         cpu_seconds = time.process_time() - started
         found = planted.recovery(keep)
         certificate = planted.certificate
@@ -134,22 +129,13 @@ class Validation:
             "tokens": training.tokens,
         }
 
-    def learn(self, planted: Planted, method: MaskMethod) -> tuple[Tensor, Training]:
+    def learn(self, planted: Planted, recipe: Recipe) -> tuple[Tensor, Training]:
         """Let a method find as many units as are planted; the hard mask, bool [U], and what it cost."""
         generator = torch.Generator().manual_seed(planted.seed)
+        method, recipe.ablation = recipe.method, planted.ablation
         method.unit = planted.unit
         method.prepare(planted.masked, planted.target_sparsity, generator)
-        training = self.trainer.train(
-            planted.masked,
-            planted.rows,
-            method,
-            self.objective,
-            self.make_optimizer,
-            self.schedule,
-            self.steps,
-            generator,
-            lambda *_: None,
-        )
+        training = self.trainer.train(planted.masked, planted.calibration, recipe, generator)
         return method.pools.select(training.scores).cpu(), training
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 
 from mechint.errors import UserError
+from mechint.masking.ablation import Ablation
 from mechint.masking.units import Unit
-from mechint.methods.method import Ablation
 from mechint.validation.blueprint import Blueprint, K, V, gaussian
 from mechint.validation.induction import CIRCUIT_HEAD, Induction
 from mechint.validation.model import PlantedModel

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mechint.errors import UserError
-from mechint.methods import IterativeFisher
 from mechint.methods.method import MaskMethod, ScoringMethod
 
 Kind = Literal["default", "published learner", "iterative scorer", "one-shot scorer"]
@@ -88,9 +87,9 @@ def kind_of(method: MaskMethod, is_reference: bool) -> Kind:
     """What a method is compared as."""
     if is_reference:
         return "default"
-    if isinstance(method, IterativeFisher):
-        return "iterative scorer"
-    return "one-shot scorer" if isinstance(method, ScoringMethod) else "published learner"
+    if isinstance(method, ScoringMethod):
+        return "iterative scorer" if method.stages else "one-shot scorer"
+    return "published learner"
 
 
 def spend(method: MaskMethod, passes: int, batch_size: int, finishing_share: float) -> list[str]:
@@ -101,9 +100,9 @@ def spend(method: MaskMethod, passes: int, batch_size: int, finishing_share: flo
     the passes reach.
     """
     overrides = [f"trainer.passes={passes}"]
-    if isinstance(method, IterativeFisher):
-        return [*overrides, f"mask.sequences_per_stage={max(1, passes * batch_size // method.stages)}"]
     if isinstance(method, ScoringMethod):
+        if method.stages:
+            overrides.append(f"mask.sequences_per_stage={max(1, passes * batch_size // method.stages)}")
         return overrides
     finishing = round(passes * finishing_share) if method.finishing_trials else 0
     return [*overrides, f"steps={max(1, passes - finishing)}"]

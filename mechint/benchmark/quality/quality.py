@@ -105,7 +105,7 @@ class QualityBenchmark:
         """What every model and method adds to the overrides; a model or method that is not there is found here."""
         plans = {}
         for model, method in product(self._models, self._methods):
-            common = [*self.overrides, *model.overrides, "mask.ablation=zero", *method.overrides]
+            common = [*self.overrides, *model.overrides, "ablation=zero", *method.overrides]
             overrides = [f"checkpoint={_quoted(model.option)}", f"mask={method.option}", *common]
             analysis, _ = self.compose(overrides)
             if method == self._methods[0]:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from mechint.learning import NormalizedSGD
+from mechint.data.batch import Batch
 from mechint.learning.fit import Fit, Result
 from mechint.learning.learner import Learner
+from mechint.learning.recipe import Recipe
 from mechint.masking import MaskedModel
 from mechint.methods import ConstantSchedule, TopK
-from mechint.metrics import KlObjective, NllObjective
-from mechint.metrics.objectives import Objective
+from mechint.metrics import KL, NLL, Metric
 
 # Learning goes on for so many steps, or longer; its schedules do not move.
 STEPS = 10**6
@@ -53,7 +53,7 @@ class Steps:
         rows = torch.randint(vocab_size, (batch_size, sequence_length + 1), generator=generator)
         self.rows = rows.to(model.device)
         self.fit = TimedFit(batch_size)
-        self._nll, self._kl = self._learner(NllObjective()), self._learner(KlObjective())
+        self._nll, self._kl = self._learner(NLL), self._learner(KL)
         self._kl.dense(torch.arange(batch_size))
         self._number, self._compile = 0, compile_
 
@@ -83,17 +83,13 @@ class Steps:
         logits = self.model(inputs_embeds=start, use_cache=False).logits
         F.cross_entropy(logits.flatten(0, 1).float(), self.rows[:, 1:].flatten()).backward()
 
-    def _learner(self, objective: Objective) -> Learner:
+    def _learner(self, objective: Metric) -> Learner:
         method, generator = TopK(), torch.Generator().manual_seed(0)
         method.prepare(self.masked, 0.5, generator)
         return Learner(
             self.masked,
-            self.rows,
-            method,
-            objective,
-            partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25),
-            ConstantSchedule(),
-            STEPS,
+            Batch.of_rows(self.rows),
+            Recipe(method=method, objective=objective, schedule=ConstantSchedule(), steps=STEPS),
             len(self.rows),
             generator,
             self.fit,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mechint.errors import UserError
-from mechint.methods.method import LearnedMethod
+from mechint.methods.method import LearnedMethod, MakeOptimizer
 
 OVERSHOOT = 1.1  # the exponent of the slope ends here
 
@@ -31,6 +32,9 @@ class AnnealedSigmoid(LearnedMethod):
     """
 
     has_learning_rate: ClassVar[bool] = True
+    follows_schedule: ClassVar[bool] = False  # the target is only known to the final mask
+    changing: ClassVar[tuple[str, ...]] = ("_logits", "_open")
+    make_optimizer: ClassVar[MakeOptimizer] = partial(torch.optim.Adam, lr=0.1)
 
     multiplier: float = 0.01
     learning_rate: float = 0.05
@@ -42,11 +46,6 @@ class AnnealedSigmoid(LearnedMethod):
             raise UserError(f"mask.multiplier={self.multiplier} must not be negative; it is a price")
         if self.highest_slope < 1:
             raise UserError(f"mask.highest_slope={self.highest_slope} must be at least 1")
-
-    @property
-    def follows_schedule(self) -> bool:
-        """The target is only known to the final mask."""
-        return False
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """All gates open at sigmoid(1)."""

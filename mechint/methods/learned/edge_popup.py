@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from mechint.methods.method import LearnedMethod
+from mechint.methods.method import LearnedMethod, MakeOptimizer, Schedule
+from mechint.methods.schedules import ConstantSchedule
 
 
 @dataclass(kw_only=True)
@@ -26,6 +28,9 @@ class EdgePopup(LearnedMethod):
     """
 
     has_learning_rate: ClassVar[bool] = True
+    changing: ClassVar[tuple[str, ...]] = ("_scores",)
+    make_optimizer: ClassVar[MakeOptimizer] = partial(torch.optim.Adam, lr=0.1)
+    schedule: ClassVar[Schedule] = ConstantSchedule()
 
     learning_rate: float = 0.1
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mechint.methods.learned.lagrangian import SparsityConstraint, mean_per_pool
-from mechint.methods.method import LearnedMethod
-from mechint.methods.schedules import warm_up_and_decay
+from mechint.methods.method import LearnedMethod, MakeOptimizer, Schedule
+from mechint.methods.schedules import LinearSchedule, warm_up_and_decay
 
 LOW, HIGH = -0.1, 1.1  # the interval the concrete distribution is stretched to
 NEVER = 1e-6  # uniform draws keep this distance from 0 and 1
@@ -35,6 +36,9 @@ class HardConcrete(LearnedMethod):
     """
 
     has_learning_rate: ClassVar[bool] = True
+    changing: ClassVar[tuple[str, ...]] = ("_log_alpha", "_drawn", "_linear", "_quadratic")
+    make_optimizer: ClassVar[MakeOptimizer] = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)
+    schedule: ClassVar[Schedule] = LinearSchedule(end=2500 / 3000)
 
     temperature: float = 2 / 3
     initial_log_alpha: float = 10.0
@@ -48,6 +52,7 @@ class HardConcrete(LearnedMethod):
         self._generator = generator
         self._log_alpha = (self.initial_log_alpha + noise).to(device).requires_grad_()
         self._constraint = SparsityConstraint(len(self.pools.share), self.multiplier_learning_rate, device)
+        self._linear, self._quadratic = self._constraint.linear, self._constraint.quadratic
         self._pool = self.pools.of_unit.to(device)
         self._drawn = torch.ones_like(self._log_alpha)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mechint.errors import UserError
-from mechint.methods.method import LearnedMethod
+from mechint.methods.method import LearnedMethod, MakeOptimizer
 from mechint.methods.schedules import warm_up_and_decay
 
 FIRST_STAGE = 2000 / 2200  # of the steps
@@ -31,6 +32,9 @@ class LeanK(LearnedMethod):
     """
 
     has_learning_rate: ClassVar[bool] = True
+    follows_schedule: ClassVar[bool] = False  # the target is only known to the quantile
+    changing: ClassVar[tuple[str, ...]] = ("_scales",)
+    make_optimizer: ClassVar[MakeOptimizer] = partial(torch.optim.Adam, lr=0.1)
 
     l1: float = 0.06
     learning_rate: float = 0.02
@@ -40,11 +44,6 @@ class LeanK(LearnedMethod):
         super().__post_init__()
         if self.l1 < 0 or not self.learning_rate > 0:
             raise UserError("mask.l1 must not be negative, and mask.learning_rate must be positive")
-
-    @property
-    def follows_schedule(self) -> bool:
-        """The target is only known to the quantile."""
-        return False
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """All scales are 1."""

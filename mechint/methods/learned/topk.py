@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class TopK(LearnedMethod):
     become useful comes back. Straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020. A finishing pass
     follows.
     """
+
+    changing: ClassVar[tuple[str, ...]] = ("_scores", "_keep")
 
     perturbed: float = 0.15
     finishing_trials: int = 60

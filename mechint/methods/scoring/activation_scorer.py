@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from mechint.masking.masked_model import MaskedModel
 from mechint.masking.projections import output_projections
 from mechint.methods.scoring.scorer import ChannelScorer
 from mechint.methods.scoring.statistics import RunningMeans, observe
+from mechint.metrics.evaluation import Evaluator
 
 
 @dataclass(kw_only=True)
@@ -22,12 +23,13 @@ class ActivationScorer(ChannelScorer):
 
     reads_outputs: ClassVar[bool] = True
 
-    def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:
-        """Observe all rows once, then score layer by layer."""
+    def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
+        """Observe all sequences once, then score layer by layer."""
+        masked = calibration.masked
         self._means = RunningMeans()
         self._layers = masked.space.layers
         self._projections = output_projections(masked) if self.reads_outputs else []
-        tokens = observe(masked, rows, batch_size, self.see_states, self._projections, self.see_heads)
+        tokens = observe(calibration, self.see_states, self._projections, self.see_heads)
         for position in range(len(self._layers)):
             masked.space.view(channels, position, "k").copy_(self.key_scores(position))
             masked.space.view(channels, position, "v").copy_(self.value_scores(position))
@@ -43,10 +45,10 @@ class ActivationScorer(ChannelScorer):
     def see_heads(self, position: int, heads: Tensor) -> None:
         """Take what is needed from the heads' outputs [B, T, H, C]."""
 
+    @abstractmethod
     def key_scores(self, position: int) -> Tensor:
         """Scores of a layer's K channels, [G, C]."""
-        raise AssertionError("subclasses say what a K channel is worth")
 
+    @abstractmethod
     def value_scores(self, position: int) -> Tensor:
         """Scores of a layer's V channels, [G, C]."""
-        raise AssertionError("subclasses say what a V channel is worth")

@@ -39,7 +39,7 @@ class Flap(_HeadOutputs):
     """Fluctuation (FLAP's WIFV, An et al. 2023): how much the output projection's inputs vary, times its weights.
 
     V channel c: sum over the group's query heads h of Var(x_hc) |W_O[:, h, c]|^2. K: as `Think`, for the source has
-    no score of keys. FLAP gives back the mean of what it removes, which is mask.ablation=mean.
+    no score of keys. FLAP gives back the mean of what it removes, which is ablation=mean.
     """
 
     def value_scores(self, position: int) -> Tensor:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from mechint.masking.masked_model import MaskedModel
 from mechint.methods.method import ScoringMethod
-from mechint.metrics.gradients import gate_gradients, unit_gradients
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.gradients import unit_gradients
+from mechint.metrics.metric import NLL
 
 
 @dataclass(kw_only=True)
@@ -20,19 +22,24 @@ class GradientScorer(ScoringMethod):
     gradient.
     """
 
-    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
-        """One forward and backward pass over rows [N, T + 1]; returns N * T."""
+    def score(self, calibration: Evaluator) -> int:
+        """One forward and backward pass over all sequences."""
+        return self.score_sequences(calibration, torch.arange(len(calibration.batch)))
+
+    def score_sequences(self, calibration: Evaluator, chosen: Tensor) -> int:
+        """The same over the sequences with these numbers."""
+        masked = calibration.masked
         dense = torch.ones(masked.space.num_channels)
         sums = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
-        for batch in rows.split(batch_size):
-            gradients = unit_gradients(self.units, gate_gradients(masked, batch, dense))
+        for part in chosen.split(calibration.at_once):
+            gradients = unit_gradients(self.units, calibration.part_gradients(part, dense, NLL))
             sums += self.of_gradients(gradients.double()).sum(0)
-        self._scores = self.of_mean(sums / len(rows))
-        return rows[:, 1:].numel()
+        self._scores = self.of_mean(sums / len(chosen))
+        return len(chosen) * calibration.batch.length
 
+    @abstractmethod
     def of_gradients(self, gradients: Tensor) -> Tensor:
         """What is averaged over sequences, [B, U], from their gradients dNLL/dm [B, U]."""
-        raise AssertionError("subclasses say what they average")
 
     def of_mean(self, mean: Tensor) -> Tensor:
         """Scores [U] from the mean [U]."""
@@ -77,10 +84,10 @@ class Snip(GradientScorer):
     Lee et al. 2019.
     """
 
-    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+    def score(self, calibration: Evaluator) -> int:
         """One forward and backward pass over one batch, drawn from the run's seed."""
-        chosen = torch.randperm(len(rows), generator=self._generator)[:batch_size]
-        return super().score(masked, rows[chosen], batch_size)
+        order = torch.randperm(len(calibration.batch), generator=self._generator)
+        return self.score_sequences(calibration, order[: calibration.at_once])
 
     def of_gradients(self, gradients: Tensor) -> Tensor:
         """dNLL/dm."""

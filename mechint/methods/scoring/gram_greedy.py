@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mechint.masking.masked_model import MaskedModel
 from mechint.masking.space import Kind
 from mechint.methods.scoring.activation_scorer import ActivationScorer
+from mechint.metrics.evaluation import Evaluator
 
 
 @dataclass(kw_only=True)
@@ -22,16 +22,17 @@ class GramGreedy(ActivationScorer):
     per sequence and then averaged. Keys are taken mean-free within the sequence, for softmax sees no constant.
     V: the squared error of the layer's output is 1_S^T M 1_S with M = E[y y^T] o (W_O^T W_O) over (query head,
     channel), summed over the pairs of the group's heads. y is the heads' output minus what a removed channel becomes:
-    zero, or its mean with mask.ablation=mean, where E[y y^T] is about the covariance.
+    zero, or its mean with ablation=mean, where E[y y^T] is about the covariance.
 
     Units of several channels are removed as one; `removal_costs` says how the order becomes a score. With only
     the diagonal of M this is ThinK with mean-free keys (Xu et al. 2024).
     """
 
-    def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:
-        """Observe all rows once, then remove greedily."""
-        self._fill = torch.zeros_like(channels) if masked.fill is None else masked.fill.double()
-        return super().score_channels(masked, rows, batch_size, channels)
+    def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
+        """Observe all sequences once, then remove greedily."""
+        constant = calibration.ablation.constant
+        self._fill = torch.zeros_like(channels) if constant is None else constant.double()
+        return super().score_channels(calibration, channels)
 
     def see_states(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Gram matrices of queries and keys, multiplied, [B, G, C, C]."""

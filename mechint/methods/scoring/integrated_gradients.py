@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mechint.errors import UserError
-from mechint.masking.masked_model import MaskedModel
 from mechint.methods.method import ScoringMethod
-from mechint.metrics.gradients import SequenceLoss, gate_gradients, sequence_nll, unit_gradients
-from mechint.metrics.objectives import kl_per_position
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.gradients import sequence_gradients, unit_gradients
+from mechint.metrics.metric import KL, NLL
 
 IntegratedObjective = Literal["kl", "nll"]
 
@@ -42,28 +43,26 @@ class IntegratedGradients(ScoringMethod):
         if self.path_objective not in get_args(IntegratedObjective):
             raise UserError(f"mask.path_objective={self.path_objective} is not known; use kl or nll")
 
-    @property
-    def passes_per_row(self) -> int:
-        """The points on the way."""
-        return self.path_steps
+        self.passes_per_row = self.path_steps
 
-    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
-        """S passes over rows [N, T + 1], with `kl` the one of the dense model forward only; returns S * N * T."""
+    def score(self, calibration: Evaluator) -> int:
+        """S passes over all sequences, with `kl` the one of the dense model forward only."""
+        masked, metric = calibration.masked, NLL if self.path_objective == "nll" else KL
         total = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
         steps = self.path_steps if self.path_objective == "nll" else self.path_steps - 1
-        for batch in rows.split(batch_size):
-            loss = sequence_nll(masked) if self.path_objective == "nll" else kl_from_dense(masked, batch)
+        for part in torch.arange(len(calibration.batch)).split(calibration.at_once):
+            batch = calibration.batch[part].to(masked.device)
+            wished = calibration.dense(part) if metric.needs_dense else None
+            dense = None if wished is None else partial(_same, wished)
             for step in range(1, steps + 1):
                 gates = torch.full((masked.space.num_channels,), step / self.path_steps)
-                gradients = gate_gradients(masked, batch, gates, loss)
+                gradients = sequence_gradients(masked, batch, gates, metric, calibration.ablation, dense)
                 total += unit_gradients(self.units, gradients).double().sum(0)
-        attribution = total / (self.path_steps * len(rows))
+        attribution = total / (self.path_steps * len(calibration.batch))
         self._scores = -attribution if self.signed else attribution.abs()
-        return self.path_steps * rows[:, 1:].numel()
+        return self.path_steps * len(calibration.batch) * calibration.batch.length
 
 
-@torch.no_grad()
-def kl_from_dense(masked: MaskedModel, batch: Tensor) -> SequenceLoss:
-    """Mean over positions of KL(dense || masked) of every sequence, as a loss for rows [B, T + 1]."""
-    dense = masked.hidden(batch[:, :-1].to(masked.device))
-    return lambda hidden, _: kl_per_position(dense, hidden, masked.head).mean(1)
+def _same(outputs: Tensor, numbers: Tensor) -> Tensor:
+    """Outputs [B, T, D] of a whole batch, which stay the same along the path."""
+    return outputs[numbers.to(outputs.device)]

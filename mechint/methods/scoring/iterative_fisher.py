@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from mechint.errors import UserError
-from mechint.masking.masked_model import MaskedModel
 from mechint.methods.method import ScoringMethod
 from mechint.methods.schedules import CubicSchedule
-from mechint.metrics.gradients import gate_gradients, unit_gradients
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.gradients import unit_gradients
+from mechint.metrics.metric import NLL
 
 
 @dataclass(kw_only=True)
@@ -27,6 +28,8 @@ class IterativeFisher(ScoringMethod):
     Raises UserError unless both are positive.
     """
 
+    passes_per_row = 0  # every stage draws sequences of its own
+
     stages: int = 30
     sequences_per_stage: int = 64
 
@@ -35,22 +38,17 @@ class IterativeFisher(ScoringMethod):
         if self.stages < 1 or self.sequences_per_stage < 1:
             raise UserError("mask.stages and mask.sequences_per_stage must be at least 1")
 
-    @property
-    def passes_per_row(self) -> int:
-        """Every stage draws rows of its own."""
-        return 0
-
-    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
-        """Forward and backward passes over S * sequences_per_stage of rows [N, T + 1]; returns their tokens."""
-        schedule, device = CubicSchedule(), masked.device
+    def score(self, calibration: Evaluator) -> int:
+        """Forward and backward passes over S * sequences_per_stage sequences."""
+        schedule, device, count = CubicSchedule(), calibration.masked.device, len(calibration.batch)
         pool = self.pools.of_unit.to(device)
         kept = torch.ones(self.units.count, dtype=torch.bool, device=device)
         quotas, final, tokens = self.pools.quotas(0.0), self.pools.quotas(1.0), 0
         self._scores = torch.zeros(self.units.count, dtype=torch.double, device=device)
         for stage in range(1, self.stages + 1):
-            chosen = rows[torch.randperm(len(rows), generator=self._generator)[: self.sequences_per_stage]]
-            fisher = self._fisher(masked, chosen, batch_size, kept)
-            tokens += chosen[:, 1:].numel()
+            chosen = torch.randperm(count, generator=self._generator)[: self.sequences_per_stage]
+            fisher = self._fisher(calibration, chosen, kept)
+            tokens += len(chosen) * calibration.batch.length
             # rounding may give a place back to a pool on the way, but what is removed stays removed
             quotas = torch.minimum(
                 quotas, torch.maximum(self.pools.quotas(schedule(stage / self.stages)), final)
@@ -62,10 +60,11 @@ class IterativeFisher(ScoringMethod):
             kept = now
         return tokens
 
-    def _fisher(self, masked: MaskedModel, rows: Tensor, batch_size: int, kept: Tensor) -> Tensor:
+    def _fisher(self, calibration: Evaluator, chosen: Tensor, kept: Tensor) -> Tensor:
         """E over sequences of (dNLL/dm)^2 under the mask kept [U], for all units, [U]."""
         gates = self.units.to_channels(kept.float())
-        sums = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
-        for batch in rows.split(batch_size):
-            sums += unit_gradients(self.units, gate_gradients(masked, batch, gates)).double().square().sum(0)
-        return sums / len(rows)
+        sums = torch.zeros(self.units.count, dtype=torch.double, device=calibration.masked.device)
+        for part in chosen.split(calibration.at_once):
+            gradients = unit_gradients(self.units, calibration.part_gradients(part, gates, NLL))
+            sums += gradients.double().square().sum(0)
+        return sums / len(chosen)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mechint.masking.input_projections import row_norms
-from mechint.masking.masked_model import MaskedModel
 from mechint.masking.projections import output_projections
 from mechint.methods.scoring.scorer import ChannelScorer
+from mechint.metrics.evaluation import Evaluator
 
 
 @dataclass(kw_only=True)
@@ -22,9 +22,10 @@ class Magnitude(ChannelScorer):
     Structured magnitude pruning, as in Torch-Pruning (Fang et al. 2023).
     """
 
-    def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:
+    def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
         """Score from weights; a single token goes through the model, once for every channel of a layer."""
-        norms, tokens = row_norms(masked, rows[0, :1])
+        masked = calibration.masked
+        norms, tokens = row_norms(masked, calibration.batch.tokens[0, :1])
         for position, projection in enumerate(output_projections(masked)):
             layer, norm = masked.space.layers[position], norms[position]
             query = norm.query.unflatten(0, (layer.num_kv_heads, -1)).sum(1)  # [G, C]

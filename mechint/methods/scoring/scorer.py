@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mechint.errors import UserError
-from mechint.masking.masked_model import MaskedModel
 from mechint.masking.space import KINDS
 from mechint.masking.units import Units
 from mechint.methods.method import ScoringMethod
+from mechint.metrics.evaluation import Evaluator
 
 Normalise = Literal["none", "zscore"]
 
@@ -37,16 +38,17 @@ class ChannelScorer(ScoringMethod):
             choices = ", ".join(get_args(Normalise))
             raise UserError(f"mask.normalise={self.normalise} is not known; use one of {choices}")
 
-    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
-        """Score every channel on rows [N, T + 1], then the units; return how many tokens went through the model."""
+    def score(self, calibration: Evaluator) -> int:
+        """Score every channel, then the units; return how many tokens went through the model."""
+        masked = calibration.masked
         channels = torch.zeros(masked.space.num_channels, dtype=torch.double, device=masked.device)
-        tokens = self.score_channels(masked, rows, batch_size, channels)
+        tokens = self.score_channels(calibration, channels)
         self._scores = combine(self.units, sum_by_kind(self.units, channels), self.normalise)
         return tokens
 
-    def score_channels(self, masked: MaskedModel, rows: Tensor, batch_size: int, channels: Tensor) -> int:
+    @abstractmethod
+    def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
         """Write the scores of all channels into `channels` [N]; return how many tokens went through the model."""
-        raise AssertionError("subclasses say what a channel is worth")
 
 
 def sum_by_kind(units: Units, channels: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from mechint.masking.masked_model import LayerRecorder, MaskedModel
 from mechint.masking.projections import OutputProjection, recording_heads
+from mechint.metrics.evaluation import Evaluator
 
 
 class RunningMeans:
@@ -29,35 +29,29 @@ class RunningMeans:
         return self._sums[key] / self._counts[key]
 
 
-class _States(LayerRecorder):
-    """Hands a layer's states on to a plain function."""
-
-    def __init__(self, function: Callable[[int, Tensor, Tensor, Tensor], None]) -> None:
-        self._function = function
-
-    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        self._function(position, query.float(), key.float(), value.float())
-
-
 @torch.no_grad()
 def observe(
-    masked: MaskedModel,
-    rows: Tensor,
-    batch_size: int,
+    calibration: Evaluator,
     on_states: Callable[[int, Tensor, Tensor, Tensor], None],
     projections: Sequence[OutputProjection],
     on_heads: Callable[[int, Tensor], None],
 ) -> int:
-    """Run the dense model once over rows [N, T + 1] and show every layer's states; return N * T, the tokens spent.
+    """Run the dense model once over all sequences and show every layer's states; return the tokens spent.
 
     on_states gets (position of the layer, query [B, H, T, C], key [B, G, T, C], value [B, G, T, C]), on_heads gets
     (position, input of the output projection [B, T, H, C]), all in float32. The language model's head is not run.
     """
 
-    def heads(position: int, states: Tensor) -> None:
-        on_heads(position, states.float())
+    masked, batch = calibration.masked, calibration.batch
 
-    with masked.recording(_States(on_states)), recording_heads(projections, heads):
-        for batch in rows.split(batch_size):
-            masked.model.base_model(input_ids=batch[:, :-1].to(masked.device), use_cache=False)
-    return rows[:, 1:].numel()
+    def states(position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        on_states(position, query.float(), key.float(), value.float())
+
+    def heads(position: int, outputs: Tensor) -> None:
+        on_heads(position, outputs.float())
+
+    with masked.recording(states), recording_heads(projections, heads):
+        for start in range(0, len(batch), calibration.at_once):
+            tokens = batch.tokens[start : start + calibration.at_once].to(masked.device)
+            masked.model.base_model(input_ids=tokens, use_cache=False)
+    return len(batch) * batch.length

@@ -62,7 +62,7 @@ class ThinkCentered(Think):
 
     K channel c: mean_h E_t[q_c^2] Var_t(k_c), the variance within a sequence, for a constant added to all keys leaves
     the softmax as it is (except with softcap or sinks). V channel c: Var(v_c) sum_h |W_O[:, h, c]|^2, the variance
-    over the calibration data, for the mean folds into the output projection's bias, as mask.ablation=mean has it.
+    over the calibration data, for the mean folds into the output projection's bias, as ablation=mean has it.
     """
 
     def key_energy(self, key: Tensor) -> Tensor:

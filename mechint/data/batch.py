@@ -1,0 +1,83 @@
+"""Sequences of tokens, and what is asked of a model at each position."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B sequences of T tokens; also a whole data set, of which `batch[numbers]` is a part.
+
+    tokens: LongTensor [B, T], what the model reads. answers: LongTensor [B, T], the token that should follow at each
+    position; None where nobody asks. counted: bool [B, T], the positions that count; None: all. attention_mask: bool
+    [B, T], False at padding; None: there is none. foils: LongTensor [B, T], a wrong answer to hold against the right
+    one. paired: LongTensor [B, T], the prompt that each sequence is a clean version of.
+    """
+
+    tokens: Tensor
+    answers: Tensor | None = None
+    counted: Tensor | None = None
+    attention_mask: Tensor | None = None
+    foils: Tensor | None = None
+    paired: Tensor | None = None
+
+    @classmethod
+    def of_rows(cls, rows: Tensor) -> Batch:
+        """Running text: the first T tokens of rows [B, T + 1] predict the last T, and every position counts."""
+        return cls(tokens=rows[:, :-1], answers=rows[:, 1:])
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, chosen: Tensor | slice) -> Batch:
+        """The sequences with these numbers, or of this slice."""
+        return self._map(
+            lambda part: part[chosen if isinstance(chosen, slice) else chosen.to(part.device)],
+        )
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return self._map(lambda part: part.to(device))
+
+    @property
+    def length(self) -> int:
+        """T, padding included."""
+        return self.tokens.shape[1]
+
+    @property
+    def positions(self) -> Tensor:
+        """How many positions of each sequence count, double [B]."""
+        if self.counted is None:
+            return torch.full((len(self),), self.length, dtype=torch.double)
+        return self.counted.sum(1).double().cpu()
+
+    @property
+    def size(self) -> int:
+        """How many positions count in all."""
+        return int(self.positions.sum())
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean of values [B, T] over the positions that count of every sequence, [B], in the values' precision."""
+        if self.counted is None:
+            return values.mean(1)
+        counted = self.counted.to(values)
+        return (values * counted).sum(1) / counted.sum(1)
+
+    def rows(self) -> Tensor:
+        """Running text again as rows [B, T + 1]."""
+        assert self.answers is not None
+        return torch.cat([self.tokens[:, :1], self.answers], 1)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        return Batch(
+            change(self.tokens),
+            *(
+                None if part is None else change(part)
+                for part in (self.answers, self.counted, self.attention_mask, self.foils, self.paired)
+            ),
+        )

@@ -1,0 +1,37 @@
+"""What is learned, how, and by what it is judged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mechint.errors import UserError
+from mechint.masking.ablation import ZERO, Ablation
+from mechint.methods.method import MakeOptimizer, MaskMethod, Schedule
+from mechint.metrics.metric import KL, Metric
+
+
+@dataclass(kw_only=True)
+class Recipe:
+    """A mask method and everything that it is learned with.
+
+    objective: what a mask is learned to keep, and what the finishing pass goes by. ablation: what takes the place of
+    removed units. make_optimizer: takes torch parameter groups; None: the one that the method recommends, and so for
+    `schedule`, the share of the target sparsity at a part of the run. steps: of learning.
+
+    Raises UserError for settings without meaning.
+    """
+
+    method: MaskMethod
+    objective: Metric = KL
+    ablation: Ablation = ZERO
+    make_optimizer: MakeOptimizer | None = None
+    schedule: Schedule | None = None
+    steps: int = 500
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"steps={self.steps} must be at least 1")
+        if not self.objective.differentiable:
+            raise UserError(f"objective={self.objective.name} has no gradient; use kl or nll")
+        self.make_optimizer = self.make_optimizer or type(self.method).make_optimizer
+        self.schedule = self.schedule or type(self.method).schedule

@@ -1,0 +1,177 @@
+"""What masks do to the model: one evaluator of hard and soft masks, on any data, by any metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mechint.data.batch import Batch
+from mechint.errors import UserError
+from mechint.masking.ablation import ZERO, Ablation
+from mechint.masking.masked_model import MaskedModel
+from mechint.metrics.chunked import chunks
+from mechint.metrics.dense_outputs import DenseOutputs
+from mechint.metrics.gradients import sequence_gradients
+from mechint.metrics.metric import KL, NLL, TOP1, Asked, Metric
+from mechint.runtime import distributed
+
+# So many masks share one pass of the dense model and its logits; their hidden states are held at the same time.
+MASKS_AT_ONCE = 4
+
+
+@dataclass
+class Evaluator:
+    """A masked model on data: measures masks and differentiates metrics, sequence by sequence.
+
+    ablation: what takes the place of what a mask removes. at_once: sequences that go through the model together.
+    dense_bytes: capacity for keeping the dense model's outputs from one call to the next.
+    tokens: predicted tokens that went through the model under a mask so far, of all processes.
+    """
+
+    masked: MaskedModel
+    batch: Batch
+    ablation: Ablation = ZERO
+    at_once: int = 8
+    dense_bytes: int = 0
+    tokens: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._dense = DenseOutputs(self.masked, self.batch, self.dense_bytes)
+
+    @torch.no_grad()
+    def __call__(self, gates: Sequence[Tensor | None], metrics: Sequence[Metric]) -> Tensor:
+        """Means over the positions that count of every sequence, double [masks, metrics, M], on the CPU.
+
+        gates: bool or float [N] for each mask; None is the dense model.
+        """
+        found = torch.zeros(len(gates), len(metrics), len(self.batch), dtype=torch.double)
+        found = found.to(self.masked.device)
+        ready = [None if gate is None else gate.to(self.masked.device).float() for gate in gates]
+        dense_needed = any(metric.needs_dense for metric in metrics)
+        for chosen, weight in distributed.shares(len(self.batch), self.at_once):
+            batch = self.batch[chosen].to(self.masked.device)
+            dense = self._dense(chosen) if dense_needed or any(gate is None for gate in gates) else None
+            for start in range(0, len(gates), MASKS_AT_ONCE):
+                group = ready[start : start + MASKS_AT_ONCE]
+                hidden = [
+                    dense if gate is None else self.masked.hidden(batch, gate, self.ablation)
+                    for gate in group
+                ]
+                values = self._values(hidden, dense, batch, metrics)  # [masks, metrics, B]
+                found[start : start + len(group), :, chosen.to(found.device)] += values * weight.to(values)
+            self.tokens += distributed.size() * batch.tokens.numel() * sum(g is not None for g in ready)
+        return distributed.total(found).cpu()
+
+    def mean(self, gates: Tensor | None, metric: Metric) -> float:
+        """One metric of one mask, mean over all positions that count."""
+        return float(self.over_positions(self([gates], [metric]))[0, 0])
+
+    def over_positions(self, values: Tensor) -> Tensor:
+        """Means over all positions that count, [...], from those of every sequence [..., M]."""
+        positions = self.batch.positions
+        return (values * positions).sum(-1) / positions.sum()
+
+    def gradients(self, gates: Tensor, metric: Metric) -> Tensor:
+        """Gradient of every sequence's mean of a metric in gates [N], float [M, N]."""
+        found = torch.zeros(len(self.batch), len(gates), device=self.masked.device)
+        for chosen, weight in distributed.shares(len(self.batch), self.at_once):
+            gradients = self.part_gradients(chosen, gates, metric)
+            found[chosen.to(found.device)] += gradients * weight.to(gradients)[:, None]
+            self.tokens += distributed.size() * len(chosen) * self.batch.length
+        return distributed.total(found)
+
+    def part_gradients(self, chosen: Tensor, gates: Tensor, metric: Metric) -> Tensor:
+        """The same for the sequences with these numbers, [B, N], by this process alone."""
+        part = self.batch[chosen]
+        return sequence_gradients(
+            self.masked,
+            part,
+            gates,
+            metric,
+            self.ablation,
+            lambda numbers: self._dense(chosen[numbers]),
+        )
+
+    def dense(self, chosen: Tensor) -> Tensor:
+        """The dense model's final hidden states [B, T, D] for the sequences with these numbers."""
+        return self._dense(chosen)
+
+    def _values(
+        self, hidden: Sequence[Tensor | None], dense: Tensor | None, batch: Batch, metrics: Sequence[Metric]
+    ) -> Tensor:
+        """Values [masks, metrics, B] from final hidden states [B, T, D]; logits exist for a few positions at a time."""
+        head, asked = self.masked.head, Asked.of(batch, self.masked.device)
+        states = [state for state in hidden if state is not None]
+        positions = batch.tokens.numel()
+        found = torch.empty(len(hidden), len(metrics), positions, dtype=torch.double, device=states[0].device)
+        for chunk in chunks(positions, head.vocab_size(states[0])):
+            dense_logits = None if dense is None else head(dense.flatten(0, 1)[chunk]).float()  # [P, V]
+            for number, state in enumerate(states):
+                logits = dense_logits if state is dense else head(state.flatten(0, 1)[chunk]).float()
+                assert logits is not None
+                for place, metric in enumerate(metrics):
+                    found[number, place, chunk] = metric.at(logits, dense_logits, asked[chunk], False)[
+                        0
+                    ].double()
+        flat = found.view(-1, *batch.tokens.shape)
+        return torch.stack([batch.mean(values) for values in flat]).view(len(hidden), len(metrics), -1)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Several models on the same data.
+
+    metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement; loss and kl in nats per predicted token.
+    sequences: the mean loss, kl and top1_agreement of every sequence, double [models, M], models in the same order.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    sequences: dict[str, Tensor]
+
+
+def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_bytes: int | None) -> Measured:
+    """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.
+
+    variants: gates [N] each; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown,
+    bits_per_byte is left out. Raises UserError where outputs are not finite.
+    """
+    values = evaluator(list(variants.values()), [NLL, KL, TOP1])
+    totals = evaluator.over_positions(values)  # [models, 3]
+    for name, (loss, kl, _) in zip(variants, totals.tolist(), strict=True):
+        if not math.isfinite(loss) or not math.isfinite(kl):
+            raise UserError(
+                f"the {name} model's outputs on the evaluation data are not finite; set dtype=float32"
+            )
+    tokens = evaluator.batch.size
+    metrics = {
+        name: _named(loss, kl, agreement, tokens, num_bytes)
+        for name, (loss, kl, agreement) in zip(variants, totals.tolist(), strict=True)
+    }
+    names = ("loss", "kl", "top1_agreement")
+    return Measured(metrics, {name: values[:, place] for place, name in enumerate(names)})
+
+
+def _named(loss: float, kl: float, agreement: float, tokens: int, num_bytes: int | None) -> dict[str, float]:
+    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    if num_bytes is not None:
+        metrics["bits_per_byte"] = loss * tokens / math.log(2) / num_bytes
+    return metrics | {"kl": kl, "top1_agreement": agreement}
+
+
+def loss_degradation_percent(dense: float, masked: float) -> float:
+    """100 (masked - dense) / dense, from losses; negative is improvement."""
+    return 100 * (masked - dense) / dense
+
+
+def faithfulness(dense: float, empty: float, masked: float) -> float | None:
+    """(m_masked - m_empty) / (m_dense - m_empty) with m = -loss: 1 as the dense model, 0 as the empty one.
+
+    None where the dense and the empty model are equally good, so that the ratio has no meaning.
+    """
+    if dense == empty:
+        return None
+    return (empty - masked) / (empty - dense)
