@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from mechint.masking.projections import output_projections
+from mechint.masking.weights import output_projections
 from mechint.methods.scoring.scorer import ChannelScorer
 from mechint.methods.scoring.statistics import RunningMeans, observe
 from mechint.metrics.evaluation import Evaluator

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
-from mechint.masking.projections import OutputProjection, recording_heads
+from mechint.masking.weights import OutputProjection, recording_heads
 from mechint.metrics.evaluation import Evaluator
 
 
