@@ -83,7 +83,8 @@ def _weight(module: nn.Module) -> Tensor:
     return (weight.T if isinstance(module, Conv1D) else weight).detach().float()
 
 
-def _linears(module: nn.Module) -> list[nn.Module]:
+def linear_layers(module: nn.Module) -> list[nn.Module]:
+    """The linear layers inside an attention module."""
     return [child for child in module.modules() if isinstance(child, nn.Linear | Conv1D)]
 
 
@@ -103,7 +104,7 @@ def input_rows(masked: MaskedModel) -> list[LayerRows]:
     Raises UserError where the signs spell nothing, or where a channel mixes several outputs.
     """
     modules = attention_modules(masked)
-    linears = [_linears(module) for module in modules]
+    linears = [linear_layers(module) for module in modules]
     starts = [torch.tensor([0, *(_outputs(one) for one in layer)]).cumsum(0) for layer in linears]
     bits = max(int(start[-1]) for start in starts).bit_length()
     seen: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in modules]
