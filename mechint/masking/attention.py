@@ -21,6 +21,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from mechint.errors import UserError
+from mechint.masking.basis import Maps
 from mechint.masking.gating import gated
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -40,17 +41,29 @@ class LayerGate:
     """What replaces the keys and values of one layer.
 
     key and value, [G, C] or one for each sequence [B, G, C], multiply; `key_fill` and `value_fill`, [G, C] or
-    [B, G, T, C], take the place of what is removed (None: zero).
+    [B, G, T, C], take the place of what is removed (None: zero). key_maps, value_maps: the coordinates of gates and
+    fills. before: whether keys are gated before they are rotated.
     """
 
     key: Tensor
     value: Tensor
     key_fill: Tensor | None = None
     value_fill: Tensor | None = None
+    key_maps: Maps | None = None
+    value_maps: Maps | None = None
+    before: bool = False
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Gate key [B, G, T, C] and value [B, G, T, C]."""
-        return gated(key, self.key, self.key_fill), gated(value, self.value, self.value_fill)
+        if not self.before:
+            key = gated(key, self.key, self.key_fill, self.key_maps)
+        return key, gated(value, self.value, self.value_fill, self.value_maps)
+
+    def before_rotation(self, states: str, values: Tensor) -> Tensor:
+        """Gate the keys [B, G, T, C] before they are rotated, if that is where the gate acts."""
+        if not self.before or states != "key":
+            return values
+        return gated(values, self.key, self.key_fill, self.key_maps)
 
 
 def _base_function(base: str, module: nn.Module) -> AttentionFunction:

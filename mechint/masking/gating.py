@@ -7,14 +7,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechint.masking.basis import Maps
 
-def gated(states: Tensor, gate: Tensor, fill: Tensor | None) -> Tensor:
+
+def gated(states: Tensor, gate: Tensor, fill: Tensor | None, maps: Maps | None = None) -> Tensor:
     """states * gate + fill * (1 - gate), [B, G, T, C], in the dtype of the states.
 
     states [B, G, T, C]; gate [G, C] or one for each sequence [B, G, C], in float32 whatever the model computes in;
-    fill [G, C] or, where it depends on the sequence, [B, G, T, C]; None for zero.
+    fill [G, C] or, where it depends on the sequence, [B, G, T, C]; None for zero. maps: the coordinates that gate and
+    fill [G, C] are in, where they are not the channels; a fill [B, G, T, C] is in channels as the states are.
     """
-    return _Gated.apply(states, gate, fill)
+    return _Gated.apply(states, gate, fill) if maps is None else _projected(states, gate, fill, maps)
+
+
+def _projected(states: Tensor, gate: Tensor, fill: Tensor | None, maps: Maps) -> Tensor:
+    """The same in other coordinates: what is removed is taken from the states, so open gates change nothing at all.
+
+    Where all gates of a head are closed, nothing at all is left: a norm after attention would blow up what rounding
+    leaves.
+    """
+    removed = (1 - gate).unsqueeze(-2)  # [..., G, 1, C]
+    through = (maps.read * removed) @ maps.write  # [..., G, C, C]
+    identity = torch.eye(states.shape[-1], device=states.device, dtype=through.dtype)
+    closed = (gate == 0).all(-1)[..., None, None]
+    through = through + (closed * (identity - through)).detach()
+    kept = states @ (identity - through).to(states.dtype)
+    if fill is None:
+        return kept
+    if fill.ndim == 4:
+        return kept + fill.to(states.dtype) @ through.to(states.dtype)
+    return kept + (fill.unsqueeze(-2) * removed @ maps.write).to(states.dtype)
 
 
 class _Gated(torch.autograd.Function):

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking.ablation import ZERO, Ablation
-from mechint.masking.attention import Hook, LayerGate, enable_hooks, hooks, restore_attention
+from mechint.masking.attention import LayerGate, enable_hooks, hooks, restore_attention
+from mechint.masking.basis import Basis, Maps
 from mechint.masking.head import Head, WholeLogits, find_head
 from mechint.masking.recomputing import recomputing
 from mechint.masking.space import KINDS, ChannelSpace, LayerShape
@@ -28,6 +29,8 @@ class MaskedModel:
     The gates are one flat tensor [N] over `space` (1 keeps a channel, 0 removes it). Masks act per KV head on the
     final keys and values, after projection, bias, QK-norm and RoPE, so removing K channel c drops the term q_c k_c
     from every query head of the group, and removing V channel c drops that coordinate of the heads' output.
+
+    basis: the coordinates that gates refer to; None: the channels. See `mechint.masking.sites.in_basis`.
 
     Raises UserError when not every attention layer can be reached exactly once.
     """
@@ -44,6 +47,7 @@ class MaskedModel:
         self.head: Head = find_head(model)
         self._compiled: Callable[..., Any] | None = None
         self._no_tokens = torch.zeros(0, 0, dtype=torch.long)
+        self.basis: Basis | None = None
 
     @property
     def device(self) -> torch.device:
@@ -86,8 +90,10 @@ class MaskedModel:
         parts = self.space.parts(gates)
         made = ablation.fills(self, Batch(self._no_tokens) if batch is None else batch)
         fills: Sequence[Tensor | None] = [None] * len(parts) if made is None else made
+        maps: Sequence[Maps | None] = [None] * len(parts) if self.basis is None else self.basis.maps
+        before = self.basis is not None and self.basis.keys == "before_rope"
         layers = [
-            LayerGate(parts[i], parts[i + 1], fills[i], fills[i + 1])
+            LayerGate(parts[i], parts[i + 1], fills[i], fills[i + 1], maps[i], maps[i + 1], before)
             for i in range(0, len(parts), len(KINDS))
         ]
         with hooks(list(zip(self._modules, layers, strict=True))):
@@ -95,16 +101,17 @@ class MaskedModel:
 
     @contextmanager
     def recording(self, recorder: Recorder) -> Iterator[None]:
-        """Call `recorder` with every layer's (position, query, key, value) inside the block, changing nothing."""
+        """Call `recorder` with every layer's (position, query, key, value) inside the block, changing nothing.
 
-        def hook_for(position: int) -> Hook:
-            def hook(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-                recorder(position, query, key, value)
-                return key, value
-
-            return hook
-
-        with hooks([(module, hook_for(i)) for i, module in enumerate(self._modules)]):
+        In a basis they are in its coordinates, and queries in those that leave products with keys the same.
+        """
+        maps = [None, None] * len(self._modules) if self.basis is None else self.basis.maps
+        before = self.basis is not None and self.basis.keys == "before_rope"
+        pairs = [
+            (module, _Recording(i, recorder, before, maps[2 * i], maps[2 * i + 1]))
+            for i, module in enumerate(self._modules)
+        ]
+        with hooks(pairs):
             yield
 
     def recomputing(self) -> AbstractContextManager[None]:
@@ -127,6 +134,39 @@ class MaskedModel:
     def close(self) -> None:
         """Give the model back its own attention implementation."""
         restore_attention(self.model, self.implementation)
+
+
+class _Recording:
+    """Hands one layer's states on to a recorder, in the coordinates of a basis."""
+
+    def __init__(
+        self,
+        position: int,
+        recorder: Recorder,
+        before: bool,
+        key_maps: Maps | None,
+        value_maps: Maps | None,
+    ) -> None:
+        self._position, self._recorder, self._before = position, recorder, before
+        self._key_maps, self._value_maps = key_maps, value_maps
+        self._seen: dict[str, Tensor] = {}
+
+    def before_rotation(self, states: str, values: Tensor) -> Tensor:
+        """Remember queries and keys as they are before they are rotated."""
+        if self._before:
+            self._seen[states] = values
+        return values
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        told, keys, values = self._seen.pop("query", query), self._seen.pop("key", key), value
+        if self._key_maps is not None:
+            groups = told.unflatten(1, (key.shape[1], -1))  # [B, G, R, T, C]
+            wide = Maps(self._key_maps.read.unsqueeze(1), self._key_maps.write.unsqueeze(1))
+            told, keys = wide.dual(groups).flatten(1, 2), self._key_maps.coordinates(keys)
+        if self._value_maps is not None:
+            values = self._value_maps.coordinates(value)
+        self._recorder(self._position, told, keys, values)
+        return key, value
 
 
 def _as_batch(batch: Batch | Tensor) -> Batch:

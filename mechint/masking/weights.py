@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mechint.errors import UserError
 from mechint.masking.attention import Hook, hooks
+from mechint.masking.basis import Maps
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.space import LayerShape
 
@@ -167,11 +168,12 @@ class OutputProjection:
     """W_O of one attention layer.
 
     module: the linear layer that reads the heads' outputs. weight: float32 [D, H, C], D the width of the residual
-    stream.
+    stream, in the coordinates of `maps`, None for the channels.
     """
 
     module: nn.Module
     weight: Tensor
+    maps: Maps | None = None
 
     def by_group(self, num_kv_heads: int) -> Tensor:
         """The weight as [D, G, R, C], R query heads sharing each of the G KV heads."""
@@ -210,7 +212,12 @@ def output_projections(masked: MaskedModel) -> list[OutputProjection]:
         )
         tokens = torch.zeros(1, 4, dtype=torch.long, device=masked.device)
         masked.model.base_model(input_ids=tokens, use_cache=False)
-    return [_projection(linears, layer) for linears, layer in zip(found, layers, strict=True)]
+    return [
+        _projection(
+            linears, layer, None if masked.basis is None else masked.basis.of(masked.space, position, "v")
+        )
+        for position, (linears, layer) in enumerate(zip(found, layers, strict=True))
+    ]
 
 
 def _constant(pattern: Tensor) -> Hook:
@@ -229,17 +236,17 @@ def _shows(states: Tensor, pattern: Tensor, layer: LayerShape) -> bool:
     return bool((torch.cosine_similarity(heads, expected, dim=-1) > 0.999).all())
 
 
-def _projection(linears: list[nn.Linear | Conv1D], layer: LayerShape) -> OutputProjection:
+def _projection(linears: list[nn.Linear | Conv1D], layer: LayerShape, maps: Maps | None) -> OutputProjection:
     if len(linears) != 1:
         raise UserError(
             f"layer {layer.name!r} does not hand its heads' outputs straight to one linear layer, which this mask "
             "method reads; use mask=fisher or another method that needs gradients only"
         )
-    linear = linears[0]
-    weight = linear.weight.T if isinstance(linear, Conv1D) else linear.weight  # [D, H * C]
-    return OutputProjection(
-        linear, weight.detach().float().unflatten(1, (layer.num_query_heads, layer.value_width))
-    )
+    weight = _weight(linears[0]).unflatten(1, (layer.num_query_heads, layer.value_width))  # [D, H, C]
+    if maps is not None:
+        groups = weight.unflatten(1, (layer.num_kv_heads, -1))  # [D, G, R, C]
+        weight = (groups @ maps.write.mT).flatten(1, 2)
+    return OutputProjection(linears[0], weight, maps)
 
 
 @contextmanager
@@ -248,14 +255,18 @@ def recording_heads(
 ) -> Iterator[None]:
     """Call function(position, heads' outputs [B, T, H, C]) at every run of an output projection inside the block."""
 
-    def watch(position: int, shape: torch.Size) -> Callable[..., None]:
+    def watch(position: int, shape: torch.Size, maps: Maps | None) -> Callable[..., None]:
         def before(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            function(position, arguments[0].unflatten(-1, shape))
+            heads = arguments[0].unflatten(-1, shape)  # [B, T, H, C]
+            if maps is not None:
+                groups = heads.float().unflatten(2, (len(maps.read), -1))  # [B, T, G, R, C]
+                heads = (groups @ maps.read).flatten(2, 3)
+            function(position, heads)
 
         return before
 
     with ExitStack() as stack:
         for position, projection in enumerate(projections):
-            hook = watch(position, projection.weight.shape[1:])
+            hook = watch(position, projection.weight.shape[1:], projection.maps)
             stack.enter_context(projection.module.register_forward_pre_hook(hook))
         yield
