@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import tiny_model
+from mechint.learning.batch_size import largest_batch
 from tiny_training import ROWS, SmallMemory, learn
 
 from mechint import analyze
 from mechint.data import PythonDocs
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer, batch_size
-from mechint.learning.batch_size import largest_batch
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
 from mechint.methods import TopK
@@ -145,4 +145,4 @@ def test_a_run_finds_its_batch_and_says_so(
     assert (
         "trainer.batch_size=auto: 16 sequences in a step" in caplog.text
     )  # of 31 rows: one is for selection
-    assert run.result["cost"]["batch_size"] == 16
+    assert run.result.cost.batch_size == 16
