@@ -28,6 +28,7 @@ def main(config: DictConfig) -> float:
     from mechint.analysis.preparation import SHARED
     from mechint.reporting.certainty import agreement_lines
     from mechint.reporting.closing import summary_lines
+    from mechint.results import Result
     from mechint.runtime import distributed
 
     output_dir = configuration.output_directory()
@@ -47,7 +48,8 @@ def main(config: DictConfig) -> float:
         )
     if not first:
         return math.nan
-    for line in [*agreement_lines(record), *summary_lines(record, output_dir)]:
+    result = Result.parse(record)
+    for line in [*agreement_lines(result), *summary_lines(result, output_dir)]:
         log.info(line)
     return record["metrics"]["masked"]["kl"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import tiny_model
+from mechint.learning.batch_size import largest_batch
 from tiny_training import ROWS, SmallMemory, learn
 
 from mechint import analyze
@@ -147,4 +148,4 @@ def test_a_run_finds_its_batch_and_says_so(
     assert (
         "trainer.batch_size=auto: 16 sequences in a step" in caplog.text
     )  # of 31 rows: one is for selection
-    assert run.result["cost"]["batch_size"] == 16
+    assert run.result.cost.batch_size == 16

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mechint import config as configuration
 from mechint.config.fitting import misfit
-from mechint.config.jobs import ON_SLURM, one_line
+from mechint.config.jobs import ON_SLURM, error_line
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 
@@ -215,4 +215,4 @@ def test_values_are_held_against_annotations(value: Any, annotation: Any, expect
 
 
 def test_messages_do_nothing_to_a_terminal() -> None:
-    assert one_line(UserError("a\x1b[31mred\x1b[0m\nb\x07c\x9b")) == "a red b c"
+    assert error_line(UserError("a\x1b[31mred\x1b[0m\nb\x07c\x9b")) == "a red b c"

@@ -203,8 +203,8 @@ def test_a_disk_without_room_for_figures_still_gets_the_numbers(
     run: Callable[..., RunFiles], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = run(small_disk / "out", loggers=[Filler(left=60_000)])
-    assert files.result["status"] == "done"
-    assert files.result["notes"][-1] == "figures are missing: No space left on device"
+    assert files.result.status == "done"
+    assert files.result.notes[-1] == "figures are missing: No space left on device"
     assert "not all figures could be written (No space left on device)" in caplog.text
     assert not list((small_disk / "out").glob("*.png"))
     assert not list((small_disk / "out").glob(".*"))
@@ -223,7 +223,7 @@ def test_a_full_disk_is_one_line_and_the_same_run_goes_on_later(
     ):
         run(small_disk / "out", loggers=[Filler(left=0)])  # before the long work
     (small_disk / "filling").unlink()
-    assert run(small_disk / "out").result["status"] == "done"
+    assert run(small_disk / "out").result.status == "done"
 
 
 def test_a_disk_that_is_read_only_is_one_line(run: Callable[..., RunFiles], small_disk: Path) -> None:

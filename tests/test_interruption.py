@@ -153,11 +153,11 @@ def test_a_run_whose_process_is_gone_has_died(arguments: list[str], tmp_path: Pa
     process.kill()
     ended(process)
     occupant = Occupant.of(tmp_path / "out")
-    assert (occupant.status, occupant.result["status"]) == ("died", "running")
+    assert (occupant.status, occupant.result.status) == ("died", "running")
     with pytest.raises(
         UserError, match=r"holds another run, which died before its end \(seed=0 there, 1 here\)"
     ):
-        refuse_other_run(tmp_path / "out", {**occupant.result["config"], "seed": 1}, "another")
+        refuse_other_run(tmp_path / "out", {**occupant.result.config, "seed": 1}, "another")
     with pytest.raises(UserError, match=r"no finished run below .* \(1 not finished or unreadable\)"):
         read_study(tmp_path)
 

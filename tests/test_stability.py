@@ -194,32 +194,32 @@ def test_every_seed_is_an_ordinary_run(
     assert sorted(path.name for path in study.directory.glob("seed_*")) == ["seed_1", "seed_2", "seed_3"]
     own = analyze(output_dir=tmp_path / "own", seed=2, **settings)
     other = RunFiles.read(study.directory / "seed_2")
-    assert own.result["config_digest"] == other.result["config_digest"]
-    assert own.result["metrics"] == other.result["metrics"]
+    assert own.result.config_digest == other.result.config_digest
+    assert own.result.metrics == other.result.metrics
     assert all(
         torch.equal(own.masks[name].k_importance, other.masks[name].k_importance) for name in own.masks
     )
-    assert "stability" not in own.result
+    assert own.result.stability is None
     assert "stability.* has no effect" in caplog.text
     assert "one mask from one seed" in (own.directory / "circuit_analysis_report.md").read_text()
     assert not (own.directory / "stability.png").exists()
 
 
 def test_a_study_says_how_sure_it_is(study: RunFiles) -> None:
-    stability, singles = study.result["stability"], sorted(study.directory.glob("seed_*"))
-    assert stability["seeds"] == [1, 2, 3]
+    stability, singles = study.result.stability, sorted(study.directory.glob("seed_*"))
+    assert stability.seeds == [1, 2, 3]
     results = [json.loads((path / "result.json").read_text()) for path in singles]
-    assert stability["single"]["kl"] == [result["metrics"]["masked"]["kl"] for result in results]
-    assert stability["consensus"]["kl"] == study.result["metrics"]["masked"]["kl"]
+    assert stability.single.kl == [result["metrics"]["masked"]["kl"] for result in results]
+    assert stability.consensus.kl == study.result.metrics.masked.kl
     masks = [load_masks(path / "final_masks.safetensors") for path in singles]
     pairs = [iou(list(a.values()), list(b.values())) for a, b in combinations(masks, 2)]
-    assert stability["iou"]["mean"] == pytest.approx(fmean(value for value in pairs if value is not None))
-    assert 0 < stability["iou"]["chance"] < stability["iou"]["chance_layers"] < 1
-    assert stability["necessity"]["tested"] == study.result["sparsity"]["kept"] == 24
-    assert [size["units"] for size in stability["inertness"]["sizes"]] == [1, 5, 12]
-    assert stability["null"]["matrices"] == 3 * 7
-    assert stability["null"]["loss"]["dense"] != study.loss("dense")
-    assert study.result["cost"]["steps"] == 9
+    assert stability.iou.mean == pytest.approx(fmean(value for value in pairs if value is not None))
+    assert 0 < stability.iou.chance < stability.iou.chance_layers < 1
+    assert stability.necessity.tested == study.result.sparsity.kept == 24
+    assert [size.units for size in stability.inertness.sizes] == [1, 5, 12]
+    assert stability.null.matrices == 3 * 7
+    assert stability.null.loss.dense != study.loss("dense")
+    assert study.result.cost.steps == 9
 
 
 def test_the_consensus_holds_the_units_most_often_selected(study: RunFiles) -> None:
@@ -251,7 +251,7 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     assert "(stability.png)" in report
     assert all(
         sentence.split(":")[0] in report.replace("&#39;", "'")
-        for sentence in certainty(study.result["stability"])
+        for sentence in certainty(study.result.stability)
     )
     assert len(agreement_lines(study.result)) == 2
     again = redraw_run(study.directory, Visualizer([StabilityFigure()], dpi=40), tmp_path / "again")
@@ -271,7 +271,7 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert single.stat().st_mtime_ns == before
     without_times = [
         {key: value for key, value in one["stability"].items() if key in ("iou", "single", "consensus")}
-        for one in (again.result, result)
+        for one in (again.result.as_json(), result)
     ]
     assert without_times[0] == without_times[1]
 
@@ -282,7 +282,7 @@ def test_comparisons_count_the_seeds_and_not_their_consensus(study: RunFiles, tm
     assert [run.seed for run in point.runs] == [1, 2, 3]
     assert point.agreement is not None
     assert point.agreement.iou is not None
-    assert point.agreement.iou.mean == pytest.approx(study.result["stability"]["iou"]["mean"])
+    assert point.agreement.iou.mean == pytest.approx(study.result.stability.iou.mean)
     assert "consensus" in tree.notes[0]
     compared = compare_variants(
         {"three": study.directory, "one": study.directory / "seed_1"}, tmp_path, figures=[], dpi=40
@@ -294,8 +294,8 @@ def test_tests_can_be_switched_off_and_other_units_work(settings: dict[str, Any]
     off = Stability(necessity=False, subset_draws=0, null_control=False)
     other = {"stability": off, "method": RandomOrder(unit="head"), "ablation": MeanAblation()}
     run = analyze(output_dir=tmp_path, seeds=2, **{**settings, **other})
-    stability = run.result["stability"]
-    assert [stability[name] for name in ("necessity", "inertness", "null")] == [None, None, None]
-    assert run.result["sparsity"]["kept"] == 3
+    stability = run.result.stability
+    assert [stability.necessity, stability.inertness, stability.null] == [None, None, None]
+    assert run.result.sparsity.kept == 3
     assert len(certainty(stability)) == 2
     assert (tmp_path / "stability.png").exists()

@@ -226,8 +226,8 @@ def two_seeds(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pa
             trainer=MaskTrainer(batch_size=4),
             visualizer=Visualizer([]),
         )
-        assert run.result["status"] == "done"
-        assert run.result["config"]["dataset"]["sequence_length"] == 16
+        assert run.result.status == "done"
+        assert run.result.config["dataset"]["sequence_length"] == 16
     return root / "runs"
 
 

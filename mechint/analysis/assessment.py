@@ -51,13 +51,13 @@ class Assessment:
 
         metrics: what the consensus mask does on all evaluation data. seed: of the random subsets.
         """
-        digests = {run.result["dataset"]["evaluation_digest"] for run in self.runs}
+        digests = {run.result.dataset.evaluation_digest for run in self.runs}
         assert digests == {self.prepared.data.evaluation_digest}, "all seeds are measured on the same tokens"
         generator = torch.Generator().manual_seed(seed)
         counts = subset_counts(self.keep, self.settings.subset_sizes) if self.settings.subset_draws else []
         trials, most = self._trials(2 * len(counts) * self.settings.subset_draws)
         return {
-            "seeds": [run.result["config"]["seed"] for run in self.runs],
+            "seeds": [run.result.seed for run in self.runs],
             **agreement_record(self.runs),
             "single": single_record(self.runs),
             "consensus": self._consensus_record(metrics),
@@ -95,7 +95,7 @@ class Assessment:
         data = self.prepared.data.evaluation
         length, seeds = data.length, len(self.runs)
         # Each run also measures four models on all evaluation data.
-        seen = sum(run.result["cost"]["tokens"] for run in self.runs) + 4 * seeds * data.size
+        seen = sum(run.result.cost.tokens for run in self.runs) + 4 * seeds * data.size
         sequences = self.settings.budget * seen / length
         masks = subsets + (int(self.keep.sum()) if self.settings.necessity else 0)
         count = min(max(FEWEST_ROWS, int(sequences / max(masks, 1))), max(1, self.settings.tokens // length))
@@ -145,15 +145,15 @@ def agreement_record(runs: Sequence[RunFiles]) -> Record:
 def single_record(runs: Sequence[RunFiles]) -> Record:
     """What each seed's own mask does on evaluation data."""
     results = [run.result for run in runs]
-    kl = [result["metrics"]["masked"]["kl"] for result in results]
+    kl = [result.metrics.masked.kl for result in results]
     spread = Spread.of(kl)
     return {
         "kl": kl,
         "kl_mean": spread and spread.mean,
         "kl_sd": spread and spread.sd,
-        "loss": [result["metrics"]["masked"]["loss"] for result in results],
-        "faithfulness": [result["faithfulness"] for result in results],
-        "kl_recovered": [kl_recovered(result["metrics"]) for result in results],
+        "loss": [result.metrics.masked.loss for result in results],
+        "faithfulness": [result.faithfulness for result in results],
+        "kl_recovered": [kl_recovered(result.as_json()["metrics"]) for result in results],
     }
 
 

@@ -20,7 +20,7 @@ from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.metrics.evaluation import faithfulness, loss_degradation_percent
-from mechint.results.identity import SCHEMA_VERSION
+from mechint.results.result import SCHEMA_VERSION
 from mechint.runtime.processes import this_process
 
 PACKAGES = ("mechint", "torch", "transformers", "tokenizers", "hydra-core", "numpy")

@@ -31,8 +31,9 @@ from mechint.errors import UserError
 from mechint.loggers import LoggerGroup
 from mechint.masking import masks_by_layer
 from mechint.methods.method import importance
-from mechint.results import RunFiles, save_masks
+from mechint.results import Result, RunFiles, save_masks
 from mechint.results.evidence import save_evidence
+from mechint.runtime.files import plain
 from mechint.runtime.seeds import seed_everything
 
 log = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class SeedStudy(Analysis):
         ablation = self.trainer.fit(lambda size: self.recipe.ablation.fit(masked, calibration, size))
         metrics = self.trainer.fit(lambda size: prepared.measure(kept, ablation, size))
         describe_mask(record, units, self.target_sparsity, keep, importance_)
-        describe_outcome(record, metrics, training_of_all([run.result for run in runs]))
+        describe_outcome(record, metrics, training_of_all([run.result.as_json() for run in runs]))
 
         batch_size = self.trainer.fit.size
         assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size, ablation)
@@ -115,7 +116,9 @@ class SeedStudy(Analysis):
             save_evidence(assessment.evidence, output_dir, identity),
         ]
         end_record(record, "done")
-        drawn = self.visualizer.draw_if_room(RunFiles(output_dir, record, masks, [], assessment.evidence))
+        run = RunFiles(output_dir, Result.parse(plain(record)), masks, [], assessment.evidence)
+        drawn = self.visualizer.draw_if_room(run)
+        record["notes"] = run.result.notes
         attempt.logger.summary(
             {"stability": {name: record["stability"][name] for name in ("iou", "consensus")}}
         )

@@ -41,10 +41,11 @@ from mechint.methods.method import LearnedMethod, MaskMethod, importance
 from mechint.reporting import Visualizer
 from mechint.results import RunFiles, save_masks
 from mechint.results.directories import Occupant, clear_run, finished_run, refuse_other_run
-from mechint.results.identity import RESULT, config_digest
+from mechint.results.identity import config_digest
 from mechint.results.lock import only_process
+from mechint.results.result import RESULT, Result
 from mechint.runtime import distributed
-from mechint.runtime.files import write_json
+from mechint.runtime.files import plain, write_json
 from mechint.runtime.seeds import deterministic, seed_everything
 from mechint.runtime.signals import PATIENCE, Interrupted, Interruption
 
@@ -110,10 +111,10 @@ class Analysis:
             if distributed.from_first(finished is not None):
                 log.info("this run is already done; resume=false would repeat it: %s", output_dir)
                 states.remove()
-                return finished or {}
+                return finished.as_json() if finished else {}
             record = {**start_record(config), "config_digest": digest}
             if resume and states.newest() is not None:
-                record["resumed"] = list(Occupant.of(output_dir).result.get("resumed") or [])
+                record["resumed"] = earlier_attempts(output_dir)
             else:
                 states.remove()
             clear_run(output_dir)
@@ -180,8 +181,9 @@ class Analysis:
         record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
         mask_files = save_masks(masks, output_dir, {"checkpoint_sha256": checkpoint.sha256})
         end_record(record, "done")
-        run = RunFiles(directory=output_dir, result=record, masks=masks, history=training.history)
+        run = RunFiles(output_dir, Result.parse(plain(record)), masks, training.history)
         drawn = self.visualizer.draw_if_room(run)
+        record["notes"] = run.result.notes
         self._report(record, attempt.logger, mask_files, drawn)
 
     def _learn(
@@ -260,6 +262,12 @@ class Attempt:
         self.record["resumed"].append(step)
         write_json(self.output_dir / RESULT, self.record)
         log.info("the run goes on after step %d", step)
+
+
+def earlier_attempts(output_dir: Path) -> list[int]:
+    """The steps after which earlier attempts at a run ended."""
+    before = Occupant.of(output_dir).result
+    return [] if before is None else before.resumed
 
 
 def record_failure(output_dir: Path, config: Record, error: BaseException) -> None:

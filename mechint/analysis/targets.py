@@ -31,7 +31,8 @@ from mechint.errors import UserError
 from mechint.masking import Units, masks_by_layer
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.methods.method import importance
-from mechint.results import RunFiles, save_masks
+from mechint.results import Result, RunFiles, save_masks
+from mechint.runtime.files import plain
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,9 @@ class NestedTargets(Analysis):
         ranking = one_ranking(units, runs)
         keep = units.of_channels(flat_keep(units.space, last.masks))
         describe_mask(record, units, self.target_sparsity, keep, importance(ranking))
-        describe_outcome(record, last.result["metrics"], training_of_all([run.result for run in runs]))
+        describe_outcome(
+            record, last.result.as_json()["metrics"], training_of_all([run.result.as_json() for run in runs])
+        )
         record["nested"] = [point(run) for run in runs]
         masks = masks_by_layer(
             units.space, units.to_channels(keep), units.to_channels(importance(ranking)).float()
@@ -92,7 +95,9 @@ class NestedTargets(Analysis):
         record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
         files = save_masks(masks, output_dir, {"checkpoint_sha256": prepared.checkpoint.sha256})
         end_record(record, "done")
-        drawn = self.visualizer.draw_if_room(RunFiles(output_dir, record, masks, []))
+        run = RunFiles(output_dir, Result.parse(plain(record)), masks, [])
+        drawn = self.visualizer.draw_if_room(run)
+        record["notes"] = run.result.notes
         self._report(record, attempt.logger, files, drawn)
 
     def _single(self, number: int) -> Analysis:
@@ -152,7 +157,7 @@ def one_ranking(units: Units, runs: Sequence[RunFiles]) -> Tensor:
 
 def point(run: RunFiles) -> Record:
     """What the result of several targets tells of one of them."""
-    result = run.result
+    result = run.result.as_json()
     sparsity = {name: result["sparsity"][name] for name in ("target", "achieved", "kept", "total")}
     return {
         "directory": run.directory.name,

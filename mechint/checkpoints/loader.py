@@ -13,11 +13,10 @@ from mechint.checkpoints.gguf import load_gguf
 from mechint.checkpoints.huggingface import load_directory, load_safetensors
 from mechint.checkpoints.location import Location, locate
 from mechint.checkpoints.nanogpt import load_nanogpt
-from mechint.checkpoints.quiet import one_line
 from mechint.checkpoints.sharding import shard
 from mechint.checkpoints.tokenizer import find_tokenizer
 from mechint.checkpoints.weights import weight_files
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 
 # Files that decide, with the weights beside them, what a model computes and which tokens it reads.
 _DESCRIPTIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mechint.errors import UserError
-from mechint.results.identity import RESULT, deciding
-from mechint.runtime.files import parse_json, read_text, unfinished_name
-from mechint.runtime.processes import has_died
+from mechint.results.identity import deciding
+from mechint.results.result import RESULT, Result, Status, UnreadableResult
+from mechint.runtime.files import unfinished_name
 
 MASKS = ("final_masks.safetensors", "final_masks.pt")
 
@@ -21,6 +21,7 @@ RUN_FILES = (
     RESULT,
     *MASKS,
     "metrics.jsonl",
+    "channels.csv",
     "circuit_analysis_report.md",
     "sparsity_curves.png",
     "stability.png",
@@ -29,34 +30,32 @@ RUN_FILES = (
     "tensorboard/events.out.tfevents.*",
 )
 
-Status = Literal["free", "running", "done", "failed", "interrupted", "died", "foreign"]
+Occupancy = Literal["free", "foreign"] | Status
 
 
 @dataclass(frozen=True)
 class Occupant:
-    """What is in a directory: nothing, a run by its `digest`, or files that no run here wrote (`foreign`).
+    """What is in a directory: nothing (`free`), a run with its result, or files that no run here wrote (`foreign`)."""
 
-    A run that says `running`, but whose process is gone, has `died`.
-    """
-
-    status: Status
-    digest: str | None
-    result: Mapping[str, Any]
+    status: Occupancy
+    result: Result | None = None
 
     @classmethod
     def of(cls, directory: Path) -> Occupant:
         """Look into a directory, which need not exist."""
         try:
-            result = parse_json(read_text(directory / RESULT))
+            result = Result.read(directory)
         except FileNotFoundError:
             masks = any((directory / name).exists() for name in MASKS)
-            return cls("foreign" if masks else "free", None, {})
-        except (OSError, ValueError):
-            return cls("foreign", None, {})
-        status = true_status(result) if isinstance(result, dict) else None
-        if status not in ("running", "done", "failed", "interrupted", "died"):
-            return cls("foreign", None, {})
-        return cls(status, result.get("config_digest"), result)
+            return cls("foreign" if masks else "free")
+        except UnreadableResult:
+            return cls("foreign")
+        return cls(result.true_status, result)
+
+    @property
+    def digest(self) -> str | None:
+        """What names the run."""
+        return None if self.result is None else self.result.config_digest
 
     def gives_way_to(self, digest: str | None) -> bool:
         """Whether a run of this digest may use the directory: it is free, its own, or of a run that failed."""
@@ -64,19 +63,11 @@ class Occupant:
         return own or self.status in ("free", "failed")
 
 
-def true_status(result: Mapping[str, Any]) -> Any:
-    """The status in a run's record, or `died` where it says `running` and its process is known to be gone."""
-    status = result.get("status")
-    return "died" if status == "running" and has_died(result.get("process")) else status
-
-
-def finished_run(directory: Path, digest: str) -> dict[str, Any] | None:
+def finished_run(directory: Path, digest: str) -> Result | None:
     """The result of the run of this digest if it is done and its masks are still there."""
     occupant = Occupant.of(directory)
     masks = any((directory / name).exists() for name in MASKS)
-    return (
-        dict(occupant.result) if occupant.status == "done" and occupant.digest == digest and masks else None
-    )
+    return occupant.result if occupant.status == "done" and occupant.digest == digest and masks else None
 
 
 def job_name(sweep: Path, number: int, digest: str | None) -> str:
@@ -110,7 +101,8 @@ def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) ->
     else:
         unfinished = {"running": ", which has not finished", "interrupted": ", which was interrupted"}
         unfinished["died"] = ", which died before its end"
-        other = _difference(occupant.result.get("config", {}), config)
+        there = {} if occupant.result is None else occupant.result.config
+        other = _difference(there, config)
         held = f"holds another run{unfinished.get(occupant.status, '')} ({other})"
     raise UserError(f"{directory} {held}; give another output_dir, or remove that directory")
 

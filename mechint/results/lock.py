@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from mechint.errors import UserError
-from mechint.results.identity import RESULT
+from mechint.results.result import RESULT
 from mechint.runtime.files import require_room
 
 LOCK = ".lock"
