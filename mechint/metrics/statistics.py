@@ -50,7 +50,7 @@ def compare_means(
     other: Sequence[float],
     by_sequence: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Effect:
-    """Welch's test of the runs of two sides; where these were measured on the same sequences, those count as well.
+    """Welch's test of the runs of two sides; sequences that both were measured on count as well.
 
     reference, other: a number of every run. by_sequence: the same number of every run and evaluation sequence, [runs, M]
     for each side, in the same order of sequences. Runs and sequences are both samples: the variance of the difference
