@@ -52,10 +52,10 @@ def compare_means(
 ) -> Effect:
     """Welch's test of the runs of two sides; sequences that both were measured on count as well.
 
-    reference, other: a number of every run. by_sequence: the same number of every run and evaluation sequence, [runs, M]
-    for each side, in the same order of sequences. Runs and sequences are both samples: the variance of the difference
-    is that between runs plus that of the sequences' differences, less what in these is noise between runs already
-    (two-way random effects). Degrees of freedom after Satterthwaite (1946).
+    reference, other: a number of every run. by_sequence: the same number of every run and evaluation sequence,
+    [runs, M] for each side, in the same order of sequences. Runs and sequences are both samples: the variance of the
+    difference is that between runs plus that of the sequences' differences, less what in these is noise between runs
+    already (two-way random effects). Degrees of freedom after Satterthwaite (1946).
     """
     sides = [np.asarray(side, dtype=float) for side in (reference, other)]
     difference = float(sides[1].mean() - sides[0].mean())
