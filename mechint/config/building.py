@@ -121,6 +121,7 @@ def build_recipe(config: DictConfig) -> Any:
         method=build(config.mask),
         objective=build(config.objective),
         ablation=build(config.ablation),
+        basis=build(config.basis),
         make_optimizer=build(config.optimizer, _partial_=True),
         schedule=build(config.sparsity_schedule),
         steps=config.steps,

@@ -39,6 +39,7 @@ class AnalyzeSchema:
     mask: Any
     objective: Any
     ablation: Any
+    basis: Any
     visualizer: Any
     trainer: Any
     stability: Any
@@ -100,6 +101,7 @@ class ValidateSchema:
     mask: Any
     objective: Any
     ablation: Any
+    basis: Any
     trainer: Any
 
 

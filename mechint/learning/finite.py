@@ -37,7 +37,7 @@ def require_finite_step(step: int, loss: float, sound: bool, masked: MaskedModel
 def gradients_finite(groups: Iterable[dict[str, Any]]) -> Tensor:
     """Whether all gradients of an optimizer's parameter groups are finite, bool []."""
     found = [p.grad.isfinite().all() for group in groups for p in group["params"] if p.grad is not None]
-    return torch.stack(found).all()
+    return torch.stack(found).all() if found else torch.tensor(True)
 
 
 def require_finite_scores(scores: Tensor, method: str) -> None:

@@ -15,6 +15,7 @@ from mechint.learning.finite import gradients_finite, require_finite_step
 from mechint.learning.fit import Fit
 from mechint.learning.recipe import Recipe
 from mechint.masking.masked_model import MaskedModel
+from mechint.methods.bases import LearnedBasis
 from mechint.methods.method import LearnedMethod, MaskMethod
 from mechint.metrics.dense_outputs import DenseOutputs
 from mechint.metrics.gradients import gate_gradient
@@ -45,9 +46,12 @@ class Learner:
         assert isinstance(recipe.method, LearnedMethod)
         self._masked, self._calibration, self._recipe, self._fit = masked, calibration, recipe, fit
         self.method, self.generator = recipe.method, generator
+        self.basis = recipe.basis if isinstance(recipe.basis, LearnedBasis) else None
+        self.basis_optimizer = None if self.basis is None else self.basis.optimizer()
+        self._score_steps = recipe.steps if self.basis is None else self.basis.score_steps(recipe.steps)
         self.optimizer = _optimizer(recipe)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step / recipe.steps)
+            self.optimizer, lambda step: learning_rate(step / self._score_steps)
         )
         self.dense = DenseOutputs(masked, calibration, dense_bytes)
         self.batches = Batches(len(calibration), batch_size, generator)
@@ -58,14 +62,25 @@ class Learner:
 
         Raises UserError where the loss or a gradient is not finite, and where not even one sequence fits in memory.
         """
-        progress = number / max(self._recipe.steps - 1, 1)
+        fixed = number >= self._score_steps  # only directions are learned from here on
+        progress = min(1.0, number / max(self._score_steps - 1, 1))
         assert self._recipe.schedule is not None
         share, method = self._recipe.schedule(progress), self.method
         chosen = distributed.mine(self.batches.next())
-        gates = method.gates(share, progress, self.batches.size)  # [U] or [B, U], of all processes
-        loss = self._backward(chosen, gates, method.penalty(share))
-        now = method.switched_on(gates)
-        sound = gradients_finite(self.optimizer.param_groups)
+        if fixed:
+            gates, penalty = method.hard_mask().float(), None
+            now = gates > 0
+        else:
+            gates = method.gates(share, progress, self.batches.size)  # [U] or [B, U], of all processes
+            penalty = method.penalty(share)
+            now = method.switched_on(gates)
+        loss = self._backward(chosen, gates, penalty)
+        sound = gradients_finite(
+            [
+                *self.optimizer.param_groups,
+                *(self.basis_optimizer.param_groups if self.basis_optimizer else []),
+            ]
+        )
         seen = torch.stack([loss, now.float().mean(), (now != self.switched_on).sum(), sound])
         distributed.average([seen])
         value, density, changed, finite = seen.tolist()  # all that a step reads back from the device
@@ -78,9 +93,12 @@ class Learner:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "changed_units": int(changed),
         }
-        self._update(number)
-        self.scheduler.step()
+        if not fixed:
+            self._update(number)
+            self.scheduler.step()
         self.optimizer.zero_grad()
+        if self.basis is not None and self.basis_optimizer is not None:
+            self.basis.step(self.basis_optimizer, number, self._recipe.steps)
         self.switched_on = now
         return metrics
 
@@ -102,9 +120,10 @@ class Learner:
             )
 
         loss, slope = self._fit(gradient)
-        torch.autograd.backward(
-            *([channels], [slope]) if penalty is None else ([channels, penalty], [slope, None])
-        )
+        if channels.requires_grad:
+            torch.autograd.backward(
+                *([channels], [slope]) if penalty is None else ([channels, penalty], [slope, None])
+            )
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
         distributed.average(gradient for gradient in gradients if gradient is not None)
         return loss
@@ -135,12 +154,19 @@ class Learner:
             "batches": self.batches.state_dict(),
             "generator": self.generator.get_state(),
             "switched_on": self.switched_on.cpu().clone(),
+            "basis": None if self.basis is None else self.basis.state_dict(),
+            "basis_optimizer": None
+            if self.basis_optimizer is None
+            else copy.deepcopy(self.basis_optimizer.state_dict()),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state."""
         for name in ("method", "optimizer", "scheduler", "dense", "batches"):
             getattr(self, name).load_state_dict(state_dict[name])
+        if self.basis is not None and self.basis_optimizer is not None:
+            self.basis.load_state_dict(state_dict["basis"])
+            self.basis_optimizer.load_state_dict(state_dict["basis_optimizer"])
         self.generator.set_state(state_dict["generator"])
         self.switched_on = state_dict["switched_on"].to(self.switched_on.device)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mechint.errors import UserError
 from mechint.masking.ablation import ZERO, Ablation
+from mechint.methods.bases import BasisMethod, ChannelBasis
 from mechint.methods.method import MakeOptimizer, MaskMethod, Schedule
 from mechint.metrics.metric import KL, Metric
 
@@ -15,8 +16,9 @@ class Recipe:
     """A mask method and everything that it is learned with.
 
     objective: what a mask is learned to keep, and what the finishing pass goes by. ablation: what takes the place of
-    removed units. make_optimizer: takes torch parameter groups; None: the one that the method recommends, and so for
-    `schedule`, the share of the target sparsity at a part of the run. steps: of learning.
+    removed units. basis: the coordinates that units are made of. make_optimizer: takes torch parameter groups; None:
+    the one that the method recommends, and so for `schedule`, the share of the target sparsity at a part of the run.
+    steps: of learning.
 
     Raises UserError for settings without meaning.
     """
@@ -24,6 +26,7 @@ class Recipe:
     method: MaskMethod
     objective: Metric = KL
     ablation: Ablation = ZERO
+    basis: BasisMethod = field(default_factory=ChannelBasis)
     make_optimizer: MakeOptimizer | None = None
     schedule: Schedule | None = None
     steps: int = 500

@@ -40,17 +40,20 @@ class Basis:
 
     keys: whether the directions are of keys as attention has them, or before they are rotated.
     names: of the bases of keys and of values, for reports. maps_of: the maps, made anew at every call while they are
-    learned.
+    learned. energy: what each direction is worth to the method that chose them, float [N]; None where it does not say.
     """
 
     names: tuple[str, str]
     keys: Where
     maps_of: Callable[[], Sequence[Maps]]
+    energy: Tensor | None = None
 
     @classmethod
-    def fixed(cls, names: tuple[str, str], keys: Where, maps: Sequence[Maps]) -> Basis:
+    def fixed(
+        cls, names: tuple[str, str], keys: Where, maps: Sequence[Maps], energy: Tensor | None = None
+    ) -> Basis:
         """A basis that does not change."""
-        return cls(names, keys, lambda: maps)
+        return cls(names, keys, lambda: maps, energy)
 
     @property
     def maps(self) -> Sequence[Maps]:

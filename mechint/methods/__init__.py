@@ -1,5 +1,6 @@
 """Mask methods: those that learn, those that only score, and sparsity schedules."""
 
+from mechint.methods.bases import ChannelBasis, LearnedBasis, PrincipalBasis
 from mechint.methods.learned.annealed_sigmoid import AnnealedSigmoid
 from mechint.methods.learned.edge_popup import EdgePopup
 from mechint.methods.learned.hard_concrete import HardConcrete
@@ -14,6 +15,7 @@ from mechint.methods.schedules import (
     LinearSchedule,
 )
 from mechint.methods.scoring.act_norm import ActivationNorm
+from mechint.methods.scoring.energy import Energy
 from mechint.methods.scoring.flap import Flap, Wanda
 from mechint.methods.scoring.gradient_scores import Fisher, Snip, Taylor
 from mechint.methods.scoring.gram_greedy import GramGreedy
@@ -26,10 +28,12 @@ from mechint.methods.scoring.think import Think, ThinkCentered
 __all__ = [
     "ActivationNorm",
     "AnnealedSigmoid",
+    "ChannelBasis",
     "ConstantSchedule",
     "CosineSchedule",
     "CubicSchedule",
     "EdgePopup",
+    "Energy",
     "ExponentialSchedule",
     "Fisher",
     "Flap",
@@ -38,9 +42,11 @@ __all__ = [
     "IntegratedGradients",
     "IterativeFisher",
     "LeanK",
+    "LearnedBasis",
     "LinearSchedule",
     "Magnitude",
     "NormalizedSGD",
+    "PrincipalBasis",
     "RandomOrder",
     "Snip",
     "Taylor",

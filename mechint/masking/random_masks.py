@@ -1,0 +1,33 @@
+"""Random masks that keep as much as a given one, everywhere: what chance means."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mechint.masking.units import Units
+
+
+def places(units: Units) -> Tensor:
+    """The layer, KV head and kind of every unit as one number, LongTensor [U]; units of K and V have a kind of their
+    own.
+    """
+    kind = units.has_key.long() + 2 * units.has_value.long()
+    return torch.unique(torch.stack([units.layer, units.head, kind], 1), dim=0, return_inverse=True)[1]
+
+
+def matched_random_masks(units: Units, keep: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
+    """Random masks bool [U] with the same counts per layer, KV head and kind as keep, bool [U]."""
+    place = places(units)
+    quotas = torch.bincount(place[keep.cpu()], minlength=int(place.max()) + 1)
+    masks = []
+    for _ in range(count):
+        order = torch.argsort(torch.rand(units.count, generator=generator))
+        order = order[torch.argsort(place[order], stable=True)]  # place by place, at random inside each
+        sizes = torch.bincount(place, minlength=len(quotas))
+        starts = sizes.cumsum(0) - sizes
+        rank = torch.arange(units.count) - starts[place[order]]
+        mask = torch.zeros(units.count, dtype=torch.bool)
+        mask[order] = rank < quotas[place[order]]
+        masks.append(mask)
+    return masks

@@ -1,0 +1,279 @@
+"""The coordinates that a mask is learned in: the model's channels, a closed form, or learned with the mask."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mechint.data.batch import Batch
+from mechint.errors import UserError
+from mechint.masking.attention import hooks
+from mechint.masking.basis import Basis, Maps, Where
+from mechint.masking.masked_model import MaskedModel
+from mechint.masking.rotary import has_rotary_embedding
+from mechint.masking.sites import in_basis, reach_before_rotation
+from mechint.masking.weights import attention_modules
+from mechint.metrics.chunked import chunks
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.metric import NLL
+from mechint.runtime import distributed
+
+Keys = Literal["auto", "after_rope", "before_rope"]
+
+# Moments are floored at this fraction of their largest eigenvalue, so that square roots can be inverted.
+FLOOR = 1e-8
+
+
+class BasisMethod(ABC):
+    """Chooses the coordinates of keys and values from calibration data.
+
+    name: as in `basis=` and result.json. passes: batches that it sends through the model, forward and backward, before
+    learning. learned: whether the steps of learning go on to change it.
+    """
+
+    name: ClassVar[str]
+    learned: ClassVar[bool] = False
+    passes: int = 0
+
+    @abstractmethod
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
+        """The model, with gates that refer to the coordinates chosen; seed: of whatever is drawn at random."""
+
+
+@dataclass(kw_only=True)
+class ChannelBasis(BasisMethod):
+    """The channels as the model has them."""
+
+    name: ClassVar[str] = "channels"
+
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
+        """The model itself."""
+        return in_basis(calibration.masked, None)
+
+
+@dataclass(kw_only=True)
+class PrincipalBasis(BasisMethod):
+    """Directions by what removing them costs, in closed form, for every KV head's keys and values.
+
+    With second moments C = E[x x^T] of keys or values x and F = E[g g^T] of the gradients g of log p(y) in them, y
+    drawn from the model itself, removing directions costs the KL about half of the squared error
+    |F^1/2 (1 - P) C^1/2|^2. The projection P of any rank that costs least keeps the first directions of
+    F^1/2 C^1/2 = U S V^T: coordinates are x' = x C^-1/2 V, each worth S^2, which is comparable between heads, layers
+    and kinds. Keys that are not rotated are taken about their mean, for softmax sees no constant.
+
+    keys: where the directions of keys are; `auto`: before the rotation where there is one. passes: batches of
+    calibration sequences for the moments.
+
+    Close to the data-aware low-rank caches of Palu (Chang et al. 2024) and EigenAttention (Saxena et al. 2024), whose
+    metric is the layer's own output and not the loss.
+    """
+
+    name: ClassVar[str] = "principal"
+
+    keys: Keys = "auto"
+    passes: int = 4
+
+    def __post_init__(self) -> None:
+        if self.keys not in get_args(Keys):
+            raise UserError(f"basis.keys={self.keys} is not known; use one of {', '.join(get_args(Keys))}")
+        if self.passes < 1:
+            raise UserError(f"basis.passes={self.passes} must be at least 1")
+
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
+        """Measure moments and solve for the maps, head by head."""
+        masked = calibration.masked
+        rotary = has_rotary_embedding(masked)
+        keys: Where = ("before_rope" if rotary else "after_rope") if self.keys == "auto" else self.keys
+        generator = torch.Generator().manual_seed(seed)
+        moments = fisher_moments(calibration, keys, self.passes, generator)
+        centred = not rotary
+        solved = [_solve(moment, centred and number % 2 == 0) for number, moment in enumerate(moments)]
+        energy = torch.cat([worth.flatten() for _, worth in solved]).float()
+        basis = Basis.fixed((self.name, self.name), keys, [maps for maps, _ in solved], energy)
+        return in_basis(masked, basis)
+
+
+@dataclass(kw_only=True)
+class LearnedBasis(PrincipalBasis):
+    """Directions that start as `principal` and are learned together with the mask, by descent on the objective.
+
+    read = read_0 (1 + A), write its inverse, so a mask stays a projection at every step: nothing is rescaled. A starts
+    at 0 and is updated by Adam at a rate that rises over a few steps and falls along half a cosine. Scores are learned
+    over the first `score_share` of the steps; then the mask is fixed and only directions are learned.
+    """
+
+    name: ClassVar[str] = "learned"
+    learned: ClassVar[bool] = True
+
+    learning_rate: float = 1e-2
+    last_rate: float = 1e-2
+    score_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.learning_rate > 0 or not 0 <= self.last_rate <= 1 or not 0 < self.score_share <= 1:
+            raise UserError(
+                "basis.learning_rate must be positive, basis.last_rate in [0, 1] and basis.score_share in (0, 1]"
+            )
+
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
+        """Start from the closed form."""
+        view = super().fit(calibration, seed)
+        assert view.basis is not None
+        self._start = [one.read for one in view.basis.maps]
+        self._change = [torch.zeros_like(read).requires_grad_() for read in self._start]
+        self._cache: list[Maps] | None = None
+        basis = Basis((self.name, self.name), view.basis.keys, self._maps, view.basis.energy)
+        return in_basis(calibration.masked, basis)
+
+    def score_steps(self, steps: int) -> int:
+        """How many of the steps the scores are learned in, too."""
+        return max(1, round(steps * self.score_share))
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Updates the directions."""
+        return torch.optim.Adam(self._change, lr=self.learning_rate, betas=(0.9, 0.99), eps=1e-12)
+
+    def step(self, optimizer: torch.optim.Optimizer, number: int, steps: int) -> None:
+        """Update the directions after the backward pass of the step of this number."""
+        cosine = 0.5 * (1 + math.cos(math.pi * number / max(steps, 1)))
+        rate = (
+            self.learning_rate * (self.last_rate + (1 - self.last_rate) * cosine) * min(1, (number + 1) / 5)
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        distributed.average(change.grad for change in self._change if change.grad is not None)
+        optimizer.step()
+        optimizer.zero_grad()
+        self._cache = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The directions learned so far."""
+        return {"change": [change.detach().cpu().clone() for change in self._change]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state."""
+        with torch.no_grad():
+            for change, state in zip(self._change, state_dict["change"], strict=True):
+                change.copy_(state)
+        self._cache = None
+
+    def _maps(self) -> Sequence[Maps]:
+        if torch.is_grad_enabled():
+            return self._made(torch.linalg.inv)
+        if self._cache is None:
+            self._cache = self._made(lambda read: torch.linalg.inv(read.double()).float())
+        return self._cache
+
+    def _made(self, invert: Callable[[Tensor], Tensor]) -> list[Maps]:
+        reads = [start + start @ change for start, change in zip(self._start, self._change, strict=True)]
+        return [Maps(read, invert(read)) for read in reads]
+
+
+@dataclass
+class Moments:
+    """Second moments [G, C, C] and means [G, C] of one layer's keys or values, and moments of gradients in them."""
+
+    states: Tensor
+    gradients: Tensor
+    mean: Tensor
+
+
+class _Leaves:
+    """Adds zero to a layer's keys and values, so that a backward pass leaves the gradients in them."""
+
+    def __init__(self, before: bool) -> None:
+        self._before = before
+        self.states: dict[str, Tensor] = {}
+        self.leaves: dict[str, Tensor] = {}
+
+    def before_rotation(self, states: str, values: Tensor) -> Tensor:
+        """Keys before the rotation."""
+        return self._add("k", values) if self._before and states == "key" else values
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return (key if self._before else self._add("k", key)), self._add("v", value)
+
+    def _add(self, name: str, values: Tensor) -> Tensor:
+        self.states[name] = values.detach()
+        self.leaves[name] = torch.zeros_like(values, requires_grad=True)
+        return values + self.leaves[name]
+
+
+def fisher_moments(
+    calibration: Evaluator, keys: Where, passes: int, generator: torch.Generator
+) -> list[Moments]:
+    """Moments of every layer's keys and values and of the gradients of log p(y) in them, y drawn from the model.
+
+    In the order of `ChannelSpace.slices`, from the first passes * at_once calibration sequences.
+    """
+    masked = calibration.masked
+    if keys == "before_rope":
+        reach_before_rotation(masked)
+    totals: list[Moments] | None = None
+    count = 0
+    modules = attention_modules(masked)
+    for part in torch.arange(len(calibration.batch)).split(calibration.at_once)[:passes]:
+        batch = calibration.batch[part].to(masked.device)
+        leaves = [_Leaves(keys == "before_rope") for _ in modules]
+        with hooks(list(zip(modules, leaves, strict=True))), torch.enable_grad():
+            hidden = masked.hidden(Batch(batch.tokens, attention_mask=batch.attention_mask))
+            answers = _draw(masked, hidden.detach(), generator)
+            asked = Batch(batch.tokens, answers=answers)
+            NLL.per_position(hidden, asked, None, masked.head).sum().backward()
+        found = [
+            _moments(leaf.states[kind], leaf.leaves[kind].grad) for leaf in leaves for kind in ("k", "v")
+        ]
+        count += batch.tokens.numel()
+        if totals is None:
+            totals = found
+        else:
+            for total, more in zip(totals, found, strict=True):
+                total.states += more.states
+                total.gradients += more.gradients
+                total.mean += more.mean
+    assert totals is not None
+    return [Moments(m.states / count, m.gradients / count, m.mean / count) for m in totals]
+
+
+def _moments(states: Tensor, gradient: Tensor | None) -> Moments:
+    assert gradient is not None
+    x, g = (t.double().transpose(0, 1).flatten(1, 2) for t in (states, gradient))  # [G, B * T, C]
+    return Moments(x.mT @ x, g.mT @ g, x.sum(1))
+
+
+@torch.no_grad()
+def _draw(masked: MaskedModel, hidden: Tensor, generator: torch.Generator) -> Tensor:
+    """Next tokens [B, T] drawn from the model, from its final hidden states [B, T, D]."""
+    flat = hidden.flatten(0, 1)
+    uniform = torch.rand(len(flat), 1, generator=generator).to(flat.device)
+    drawn = torch.empty(len(flat), dtype=torch.long, device=flat.device)
+    for chunk in chunks(len(flat), masked.head.vocab_size(hidden)):
+        cumulative = masked.head(flat[chunk]).float().softmax(-1).cumsum(-1)
+        found = torch.searchsorted(cumulative, uniform[chunk] * cumulative[:, -1:])
+        drawn[chunk] = found.squeeze(1).clamp_max(cumulative.shape[1] - 1)
+    return drawn.view(hidden.shape[:2])
+
+
+def _solve(moments: Moments, centred: bool) -> tuple[Maps, Tensor]:
+    """Maps of the directions that cost most to remove, first, and what each costs, [G, C]."""
+    states = moments.states
+    if centred:
+        states = states - moments.mean[:, :, None] * moments.mean[:, None, :]
+    root, inverse = _root(states, 0.5), _root(states, -0.5)
+    _, values, right = torch.linalg.svd(_root(moments.gradients, 0.5) @ root)
+    read, write = inverse @ right.mT, right @ root
+    return Maps(read.float(), write.float()), values.square()
+
+
+def _root(matrix: Tensor, power: float) -> Tensor:
+    """A power of symmetric positive matrices [G, C, C], whose smallest eigenvalues are floored."""
+    values, vectors = torch.linalg.eigh(matrix)
+    floor = (FLOOR * values.amax(-1, keepdim=True)).clamp_min(1e-30)
+    return vectors @ (torch.maximum(values, floor).pow(power)[..., None] * vectors.mT)
