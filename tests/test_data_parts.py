@@ -25,8 +25,8 @@ def test_sides_share_no_text(numbers: list[int], seed: int) -> None:
     assert not set(text_of(data.calibration)) & set(text_of(data.evaluation))
     assert text_of(data.calibration)
     assert text_of(data.evaluation)
-    assert data.calibration.equal(again.calibration)
-    assert data.evaluation.equal(again.evaluation)
+    assert data.calibration.tokens.equal(again.calibration.tokens)
+    assert data.evaluation.tokens.equal(again.evaluation.tokens)
     assert data.evaluation_digest == again.evaluation_digest == other.evaluation_digest
     assert data.evaluation_bytes == data.evaluation_tokens  # one byte a token
 
@@ -54,8 +54,8 @@ def test_share_of_held_out_documents() -> None:
 def test_seed_changes_calibration_rows_only() -> None:
     dataset = documents([story(number) for number in range(100)], sequence_length=8, calibration_tokens=80)
     first, second = load(dataset, seed=0), load(dataset, seed=1)
-    assert not first.calibration.equal(second.calibration)
-    assert first.evaluation.equal(second.evaluation)
+    assert not first.calibration.tokens.equal(second.calibration.tokens)
+    assert first.evaluation.tokens.equal(second.evaluation.tokens)
 
 
 def test_one_document_is_cut_near_its_end() -> None:
@@ -97,11 +97,11 @@ def test_choice_of_rows() -> None:
 
 def test_sizes_and_shortage() -> None:
     data = load(documents([story(i) for i in range(200)], calibration_tokens=700, evaluation_tokens=100_000))
-    assert data.calibration.shape == (700 // 64, 65)
+    assert data.calibration.rows().shape == (700 // 64, 65)
     assert data.calibration_tokens == 640
     assert data.evaluation_tokens == 64 * len(data.evaluation)
     assert data.notes == (f"only {data.evaluation_tokens:,} of 100,000 evaluation tokens are available",)
-    assert load(documents([story(i) for i in range(200)]), positions=None).calibration.shape[1] == 257
+    assert load(documents([story(i) for i in range(200)]), positions=None).calibration.length == 256
 
 
 def sentencepiece_like() -> PreTrainedTokenizerFast:
@@ -174,7 +174,12 @@ def test_bytes_of_stories(shared_data: Path, tokenizer: str) -> None:
     files = TextFiles(path=str(shared_data / "text" / "tinystories1000.val.txt"), calibration_tokens=512)
     loaded = AutoTokenizer.from_pretrained(shared_data / tokenizer)
     data = load(files, loaded, vocab_size=len(loaded), positions=512)
-    text = loaded.decode(data.evaluation[:, 1:].flatten(), skip_special_tokens=True)
+    counted = (
+        data.evaluation.answers
+        if data.evaluation.counted is None
+        else data.evaluation.answers[data.evaluation.counted]
+    )
+    text = loaded.decode(counted.flatten(), skip_special_tokens=True)
     stories = len(files.document_split().evaluation)
     # Decoded at once, the stream shows a space for each story's prepended one, except the first.
     prepended = stories - 1 if loaded.bos_token == "<s>" else 0

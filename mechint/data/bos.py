@@ -81,13 +81,17 @@ def find_beginning(tokenizer: PreTrainedTokenizerBase | None, wanted: object) ->
         return Beginning((), own)
     named = None if tokenizer is None else tokenizer.bos_token_id
     if not own and not isinstance(named, int):
-        lacks = "there is no tokenizer" if tokenizer is None else "the tokenizer has no beginning-of-text token"
+        lacks = (
+            "there is no tokenizer" if tokenizer is None else "the tokenizer has no beginning-of-text token"
+        )
         raise UserError(f"dataset.bos=true, but {lacks}: use dataset.bos=auto, or give model.tokenizer=...")
-    tokens = own or (named,)
+    tokens = own if own or not isinstance(named, int) else (named,)
     return Beginning(tokens, tokens)
 
 
-def cut(ids: np.ndarray, byte_counts: np.ndarray | None, rows: np.ndarray, length: int, begin: Beginning) -> Rows:
+def cut(
+    ids: np.ndarray, byte_counts: np.ndarray | None, rows: np.ndarray, length: int, begin: Beginning
+) -> Rows:
     """The rows [N] of a stream [S], each with a beginning before its text, and which answers count.
 
     Rows overlap by one token without a beginning, which is the last answer of one and the first input of the next;
@@ -99,7 +103,9 @@ def cut(ids: np.ndarray, byte_counts: np.ndarray | None, rows: np.ndarray, lengt
         return Rows(cut_ids, _counted(cut_ids, begin), counts)
     text = cut_rows(ids, rows, length)  # one token more than is needed
     first = np.array(begin.tokens)
-    own = (text[:, : len(first)] == first).all(1)  # its text already begins so: it keeps its last token, uncounted
+    own = (text[:, : len(first)] == first).all(
+        1
+    )  # its text already begins so: it keeps its last token, uncounted
     width = length + 1 - len(first)
     begun = np.where(own[:, None], text, np.concatenate([np.tile(first, (len(text), 1)), text[:, :width]], 1))
     counted = _counted(begun, begin)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from mechint.data.bos import cut, find_beginning
-from mechint.data.leakage import Leakage, measure_leakage
+from mechint.data.leakage import NGRAM, Leakage, measure_leakage
 from mechint.data.packing import TokenStream, even_rows, num_rows, seeded_rows
 from mechint.data.token_data import TokenData, digest_of_rows
 from mechint.errors import UserError
@@ -110,7 +110,9 @@ class Dataset(ABC):
 
     def _leakage_note(self, leakage: Leakage) -> tuple[str, ...]:
         """What is said of shared text. Raises UserError where there is too much of it."""
-        if leakage.shared_ngrams <= MOST_SHARED:
+        if (
+            leakage.n < NGRAM or leakage.shared_ngrams <= MOST_SHARED
+        ):  # shorter runs are shared by any two texts
             return ()
         found = (
             f"{leakage.shared_ngrams:.0%} of the runs of {leakage.n} tokens on the evaluation side of dataset "
