@@ -169,7 +169,7 @@ def test_other_choices_work_together_and_a_terminal_shows_a_bar(
         "mask=annealed_sigmoid",
         "mask.unit=rope_pair",
         "mask.scope=per_head",
-        "mask.ablation=mean",
+        "ablation=mean",
         "objective=nll",
         "sparsity_schedule=cosine",
         "visualizer=none",

@@ -56,7 +56,7 @@ def test_text_file_directory_and_glob(tmp_path: Path) -> None:
 def test_text_without_separator_is_one_document(tmp_path: Path) -> None:
     path = str(write_stories(tmp_path))
     data = load(TextFiles(path=path, document_separator=None, sequence_length=8))
-    assert "<" in text_of(data.evaluation)
+    assert "<" in text_of(data.evaluation.rows())
     assert data.notes[0].startswith("one document")
 
 
@@ -68,8 +68,8 @@ def test_evaluation_path(tmp_path: Path) -> None:
         path=str(path), evaluation_path=str(held_out), sequence_length=8, evaluation_fraction=0.2
     )
     data = load(dataset)
-    assert set(text_of(data.evaluation)) <= set(story(3) + story(70) + story(71))
-    assert not set(text_of(data.calibration)) & set(text_of(data.evaluation))
+    assert set(text_of(data.evaluation.rows())) <= set(story(3) + story(70) + story(71))
+    assert not set(text_of(data.calibration.rows())) & set(text_of(data.evaluation.rows()))
     assert data.notes[0] == "1 calibration documents left out: they are evaluation documents too"
     assert data.notes[1].startswith("dataset.evaluation_fraction has no effect")
 
@@ -86,11 +86,11 @@ def test_token_directory_and_file(tmp_path: Path) -> None:
     write_tokens(tmp_path / "pair" / "val.bin", ids[:500] + 1)
     pair = load(TokenFiles(path=str(tmp_path / "pair"), evaluation_tokens=128), tokenizer=None)
     assert (pair.name, pair.evaluation_bytes) == ("tokens-pair", None)
-    assert pair.evaluation[:, 0].tolist() == [1, 193]  # rows 0 and 3 of 7
-    assert pair.calibration.min() == 0
+    assert pair.evaluation.tokens[:, 0].tolist() == [1, 193]  # rows 0 and 3 of 7
+    assert pair.calibration.rows().min() == 0
     single = write_tokens(tmp_path / "all.bin", np.arange(100_000), "<u4")
     data = load(TokenFiles(path=str(single), dtype="uint32"), tokenizer=None, vocab_size=100_000)
-    assert data.calibration.max() < 90_000 <= data.evaluation.min()
+    assert data.calibration.rows().max() < 90_000 <= data.evaluation.rows().min()
     assert data.notes[0] == "one file: the last 10 % of its tokens is the evaluation side"
 
 
@@ -235,5 +235,5 @@ def test_options_are_keyword_arguments(option: str) -> None:
 def test_token_data_is_what_the_pipeline_reads() -> None:
     data = load(documents([story(i) for i in range(20)], sequence_length=8))
     assert isinstance(data, TokenData)
-    assert str(data.calibration.dtype) == str(data.evaluation.dtype) == "torch.int64"
+    assert str(data.calibration.tokens.dtype) == str(data.evaluation.tokens.dtype) == "torch.int64"
     assert len(data.evaluation_digest) == 64

@@ -25,8 +25,10 @@ from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.masking import Pools
+from mechint.masking.ablation import MeanAblation
 from mechint.methods import RandomOrder
 from mechint.metrics.agreement import Agreement
+from mechint.metrics.evaluation import Evaluator, measure
 from mechint.metrics.overlap import chance_by_layer, chance_overall, iou
 from mechint.reporting import StabilityFigure, Visualizer
 from mechint.reporting.certainty import agreement_lines, certainty
@@ -99,7 +101,8 @@ def planted() -> Planted:
 
 def trials_of(planted: Planted, keep: torch.Tensor) -> Trials:
     """Trials on its evaluation rows."""
-    return Trials(planted.masked, planted.units, keep, planted.evaluation_rows, batch_size=5)
+    evaluator = Evaluator(planted.masked, planted.evaluation, planted.ablation, at_once=5)
+    return Trials(evaluator, planted.units, keep)
 
 
 def test_a_trial_measures_what_a_measurement_does(planted: Planted) -> None:
@@ -109,8 +112,8 @@ def test_a_trial_measures_what_a_measurement_does(planted: Planted) -> None:
         keep = planted.truth.clone()
         keep[flip.long()] ^= True
         variants = {"masked": planted.units.to_channels(keep)}
-        measured = measure(planted.masked, planted.evaluation_rows, variants, None, batch_size=8)
-        assert value == pytest.approx(measured["masked"]["kl"], abs=1e-6)
+        measured = measure(Evaluator(planted.masked, planted.evaluation, at_once=8), variants, None)
+        assert value == pytest.approx(measured.metrics["masked"]["kl"], abs=1e-6)
 
 
 def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> None:
@@ -290,8 +293,8 @@ def test_comparisons_count_the_seeds_and_not_their_consensus(study: RunFiles, tm
 
 def test_tests_can_be_switched_off_and_other_units_work(settings: dict[str, Any], tmp_path: Path) -> None:
     off = Stability(necessity=False, subset_draws=0, null_control=False)
-    method = RandomOrder(unit="head", ablation="mean")
-    run = analyze(output_dir=tmp_path, seeds=2, **{**settings, "stability": off, "method": method})
+    other = {"stability": off, "method": RandomOrder(unit="head"), "ablation": MeanAblation()}
+    run = analyze(output_dir=tmp_path, seeds=2, **{**settings, **other})
     stability = run.result.stability
     assert [stability.necessity, stability.inertness, stability.null] == [None, None, None]
     assert run.result.sparsity.kept == 3

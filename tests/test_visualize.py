@@ -26,9 +26,9 @@ from mechint.checkpoints import CheckpointLoader
 from mechint.data import PythonDocs
 from mechint.errors import UserError
 from mechint.imports.old_results import read_old_run
-from mechint.learning import MaskTrainer, NormalizedSGD
-from mechint.methods import CubicSchedule, TopK
-from mechint.metrics import KlObjective
+from mechint.learning import MaskTrainer
+from mechint.learning.recipe import Recipe
+from mechint.methods import CubicSchedule, NormalizedSGD, TopK
 from mechint.reporting import ImportanceOverview, LayerImportance, SparsityCurves, Visualizer
 from mechint.reporting.finding import cautions, finding, headline_lines
 from mechint.reporting.redrawing import redraw_run, redraw_tree, runs_below
@@ -49,16 +49,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
     settings: dict[str, Any] = {
         "checkpoint": str(byte_model_directory),
         "target_sparsity": 0.5,
-        "steps": 3,
         "seed": 0,
         "device": "cpu",
         "dtype": "auto",
         "loader": CheckpointLoader(),
         "dataset": PythonDocs(sequence_length=32, calibration_tokens=512, evaluation_tokens=256),
-        "method": TopK(),
-        "objective": KlObjective(),
-        "make_optimizer": functools.partial(NormalizedSGD, lr=0.1, momentum=0.9),
-        "schedule": CubicSchedule(end=0.6),
+        "recipe": Recipe(
+            method=TopK(),
+            make_optimizer=functools.partial(NormalizedSGD, lr=0.1, momentum=0.9),
+            schedule=CubicSchedule(end=0.6),
+            steps=3,
+        ),
         "trainer": MaskTrainer(batch_size=4, log_every=1),
         "visualizer": visualizer(),
         "loggers": [],

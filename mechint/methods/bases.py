@@ -27,7 +27,7 @@ from mechint.runtime import distributed
 Keys = Literal["auto", "after_rope", "before_rope"]
 
 # Moments are floored at this fraction of their largest eigenvalue, so that square roots can be inverted.
-FLOOR = 1e-6
+FLOOR = 1e-8
 
 
 class BasisMethod(ABC):
@@ -42,8 +42,8 @@ class BasisMethod(ABC):
     passes: int = 0
 
     @abstractmethod
-    def fit(self, calibration: Evaluator, generator: torch.Generator) -> MaskedModel:
-        """The model, with gates that refer to the coordinates chosen."""
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
+        """The model, with gates that refer to the coordinates chosen; seed: of whatever is drawn at random."""
 
 
 @dataclass(kw_only=True)
@@ -52,7 +52,7 @@ class ChannelBasis(BasisMethod):
 
     name: ClassVar[str] = "channels"
 
-    def fit(self, calibration: Evaluator, generator: torch.Generator) -> MaskedModel:
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
         """The model itself."""
         return in_basis(calibration.masked, None)
 
@@ -85,11 +85,12 @@ class PrincipalBasis(BasisMethod):
         if self.passes < 1:
             raise UserError(f"basis.passes={self.passes} must be at least 1")
 
-    def fit(self, calibration: Evaluator, generator: torch.Generator) -> MaskedModel:
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
         """Measure moments and solve for the maps, head by head."""
         masked = calibration.masked
         rotary = has_rotary_embedding(masked)
         keys: Where = ("before_rope" if rotary else "after_rope") if self.keys == "auto" else self.keys
+        generator = torch.Generator().manual_seed(seed)
         moments = fisher_moments(calibration, keys, self.passes, generator)
         centred = not rotary
         solved = [_solve(moment, centred and number % 2 == 0) for number, moment in enumerate(moments)]
@@ -121,9 +122,9 @@ class LearnedBasis(PrincipalBasis):
                 "basis.learning_rate must be positive, basis.last_rate in [0, 1] and basis.score_share in (0, 1]"
             )
 
-    def fit(self, calibration: Evaluator, generator: torch.Generator) -> MaskedModel:
+    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
         """Start from the closed form."""
-        view = super().fit(calibration, generator)
+        view = super().fit(calibration, seed)
         assert view.basis is not None
         self._start = [one.read for one in view.basis.maps]
         self._change = [torch.zeros_like(read).requires_grad_() for read in self._start]

@@ -22,6 +22,9 @@ from mechint.runtime import distributed
 # So many masks share one pass of the dense model and its logits; their hidden states are held at the same time.
 MASKS_AT_ONCE = 4
 
+# Bootstrap samples of evaluation sequences.
+DRAWS = 1000
+
 
 @dataclass
 class Evaluator:
@@ -125,12 +128,14 @@ class Evaluator:
 class Measured:
     """Several models on the same data.
 
-    metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement; loss and kl in nats per predicted token.
-    sequences: the mean loss, kl and top1_agreement of every sequence, double [models, M], models in the same order.
+    metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and standard errors loss_se, kl_se and
+    top1_agreement_se; loss and kl in nats per predicted token. sequences: the mean loss, kl and top1_agreement of every
+    sequence, double [models, M], models in the same order. positions: how many positions of each sequence count, [M].
     """
 
     metrics: dict[str, dict[str, float]]
     sequences: dict[str, Tensor]
+    positions: Tensor
 
 
 def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_bytes: int | None) -> Measured:
@@ -146,13 +151,40 @@ def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_byt
             raise UserError(
                 f"the {name} model's outputs on the evaluation data are not finite; set dtype=float32"
             )
-    tokens = evaluator.batch.size
+    tokens, positions = evaluator.batch.size, evaluator.batch.positions
+    names = ("loss", "kl", "top1_agreement")
+    errors = resampled(values, positions).std(0)  # [models, 3]
     metrics = {
         name: _named(loss, kl, agreement, tokens, num_bytes)
-        for name, (loss, kl, agreement) in zip(variants, totals.tolist(), strict=True)
+        | {f"{metric}_se": float(error) for metric, error in zip(names, own, strict=True)}
+        for name, (loss, kl, agreement), own in zip(variants, totals.tolist(), errors, strict=True)
     }
-    names = ("loss", "kl", "top1_agreement")
-    return Measured(metrics, {name: values[:, place] for place, name in enumerate(names)})
+    return Measured(metrics, {name: values[:, place] for place, name in enumerate(names)}, positions)
+
+
+def resampled(values: Tensor, positions: Tensor, draws: int = DRAWS) -> Tensor:
+    """Means over all positions, double [draws, ...], of bootstrap samples of M sequences, from their means [..., M].
+
+    Sequences are drawn with replacement, always the same ones for the same M, so that samples of two models match.
+    """
+    count = len(positions)
+    generator = torch.Generator().manual_seed(count)
+    chosen = torch.randint(count, (draws, count), generator=generator)
+    times = torch.zeros(draws, count, dtype=torch.double).scatter_add_(
+        1, chosen, torch.ones_like(chosen).double()
+    )
+    weights = times * positions  # [draws, M]
+    return torch.einsum("dm,...m->d...", weights, values) / weights.sum(1).view(-1, *[1] * (values.ndim - 1))
+
+
+def faithfulness_error(sequences: Tensor, positions: Tensor) -> float | None:
+    """Standard error of the faithfulness, over bootstrap samples of sequences, from losses [3, M] of the dense, the
+    empty and the masked model; None where a sample has no faithfulness.
+    """
+    dense, empty, masked = resampled(sequences, positions).unbind(1)
+    if bool((dense == empty).any()):
+        return None
+    return float(((empty - masked) / (empty - dense)).std())
 
 
 def _named(loss: float, kl: float, agreement: float, tokens: int, num_bytes: int | None) -> dict[str, float]:

@@ -65,6 +65,8 @@ class Blueprint:
     query [L, H, C, W + 1], key and value [L, G, C, W + 1] (the last column is the bias), output [L, H, C, W].
     purpose: str [L, 2, G, C], empty where a channel is free. planted, joint: bool of the same shape; `joint` channels
     are inert only when all of them are removed together. These arrays have the order of a `ChannelSpace`.
+    dimensions: LongTensor [L, 2, G], how many directions of a head's keys or values the circuit needs where these are
+    fewer than its planted channels; -1 elsewhere.
     """
 
     def __init__(
@@ -81,6 +83,12 @@ class Blueprint:
         self.purpose = np.full(shape, "", dtype=object)
         self.planted = torch.zeros(shape, dtype=torch.bool)
         self.joint = torch.zeros(shape, dtype=torch.bool)
+        self.dimensions = torch.full(shape[:3], -1)
+
+    @property
+    def needed(self) -> Tensor:
+        """How many directions of every head's keys and values the circuit needs, LongTensor [L, 2, G]."""
+        return torch.where(self.dimensions < 0, self.planted.sum(-1), self.dimensions)
 
     def mark(self, place: Place, purpose: str, planted: bool = False, joint: bool = False) -> None:
         """Say what a channel is for."""
@@ -113,6 +121,7 @@ class Blueprint:
             self.key[layer], self.value[layer] = self.key[layer, order], self.value[layer, order]
             self.query[layer], self.output[layer] = self.query[layer, grouped], self.output[layer, grouped]
             self._reorder_notes(layer, order)
+            self.dimensions[layer] = self.dimensions[layer][:, order]
             for head in range(num_heads):
                 queries = self.query_heads(head)
                 order = torch.randperm(width, generator=generator)

@@ -112,6 +112,8 @@ class Induction:
             truth=truth,
             size=int(marked.sum()),
             labels=labels(units, blueprint.purpose.ravel().tolist()),
+            needed=blueprint.needed,
+            inert=self.inert,
             certificate=knock_out(
                 masked, units, truth, evaluation, ablation, answers=slice(self.distinct + 1, None)
             ),

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -56,7 +57,9 @@ class Planted:
     """A frozen model, data to learn and to measure on, and the units that are true by certified knock-outs.
 
     truth: bool [U]. size: k, how many units a mask should keep, which is the number of true ones where there is a
-    truth. labels: each unit's place and what it is for. ablation: fitted to the calibration data.
+    truth. labels: each unit's place and what it is for. ablation: fitted to the calibration data. needed: LongTensor
+    [L, 2, G], how many directions of every head's keys and values the circuit needs, in the best basis. inert: the KL
+    of what does not matter.
     """
 
     name: str
@@ -71,11 +74,12 @@ class Planted:
     size: int
     labels: tuple[str, ...]
     certificate: Certificate = field(repr=False)
+    needed: Tensor = field(repr=False)
+    inert: float = 0.0
 
-    @property
-    def target_sparsity(self) -> float:
-        """The sparsity at which exactly `size` units are kept."""
-        return 1 - self.size / self.units.count
+    def target_sparsity(self, view: MaskedModel) -> float:
+        """The sparsity at which exactly as many units are kept as the circuit needs, in the basis of a view."""
+        return 1 - (self.size if view.basis is None else int(self.needed.sum())) / self.units.count
 
     @property
     def model(self) -> PreTrainedModel:
@@ -104,6 +108,30 @@ class Planted:
             missed=self.named(self.truth & ~keep),
             wrong=self.named(keep & ~self.truth) if true else (),
         )
+
+    def recovery_in_basis(self, view: MaskedModel, keep: Tensor) -> Recovery:
+        """Compare a mask of directions, bool [U], with how many of them the circuit needs in each place.
+
+        Directions have no names, so a hit is one of as many as a head's keys or values need, and recovery is exact
+        where all counts agree and the model is the dense one but for what is inert.
+        """
+        keep = keep.cpu()
+        place = [self.units.layer, (~self.units.has_key).long(), self.units.head]
+        found = torch.zeros_like(self.needed).index_put_(tuple(place), keep.long(), accumulate=True)
+        kl = kl_meter(view, self.units, self.evaluation, self.ablation)(keep)
+        kept, true = int(keep.sum()), int(self.needed.sum())
+        hits = int(torch.minimum(found, self.needed).sum())
+        exact = bool((found == self.needed).all()) and kl <= max(
+            10 * self.inert, 2 * self.certificate.truth_kl
+        )
+        missed, wrong = (
+            tuple(
+                f"layer {layer} {KIND_NAMES[kind]} head {head}: {int(count)} directions"
+                for (layer, kind, head), count in zip(more.nonzero().tolist(), more[more > 0], strict=True)
+            )
+            for more in ((self.needed - found).clamp_min(0), (found - self.needed).clamp_min(0))
+        )
+        return Recovery(kept, kl, hits / max(kept, 1), hits / max(true, 1), exact, missed, wrong)
 
     def named(self, chosen: Tensor) -> tuple[str, ...]:
         """Labels of the units that are chosen, bool [U]."""

@@ -17,6 +17,9 @@ from mechint.analysis.describing import Record, describe_method, end_record, sta
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
+from mechint.masking.ablation import ZERO
+from mechint.masking.masked_model import MaskedModel
+from mechint.metrics.evaluation import Evaluator
 from mechint.results.directories import refuse_run
 from mechint.runtime.files import write_atomically, write_json
 from mechint.validation.induction import Induction
@@ -111,14 +114,14 @@ class Validation:
         recipe = self._recipe()
         planted = model.plant(seed, recipe.ablation)
         started = time.process_time()
-        keep, training = self.learn(planted, recipe)
+        view, keep, training = self.learn(planted, recipe)
         cpu_seconds = time.process_time() - started
-        found = planted.recovery(keep)
+        found = planted.recovery(keep) if view.basis is None else planted.recovery_in_basis(view, keep)
         certificate = planted.certificate
         return {
             "seed": seed,
             "units": planted.units.count,
-            "planted": int(planted.truth.sum()),
+            "planted": int(planted.truth.sum()) if view.basis is None else int(planted.needed.sum()),
             "chance": planted.chance,
             **asdict(found),
             "empty_kl": certificate.empty_kl,
@@ -129,14 +132,19 @@ class Validation:
             "tokens": training.tokens,
         }
 
-    def learn(self, planted: Planted, recipe: Recipe) -> tuple[Tensor, Training]:
-        """Let a method find as many units as are planted; the hard mask, bool [U], and what it cost."""
+    def learn(self, planted: Planted, recipe: Recipe) -> tuple[MaskedModel, Tensor, Training]:
+        """Let a method find as many units as are planted; the model in the recipe's basis, the hard mask, bool [U], and
+        what it cost.
+        """
         generator = torch.Generator().manual_seed(planted.seed)
         method, recipe.ablation = recipe.method, planted.ablation
         method.unit = planted.unit
-        method.prepare(planted.masked, planted.target_sparsity, generator)
-        training = self.trainer.train(planted.masked, planted.calibration, recipe, generator)
-        return method.pools.select(training.scores).cpu(), training
+        at_once = self.trainer.fit.size
+        view = recipe.basis.fit(Evaluator(planted.masked, planted.calibration, ZERO, at_once), planted.seed)
+        recipe.ablation = recipe.ablation.fit(view, planted.calibration, at_once)
+        method.prepare(view, planted.target_sparsity(view), generator)
+        training = self.trainer.train(view, planted.calibration, recipe, generator)
+        return view, method.pools.select(training.scores).cpu(), training
 
 
 def summary(runs: list[Record]) -> Record:

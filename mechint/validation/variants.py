@@ -157,6 +157,7 @@ def rotate_values(blueprint: Blueprint, generator: torch.Generator) -> None:
         rotation = torch.linalg.qr(gaussian(torch.empty(width, width).double(), generator)).Q  # [C, C]
         blueprint.value[layer, CIRCUIT_HEAD] = rotation @ blueprint.value[layer, CIRCUIT_HEAD]
         blueprint.output[layer, heads] = rotation @ blueprint.output[layer, heads]
+        blueprint.dimensions[layer, V, CIRCUIT_HEAD] = blueprint.planted[layer, V, CIRCUIT_HEAD].sum()
         for channel in range(width):
             blueprint.mark((layer, V, CIRCUIT_HEAD, channel), "value in a rotated basis", planted=True)
 
