@@ -29,6 +29,9 @@ Status = Literal["running", "done", "failed", "interrupted", "died"]
 ModelName = Literal["dense", "empty", "masked", "complement"]
 MODELS: tuple[ModelName, ...] = ("dense", "empty", "masked", "complement")
 
+# The sections that every finished run has.
+NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
+
 
 class UnreadableResult(ValueError):
     """A result.json that says nothing: damaged, cut short, foreign or too new. The text is one line."""
@@ -130,7 +133,7 @@ class LayerInfo(Section):
 class ModelMetrics(Section):
     """What a model does on evaluation data; None where it is not known.
 
-    loss and kl are nats per predicted token; kl is from the dense model.
+    loss and kl are nats per predicted token; kl is from the dense model. Names in _se are standard errors.
     """
 
     loss: float | None = None
@@ -138,6 +141,9 @@ class ModelMetrics(Section):
     bits_per_byte: float | None = None
     kl: float | None = None
     top1_agreement: float | None = None
+    loss_se: float | None = None
+    kl_se: float | None = None
+    top1_agreement_se: float | None = None
 
     @property
     def known(self) -> bool:
@@ -258,7 +264,10 @@ class NecessityInfo(Section):
 
 
 class KlChanges(Section):
-    """Changes of the KL over random draws, in nats per token; lowers and raises are shares of the draws."""
+    """Changes of the KL over random draws, in nats per token; lowers, raises: shares below and above 0.
+
+    sd: of the draws; None for a single one.
+    """
 
     mean: float | None = None
     sd: float | None = None
@@ -426,6 +435,11 @@ class Result(Section):
         """The seed of the run, the first one of several; None where it is not recorded."""
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
+
+    @property
+    def lacking(self) -> list[str]:
+        """Sections that every finished run has and this one lacks; their defaults must not pass for findings."""
+        return [name for name in NEEDED if name not in self.model_fields_set]
 
     @property
     def measured(self) -> bool:
