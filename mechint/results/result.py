@@ -29,6 +29,9 @@ Status = Literal["running", "done", "failed", "interrupted", "died"]
 ModelName = Literal["dense", "empty", "masked", "complement"]
 MODELS: tuple[ModelName, ...] = ("dense", "empty", "masked", "complement")
 
+# The sections that every finished run has.
+NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
+
 
 class UnreadableResult(ValueError):
     """A result.json that says nothing: damaged, cut short, foreign or too new. The text is one line."""
@@ -333,7 +336,10 @@ class NecessityInfo(Section):
 
 
 class KlChanges(Section):
-    """Changes of the KL over random draws, in nats per token; lowers and raises are shares of the draws."""
+    """Changes of the KL over random draws, in nats per token; lowers, raises: shares below and above 0.
+
+    sd: of the draws; None for a single one.
+    """
 
     mean: float | None = None
     sd: float | None = None
@@ -506,6 +512,11 @@ class Result(Section):
         """The seed of the run, the first one of several; None where it is not recorded."""
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
+
+    @property
+    def lacking(self) -> list[str]:
+        """Sections that every finished run has and this one lacks; their defaults must not pass for findings."""
+        return [name for name in NEEDED if name not in self.model_fields_set]
 
     @property
     def measured(self) -> bool:
