@@ -70,7 +70,7 @@ def test_a_tokenizer_that_adds_nothing_changes_nothing() -> None:
 def test_bos_on_request() -> None:
     tokenizer = words_with_end()
     tokenizer.bos_token = "<end>"
-    data = load(documents(["one two three " * 90] + ["two " * 200], bos=True, allow_overlap=True), tokenizer)
+    data = load(documents(["one two three " * 90, "two " * 200], bos=True, allow_overlap=True), tokenizer)
     assert data.bos == (0,)
     assert bool((data.calibration.tokens[:, 0] == 0).all())
     assert "the tokenizer has no beginning-of-text token" in message(documents(TEXTS, bos=True))
