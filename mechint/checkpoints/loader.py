@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mechint.checkpoints.checkpoint import Checkpoint, LoadOptions, sha256_of, short_name
 from mechint.checkpoints.gguf import load_gguf
+from mechint.checkpoints.gguf_split import gguf_parts
 from mechint.checkpoints.huggingface import load_directory, load_safetensors
 from mechint.checkpoints.location import Location, locate
 from mechint.checkpoints.nanogpt import load_nanogpt
@@ -89,7 +90,7 @@ class CheckpointLoader:
         """
         location = locate(source, self.revision)
         in_directory = location.path.is_dir()
-        weights = weight_files(location.path) if in_directory else (location.path,)
+        weights = weight_files(location.path) if in_directory else gguf_parts(location.path)
         directory = location.path if in_directory else location.path.parent
         reads_beside = in_directory or location.format == "safetensors"
         beside = [directory / name for name in _DESCRIPTIONS if reads_beside]
@@ -117,8 +118,8 @@ class CheckpointLoader:
                 notes.append("model.num_heads has no effect: the checkpoint's configuration names its heads")
             if self.kv_tying is not None:
                 notes.append("model.kv_tying has no effect: the checkpoint's configuration says what it is")
-            if self.ignore:
-                notes.append("model.ignore has no effect: it is for nanoGPT-style checkpoints")
+            if self.ignore and location.format != "gguf":
+                notes.append("model.ignore has no effect: it is for nanoGPT-style checkpoints and GGUF files")
         return notes
 
 
