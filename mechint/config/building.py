@@ -99,6 +99,8 @@ def build_analysis(config: DictConfig) -> Any:
     return make_analysis(
         checkpoint=config.checkpoint,
         target_sparsity=OmegaConf.to_container(target) if isinstance(target, ListConfig) else target,
+        target_faithfulness=config.target_faithfulness,
+        target_kl=config.target_kl,
         seed=config.seed,
         seeds=config.seeds,
         device=config.device,
@@ -109,6 +111,7 @@ def build_analysis(config: DictConfig) -> Any:
         trainer=build(config.trainer),
         visualizer=build(config.visualizer),
         stability=build(config.stability),
+        controls=build(config.controls),
         loggers=[build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
     )
 

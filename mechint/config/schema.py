@@ -25,6 +25,8 @@ class AnalyzeSchema:
 
     checkpoint: str
     target_sparsity: Any  # a number, a list of them, or a range first:last:step
+    target_faithfulness: float | None
+    target_kl: float | None
     steps: int
     seed: int
     seeds: int
@@ -43,6 +45,7 @@ class AnalyzeSchema:
     visualizer: Any
     trainer: Any
     stability: Any
+    controls: Any
     logger: Any = None  # logger=[] chooses none
     checkpoint_glob: str | None = None  # sweep=checkpoints
 

@@ -34,6 +34,8 @@ RUN_FILES = (
     "sparsity_curves.png",
     "stability.png",
     "stability.safetensors",
+    "evaluation.safetensors",
+    "basis.safetensors",
     "*_importance.png",
     "tensorboard/events.out.tfevents.*",
 )
