@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import tiny_model
-from mechint.learning.batch_size import largest_batch
 from tiny_training import ROWS, SmallMemory, learn
 
 from mechint import analyze

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +216,26 @@ def test_wandb_run_read_back(run, figure, mask, tmp_path, capfd):
 
     assert not (tmp_path / "home" / ".local").exists()
     assert capfd.readouterr() == ("", "")  # nothing that could break a progress bar or a pipe
+
+
+def test_wandb_settings_are_the_loggers_then_the_environments_then_the_runs(run, tmp_path, monkeypatch):
+    def stored(**settings):
+        logger = WandbLogger(mode="offline", **settings)
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        logger.start(replace(run, output_dir=directory))
+        logger.finish(True)
+        return read_offline_run(directory / "wandb")
+
+    plain = stored()
+    assert (plain.project, plain.group, plain.name, plain.tags) == ("mechint", "sweep-1", "docs_baseline", [])
+    for name in ("PROJECT", "RUN_GROUP", "NAME", "JOB_TYPE", "TAGS"):
+        monkeypatch.setenv(f"WANDB_{name}", f"my-{name}")
+    found = stored()
+    assert (found.project, found.group, found.name) == ("my-PROJECT", "my-RUN_GROUP", "my-NAME")
+    assert (found.job_type, found.tags) == ("my-JOB_TYPE", ["my-TAGS"])
+    explicit = stored(project="mine", group="ours", tags=["paper"])
+    assert (explicit.project, explicit.group, explicit.tags) == ("mine", "ours", ["paper"])
+    assert explicit.name == "my-NAME"
 
 
 def test_two_wandb_runs_in_one_process_stay_apart(tmp_path):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+PROJECT = "mechint"
+
 Mode = Literal["auto", "online", "offline"]
 
 
@@ -29,16 +31,18 @@ class WandbLogger(Logger):
 
     `mode` "auto" is online where a login exists (and WANDB_MODE does not say otherwise), else offline. An
     online run that cannot begin, because the network or the login does not work, becomes an offline one.
-    `group` falls back to the run's own group. `init_timeout` and `finish_timeout` are seconds to wait for
-    the server at the start and for the upload at the end. Files lie in `wandb/` in the output directory, or
-    in WANDB_DIR.
+    What is given here wins over W&B's environment variables, and they over what the run itself proposes: None leaves
+    `project` to WANDB_PROJECT or "mechint", `group` to WANDB_RUN_GROUP or the run's sweep, `entity` to WANDB_ENTITY or
+    the login, no `tags` to WANDB_TAGS. WANDB_NAME, WANDB_JOB_TYPE and WANDB_DIR win over the run's name, its kind and
+    its output directory. `init_timeout` and `finish_timeout` are seconds to wait for the server at the start and for
+    the upload at the end.
     """
 
     name = "wandb"
 
     def __init__(
         self,
-        project: str = "mechint",
+        project: str | None = None,
         group: str | None = None,
         mode: Mode = "auto",
         entity: str | None = None,
@@ -110,11 +114,11 @@ class WandbLogger(Logger):
             finish_timeout_raises=True,
         )
         return wandb.init(
-            project=self.project,
+            project=self.project or os.environ.get("WANDB_PROJECT") or PROJECT,
             entity=self.entity,
-            group=self.group or run.group,
-            job_type=run.job_type,
-            name=run.name,
+            group=self.group or os.environ.get("WANDB_RUN_GROUP") or run.group,
+            job_type=os.environ.get("WANDB_JOB_TYPE") or run.job_type,
+            name=os.environ.get("WANDB_NAME") or run.name,
             tags=self.tags or None,
             config=run.config,
             dir=self._directory,
