@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mechint.errors import UserError
 from mechint.loggers.logger import Logger, RunInfo
 from mechint.loggers.values import flatten, plain
-from mechint.loggers.wandb_file import wait_for_end
 from mechint.runtime.files import require_room
 
 if TYPE_CHECKING:
@@ -166,8 +165,8 @@ class WandbLogger(Logger):
     def finish(self, succeeded: bool) -> str | None:
         """Close the run, with a failed exit code unless it succeeded; how to see or to upload it.
 
-        Raises OSError when the run file lacks its end (a full disk), TimeoutError when the
-        upload takes too long.
+        Raises OSError when the disk is full, so that the run file may lack its end, TimeoutError when the upload takes
+        too long.
         """
         if self._run is None:
             return None
@@ -184,8 +183,10 @@ class WandbLogger(Logger):
             raise TimeoutError(f"not uploaded within {self.finish_timeout:g} s; to go on: {sync}") from None
         if not offline:
             return f"W&B run: {url}"
-        if last := wait_for_end(file):
-            raise OSError(f"{file.name} is cut off {last}, the disk may be full")
+        try:  # W&B writes from a process of its own, which says nothing of a full disk
+            require_room(file.parent)
+        except OSError as error:
+            raise OSError(f"the disk is full, so {file.name} may lack its end") from error
         why = f" ({self._why_offline})" if self._why_offline else ""
         return f"The W&B run was kept offline{why}; upload it with: {sync}"
 
