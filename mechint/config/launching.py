@@ -83,13 +83,22 @@ def _followers_aside(several: bool) -> Iterator[None]:
 def _wait_for_the_others(problem: BaseException | None) -> None:
     """Wait for the Slurm jobs of a sweep that submitit gave up on because one of them died.
 
-    They go on, but only its launcher, which the error has left, knows them.
+    They go on, but only the launcher, which the error has left, knew them. Neither Hydra nor submitit hands them to
+    anyone, so they are looked up among the variables that the error came through, by their class.
     """
     if problem is None or _origin(problem) != "submitit":
         return
-    for frame, _ in traceback.walk_tb(problem.__traceback__):
-        for job in frame.f_locals.get("jobs", []) if frame.f_code.co_name == "launch" else []:
-            job.wait()
+    from submitit import Job
+
+    variables = [
+        value for frame, _ in traceback.walk_tb(problem.__traceback__) for value in frame.f_locals.values()
+    ]
+    lists = [value for value in variables if isinstance(value, list)]
+    jobs = {id(job): job for found in lists for job in found if isinstance(job, Job)}
+    if not jobs:
+        print("other jobs of the sweep may still be queued or running; squeue shows them", file=sys.stderr)
+    for job in jobs.values():
+        job.wait()
 
 
 def _origin(problem: BaseException) -> str:
