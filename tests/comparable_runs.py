@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mechint.masking.masks import LayerMask, MaskSet
-from mechint.results import RunFiles, save_masks
+from mechint.results import Result, RunFiles, save_masks
 from mechint.runtime.files import write_json
 
 HEADS, WIDTH = 2, 8
@@ -99,13 +99,13 @@ def make_run(
 ) -> RunFiles:
     """A run in memory; told: arguments of make_result."""
     masks = make_masks(kept, told.get("seed", 0) if mask_seed is None else mask_seed, **(shape or {}))
-    result = make_result(masks, **told)
-    return RunFiles(Path("run") / result["config_digest"], result, masks, [])
+    result = Result.parse(make_result(masks, **told))
+    return RunFiles(Path("run") / str(result.config_digest), result, masks, [])
 
 
 def write_run(directory: Path, kept: list[tuple[int, int]], **told: Any) -> Path:
     """A run on disk."""
-    run = make_run(kept, **told)
-    write_json(directory / "result.json", run.result)
-    save_masks(run.masks, directory, {})
+    masks = make_masks(kept, told.get("seed", 0))
+    write_json(directory / "result.json", make_result(masks, **told))
+    save_masks(masks, directory, {})
     return directory

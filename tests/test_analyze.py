@@ -86,7 +86,7 @@ def test_every_file_is_there(run: Path) -> None:
 def test_result_says_everything(result: dict[str, Any], byte_model_directory: Path) -> None:
     assert result["status"] == "done"
     assert result["error"] is None
-    assert result["schema_version"] == 1
+    assert result["schema_version"] == 2
     assert result["config"]["mask"]["unit"] == "channel"
     assert result["checkpoint"]["source"] == str(byte_model_directory)
     assert result["checkpoint"]["format"] == "huggingface"
@@ -106,7 +106,10 @@ def test_result_says_everything(result: dict[str, Any], byte_model_directory: Pa
     assert [layer["index"] for layer in result["layers"]] == [0, 1, 2]
     assert set(result["metrics"]) == {"dense", "empty", "masked", "complement"}
     for metrics in result["metrics"].values():
-        assert set(metrics) == {"loss", "perplexity", "bits_per_byte", "kl", "top1_agreement"}
+        assert set(metrics) == {
+            *("loss", "perplexity", "bits_per_byte", "kl", "top1_agreement"),
+            *("loss_se", "kl_se", "top1_agreement_se"),
+        }
         assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / math.log(2))  # bytes are tokens
     dense, empty, masked = (result["metrics"][name]["loss"] for name in ("dense", "empty", "masked"))
     assert result["loss_degradation_percent"] == pytest.approx(100 * (masked - dense) / dense)
@@ -169,7 +172,7 @@ def test_other_choices_work_together_and_a_terminal_shows_a_bar(
         "mask=annealed_sigmoid",
         "mask.unit=rope_pair",
         "mask.scope=per_head",
-        "mask.ablation=mean",
+        "ablation=mean",
         "objective=nll",
         "sparsity_schedule=cosine",
         "visualizer=none",

@@ -12,18 +12,20 @@ from tiny_training import ROWS, SmallMemory, learn
 
 from mechint import analyze
 from mechint.data import PythonDocs
+from mechint.data.batch import Batch
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, batch_size
-from mechint.learning.batch_size import largest_batch
+from mechint.learning import MaskTrainer, fit
+from mechint.learning.fit import largest_batch
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
 from mechint.methods import TopK
-from mechint.metrics import KlObjective
+from mechint.metrics import KL
 from mechint.reporting import Visualizer
 from mechint.runtime import memory
 from mechint.runtime.memory import free_bytes, held_bytes, peak_bytes
 
 CPU = torch.device("cpu")
+BATCH = Batch.of_rows(ROWS)
 HIDDEN_BYTES = 16 * tiny_model("llama").config.hidden_size * 4  # of the 16 positions of a row
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -75,9 +77,9 @@ def pretend(monkeypatch: pytest.MonkeyPatch, free: float | None) -> list[int]:
         tried.append(len(work.args[1]))
         return 50 + 100 * tried[-1]
 
-    monkeypatch.setattr(batch_size, "free_bytes", lambda device: free)
-    monkeypatch.setattr(batch_size, "held_bytes", lambda device: 50)
-    monkeypatch.setattr(batch_size, "peak_bytes", peak)
+    monkeypatch.setattr(fit, "free_bytes", lambda device: free)
+    monkeypatch.setattr(fit, "held_bytes", lambda device: 50)
+    monkeypatch.setattr(fit, "peak_bytes", peak)
     return tried
 
 
@@ -89,7 +91,7 @@ def test_the_batch_doubles_as_long_as_memory_and_rows_allow(
     free: float, dense_bytes: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = pretend(monkeypatch, free)
-    assert largest_batch(MaskedModel(tiny_model("llama")), ROWS, KlObjective(), dense_bytes) == expected
+    assert largest_batch(MaskedModel(tiny_model("llama")), BATCH, KL, dense_bytes) == expected
     assert tried == [size for size in (1, 2, 4, 8) if size <= expected]
 
 
@@ -97,13 +99,13 @@ def test_a_device_that_is_full_ends_the_search(monkeypatch: pytest.MonkeyPatch) 
     pretend(monkeypatch, 10**6)
     small = SmallMemory(tiny_model("llama"))
     small.capacity = 5
-    assert largest_batch(small, ROWS, KlObjective(), 0) == 4
+    assert largest_batch(small, BATCH, KL, 0) == 4
     small.capacity = 0
     with pytest.raises(UserError, match="out of memory with a single sequence"):
-        largest_batch(small, ROWS, KlObjective(), 0)
+        largest_batch(small, BATCH, KL, 0)
     pretend(monkeypatch, None)
     with pytest.raises(UserError, match=r"batch_size=auto cannot see here .*; give a number"):
-        largest_batch(small, ROWS, KlObjective(), 0)
+        largest_batch(small, BATCH, KL, 0)
 
 
 def train(directory: Path, stop_after: int | None = None) -> Training:
@@ -145,4 +147,4 @@ def test_a_run_finds_its_batch_and_says_so(
     assert (
         "trainer.batch_size=auto: 16 sequences in a step" in caplog.text
     )  # of 31 rows: one is for selection
-    assert run.result["cost"]["batch_size"] == 16
+    assert run.result.cost.batch_size == 16

@@ -32,6 +32,7 @@ from mechint.comparison.study import Study, StudyGroup, StudyPoint, StudyRun, Un
 from mechint.comparison.variant import make_variant
 from mechint.reporting.style import ACCENT
 from mechint.results import RunFiles
+from mechint.results.result import Metrics, OldToolLosses
 
 VARIANT_FIGURES = {
     "overall_summary.png": figures.OverallSummary(),
@@ -101,24 +102,19 @@ def seeds(loss: float, count: int, kept: list[tuple[int, int]] = LAYERS, **told:
     """Runs that differ in the seed: in loss by hundredths, and in the places of the kept channels."""
     runs = [make_run(kept, loss=loss + 0.01 * seed, seed=seed, **told) for seed in range(count)]
     place = Path(f"group{next(GROUPS)}")  # or one run would seem to stand in two groups
-    return [
-        replace(run, directory=place / str(seed), result=run.result | {"metrics": agreement(run)})
-        for seed, run in enumerate(runs)
-    ]
-
-
-def agreement(run: RunFiles) -> dict[str, Any]:
-    """The run's metrics with the one that the hand-made runs lack."""
-    return {name: {**values, "top1_agreement": 0.5} for name, values in run.result["metrics"].items()}
+    for run in runs:
+        for metrics in run.result.metrics.values():  # the one that the hand-made runs lack
+            metrics.top1_agreement = 0.5
+    return [replace(run, directory=place / str(seed)) for seed, run in enumerate(runs)]
 
 
 def unmeasured(kept: list[tuple[int, int]] = LAYERS) -> list[RunFiles]:
     """Masks of the replaced tool: no metrics, but a report with a loss degradation of -40 %."""
     [run] = seeds(2.0, 1, kept)
-    changes = {"metrics": {}, "faithfulness": None, "loss_degradation_percent": None}
-    return [
-        replace(run, result=run.result | changes | {"old_tool": {"initial_loss": 5.0, "final_loss": 3.0}})
-    ]
+    run.result.metrics = Metrics()
+    run.result.faithfulness = run.result.loss_degradation_percent = None
+    run.result.old_tool = OldToolLosses(initial_loss=5.0, final_loss=3.0)
+    return [run]
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mechint import config as configuration
-from mechint.api import recipe
 from mechint.config.fitting import misfit
-from mechint.config.jobs import ON_SLURM, one_line
+from mechint.config.jobs import ON_SLURM, error_line
 from mechint.errors import UserError
-from mechint.methods.method import ScoringMethod
+from mechint.learning.recipe import Recipe
 
 CONF = ROOT / "conf"
 ANALYZE_GROUPS = [
@@ -26,6 +25,8 @@ ANALYZE_GROUPS = [
     "sparsity_schedule",
     "mask",
     "objective",
+    "ablation",
+    "basis",
     "logger",
     "visualizer",
     "trainer",
@@ -88,6 +89,8 @@ def test_every_option_fits_its_class(
         "model",
         "mask",
         "objective",
+        "ablation",
+        "basis",
         "sparsity_schedule",
         "trainer",
         "visualizer",
@@ -112,15 +115,16 @@ def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_methods_file_and_the_python_interface_agree(option: str) -> None:
     config = composed("analyze", [f"mask={option}"])
     method = configuration.build(config.mask)
-    if isinstance(method, ScoringMethod):
-        return
     assert method == type(method)()
-    make_optimizer, schedule = recipe(method)
-    weight = torch.zeros(1, requires_grad=True)
-    ours = make_optimizer([weight])
-    theirs = configuration.build(config.optimizer, _partial_=True)([weight])
-    assert (type(ours), ours.defaults) == (type(theirs), theirs.defaults)
-    assert schedule == configuration.build(config.sparsity_schedule)
+    ours, theirs = Recipe(method=method), configuration.build_recipe(config)
+    optimizers = []
+    for recipe in (ours, theirs):
+        assert recipe.make_optimizer is not None
+        optimizers.append(recipe.make_optimizer([{"params": [torch.zeros(1, requires_grad=True)]}]))
+    assert type(optimizers[0]) is type(optimizers[1])
+    assert optimizers[0].defaults == optimizers[1].defaults
+    assert ours.schedule == theirs.schedule == type(method).schedule
+    assert (ours.objective.name, ours.steps) == (theirs.objective.name, theirs.steps)
 
 
 @pytest.mark.parametrize("architecture", options("architecture"))
@@ -211,4 +215,4 @@ def test_values_are_held_against_annotations(value: Any, annotation: Any, expect
 
 
 def test_messages_do_nothing_to_a_terminal() -> None:
-    assert one_line(UserError("a\x1b[31mred\x1b[0m\nb\x07c\x9b")) == "a red b c"
+    assert error_line(UserError("a\x1b[31mred\x1b[0m\nb\x07c\x9b")) == "a red b c"

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,12 @@ from architectures import tiny_model
 from conftest import ROOT
 
 from mechint.checkpoints import CheckpointLoader
+from mechint.data.batch import Batch
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.learning import MaskTrainer
+from mechint.learning.recipe import Recipe
 from mechint.masking import MaskedModel
-from mechint.methods import ConstantSchedule, TopK
-from mechint.metrics import KlObjective
+from mechint.methods import TopK
 from mechint.runtime import distributed
 
 COMMON = [
@@ -98,14 +98,9 @@ def test_batches_that_cannot_be_shared_are_refused(monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match="multiple of the 3 processes"):
         MaskTrainer(batch_size=8).train(
             masked,
-            torch.zeros(8, 9, dtype=torch.long),
-            method,
-            KlObjective(),
-            partial(NormalizedSGD, lr=0.1),
-            ConstantSchedule(),
-            1,
+            Batch.of_rows(torch.zeros(8, 9, dtype=torch.long)),
+            Recipe(method=method, steps=1),
             torch.Generator(),
-            lambda *_: None,
         )
 
 

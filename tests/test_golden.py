@@ -5,8 +5,9 @@ import torch
 from conftest import ROOT
 
 from mechint.checkpoints import CheckpointLoader
+from mechint.data.batch import Batch
 from mechint.masking import MaskedModel
-from mechint.metrics.measurement import measure
+from mechint.metrics.evaluation import Evaluator, measure
 
 # English that never changes, in bytes: the licence from its second paragraph on. Every third channel is removed.
 TEXT = (ROOT / "LICENSE").read_bytes().partition(b"Permission")[2]
@@ -30,7 +31,8 @@ def losses(name: str, device: str) -> dict[str, float]:
     count = masked.space.num_channels
     variants = {"dense": None, "empty": torch.zeros(count), "masked": torch.arange(count) % 3 > 0}
     tokens = torch.tensor(list(TEXT))[: ROWS * (LENGTH + 1)].view(ROWS, LENGTH + 1)
-    return {key: value["loss"] for key, value in measure(masked, tokens, variants, None, 8).items()}
+    measured = measure(Evaluator(masked, Batch.of_rows(tokens)), variants, None)
+    return {key: value["loss"] for key, value in measured.metrics.items()}
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, tiny_model
 from torch import Tensor, nn
 
+from mechint.data.batch import Batch
 from mechint.masking import MaskedModel
 from mechint.masking.head import ModelHead, WholeLogits
-from mechint.metrics import chunked
+from mechint.metrics import KL, NLL, chunked
 from mechint.metrics.dense_outputs import DenseOutputs
-from mechint.metrics.measurement import measure
-from mechint.metrics.objectives import KlObjective, kl_per_position, nll_per_position
+from mechint.metrics.evaluation import Evaluator, measure
 
 
 @pytest.fixture
@@ -63,19 +63,16 @@ def test_chunked_losses_and_gradients_are_the_plain_ones(
     masked = MaskedModel(tiny_model(name))
     keep = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(0)) > 0.5
     weights = torch.rand(2, 15, generator=torch.Generator().manual_seed(1))
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    batch = Batch.of_rows(tokens)
+    inputs, targets = batch.tokens, batch.answers
+    assert targets is not None
     gradients, losses = [], []
     for chunk in (False, True):
         gates = keep.float().requires_grad_()
         if chunk:
-            hidden = masked.hidden(inputs, gates)
-            dense = masked.hidden(inputs)
-            kl = objective == "kl"
-            loss = (
-                kl_per_position(dense, hidden, masked.head)
-                if kl
-                else nll_per_position(hidden, targets, masked.head)
-            )
+            metric = KL if objective == "kl" else NLL
+            dense = masked.hidden(batch) if metric.needs_dense else None
+            loss = metric.per_position(masked.hidden(batch, gates), batch, dense, masked.head)
         elif objective == "kl":
             loss = _plain_kl(masked.logits(inputs), masked.logits(inputs, gates))
         else:
@@ -90,7 +87,8 @@ def test_chunked_losses_and_gradients_are_the_plain_ones(
 
 def test_one_dense_sequence_serves_many_masked_ones(small_chunks: None) -> None:
     dense, masked = torch.randn(1, 5, 97), torch.randn(3, 5, 97)
-    torch.testing.assert_close(kl_per_position(dense, masked), _plain_kl(dense, masked))
+    batch = Batch(torch.zeros(3, 5, dtype=torch.long))
+    torch.testing.assert_close(KL.per_position(masked, batch, dense), _plain_kl(dense, masked))
 
 
 def test_chunks_cover_every_position_once() -> None:
@@ -100,8 +98,8 @@ def test_chunks_cover_every_position_once() -> None:
 
 def test_kl_of_the_same_states_is_exactly_zero(tokens: Tensor, small_chunks: None) -> None:
     masked = MaskedModel(tiny_model("gemma2"))
-    ones = torch.ones(masked.space.num_channels)
-    assert KlObjective()(masked.hidden(tokens, ones), tokens, masked.hidden(tokens), masked.head).item() == 0
+    batch, ones = Batch(tokens), torch.ones(masked.space.num_channels)
+    assert KL.mean(masked.hidden(batch, ones), batch, masked.hidden(batch), masked.head).item() == 0
 
 
 class _Watched(nn.Module):
@@ -123,9 +121,12 @@ def test_no_step_or_measurement_makes_all_logits(tokens: Tensor, small_chunks: N
     masked = MaskedModel(model)
     model.lm_head.most = 0
     gates = torch.ones(masked.space.num_channels, requires_grad=True)
-    dense = DenseOutputs(masked, tokens, 2**20)(torch.arange(2))
-    KlObjective()(masked.hidden(tokens[:, :-1], gates), tokens[:, 1:], dense, masked.head).backward()
-    measure(masked, tokens, {"dense": None, "empty": torch.zeros_like(gates).bool()}, None, 2)
+    batch = Batch.of_rows(tokens)
+    dense = DenseOutputs(masked, batch, 2**20)(torch.arange(2))
+    KL.mean(masked.hidden(batch, gates), batch, dense, masked.head).backward()
+    evaluator = Evaluator(masked, batch, at_once=2)
+    measure(evaluator, {"dense": None, "empty": torch.zeros_like(gates).bool()}, None)
+    evaluator.gradients(gates, NLL)
     assert 0 < model.lm_head.most <= 3 * 97
 
 
@@ -135,8 +136,9 @@ def test_measured_numbers_do_not_depend_on_the_chunks(
     masked = MaskedModel(tiny_model("qwen3"))
     keep = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(0)) > 0.5
     variants = {"dense": None, "masked": keep}
-    whole = measure(masked, tokens, variants, 30, 2)
+    batch = Batch.of_rows(tokens)
+    whole = measure(Evaluator(masked, batch, at_once=2), variants, 30).metrics
     monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 97 * 4)
-    parts = measure(masked, tokens, variants, 30, 1)
+    parts = measure(Evaluator(masked, batch, at_once=1), variants, 30).metrics
     assert parts["dense"]["kl"] == 0
     assert parts["masked"] == pytest.approx(whole["masked"], rel=1e-5)

@@ -14,8 +14,7 @@ from warm_programs import ended, start, wait_for
 
 from mechint.comparison.tree import read_study
 from mechint.errors import UserError
-from mechint.results.directories import Occupant, refuse_other_run
-from mechint.results.lock import only_process
+from mechint.results.directories import Occupant, only_process, refuse_other_run
 from mechint.runtime.processes import has_died, this_process
 from mechint.runtime.signals import EXIT_CODE, Interrupted, Interruption
 
@@ -153,11 +152,11 @@ def test_a_run_whose_process_is_gone_has_died(arguments: list[str], tmp_path: Pa
     process.kill()
     ended(process)
     occupant = Occupant.of(tmp_path / "out")
-    assert (occupant.status, occupant.result["status"]) == ("died", "running")
+    assert (occupant.status, occupant.result.status) == ("died", "running")
     with pytest.raises(
         UserError, match=r"holds another run, which died before its end \(seed=0 there, 1 here\)"
     ):
-        refuse_other_run(tmp_path / "out", {**occupant.result["config"], "seed": 1}, "another")
+        refuse_other_run(tmp_path / "out", {**occupant.result.config, "seed": 1}, "another")
     with pytest.raises(UserError, match=r"no finished run below .* \(1 not finished or unreadable\)"):
         read_study(tmp_path)
 

@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechint.analysis.describing import describe_binarization
+from mechint.analysis.describing import binarization_gap
+from mechint.data.batch import Batch
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.learning import MaskTrainer
+from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
 from mechint.methods import (
@@ -26,11 +28,12 @@ from mechint.methods import (
     HardConcrete,
     LeanK,
     LinearSchedule,
+    NormalizedSGD,
     TopK,
 )
 from mechint.methods.method import LearnedMethod, MaskMethod, importance
 from mechint.methods.schedules import warm_up_and_decay
-from mechint.metrics import KlObjective, NllObjective
+from mechint.metrics import KL, NLL, TOP1
 from mechint.metrics.dense_outputs import DenseOutputs
 
 METHODS: list[tuple[type[MaskMethod], Callable[..., torch.optim.Optimizer]]] = [
@@ -57,14 +60,9 @@ def train(
     method.prepare(masked, target, generator)
     training = MaskTrainer(batch_size=2, log_every=2, **settings).train(
         masked,
-        rows,
-        method,
-        KlObjective(),
-        make_optimizer,
-        CubicSchedule(end=0.8),
-        steps,
+        Batch.of_rows(rows),
+        Recipe(method=method, make_optimizer=make_optimizer, schedule=CubicSchedule(end=0.8), steps=steps),
         generator,
-        lambda *_: None,
     )
     return method.hard_mask(), training
 
@@ -160,11 +158,10 @@ def test_edge_popup_keeps_the_largest_magnitudes_and_learns_their_signs() -> Non
 
 
 def test_only_methods_with_soft_gates_have_a_gap_between_soft_and_hard() -> None:
-    record: dict[str, Any] = {"metrics": {"masked": {"kl": 0.5}}, "sparsity": {"kept": 3}}
-    describe_binarization(record, None, None)
-    assert record["binarization_gap"] == {"soft_kl": 0.5, "soft_open": 3, "gap": 0}
-    describe_binarization(record, torch.tensor([0.9, 0.6, 0.2]), 0.2)
-    assert record["binarization_gap"] == {"soft_kl": 0.2, "soft_open": 2, "gap": pytest.approx(0.3)}
+    hard = binarization_gap(0.5, 3, None, None)
+    assert (hard.soft_kl, hard.soft_open, hard.gap) == (0.5, 3, 0)
+    soft = binarization_gap(0.5, 3, torch.tensor([0.9, 0.6, 0.2]), 0.2)
+    assert (soft.soft_kl, soft.soft_open, soft.gap) == (0.2, 2, pytest.approx(0.3))
 
 
 def test_the_default_method_starts_with_no_loss_at_all() -> None:
@@ -271,10 +268,11 @@ def test_learning_rates_rise_stay_and_fall() -> None:
         lambda: AnnealedSigmoid(multiplier=-1.0),
         lambda: AnnealedSigmoid(highest_slope=0.5),
         lambda: LeanK(l1=-1.0),
-        lambda: TopK(ablation="noise"),  # type: ignore[arg-type]
         lambda: TopK(key_sparsity=1.5),
         lambda: TopK(perturbed=1.5),
         lambda: MaskTrainer(batch_size=0),
+        lambda: Recipe(method=TopK(), steps=0),
+        lambda: Recipe(method=TopK(), objective=TOP1),
     ],
 )
 def test_impossible_settings_are_one_line(attempt: Callable[[], object]) -> None:
@@ -308,30 +306,30 @@ def test_weight_decay_forgets_and_does_not_touch_the_gradient() -> None:
 def test_nll_is_the_mean_over_tokens() -> None:
     logits, targets = torch.randn(2, 3, 7), torch.randint(7, (2, 3))
     picked = logits.log_softmax(-1).gather(-1, targets[..., None])
-    assert NllObjective()(logits, targets, None).item() == pytest.approx(-picked.mean().item(), rel=1e-5)
+    batch = Batch(targets, answers=targets)
+    assert NLL.mean(logits, batch, None).item() == pytest.approx(-picked.mean().item(), rel=1e-5)
+    assert NLL.per_sequence(logits, batch, None).tolist() == pytest.approx((-picked).mean((1, 2)).tolist())
 
 
 def test_kl_is_zero_only_for_the_same_distribution() -> None:
-    logits = torch.randn(2, 3, 7)
-    assert KlObjective()(logits, logits.argmax(-1), logits).item() == 0
-    shifted = KlObjective()(logits + 5, logits.argmax(-1), logits).item()
+    logits, batch = torch.randn(2, 3, 7), Batch(torch.zeros(2, 3, dtype=torch.long))
+    assert KL.mean(logits, batch, logits).item() == 0
+    shifted = KL.mean(logits + 5, batch, logits).item()
     assert shifted == pytest.approx(0, abs=1e-6)
     other = torch.randn(2, 3, 7)
     expected = torch.nn.functional.kl_div(
         other.log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="sum"
     )
-    assert KlObjective()(other, logits.argmax(-1), logits).item() == pytest.approx(
-        expected.item() / 6, rel=1e-5
-    )
+    assert KL.mean(other, batch, logits).item() == pytest.approx(expected.item() / 6, rel=1e-5)
 
 
 @pytest.mark.parametrize("capacity", [0, 1 << 20])
 def test_dense_outputs_are_the_same_kept_or_computed_again(capacity: int) -> None:
     masked = MaskedModel(tiny_model("gpt2"))
-    rows = torch.randint(3, 97, (5, 9))
-    dense = DenseOutputs(masked, rows, capacity)
+    batch = Batch.of_rows(torch.randint(3, 97, (5, 9)))
+    dense = DenseOutputs(masked, batch, capacity)
     for chosen in (torch.tensor([0, 3]), torch.tensor([3, 4]), torch.tensor([0, 4])):
-        torch.testing.assert_close(dense(chosen), masked.hidden(rows[chosen, :-1]))
+        torch.testing.assert_close(dense(chosen), masked.hidden(batch[chosen]))
     assert dense.kept_bytes == (5 * 8 * 32 * 4 if capacity else 0)
 
 

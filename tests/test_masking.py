@@ -9,8 +9,10 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import ChannelSpace, LayerShape, MaskedModel, masks_by_layer
+from mechint.masking.ablation import Ablation, Fill
 from mechint.masking.masks import flat_keep
 from mechint.masking.rotary import rotary_partners
 from mechint.masking.routing import _base_function
@@ -118,18 +120,25 @@ def test_interleaved_rotation_is_found() -> None:
     assert rotary_partners(masked)[0].tolist() == [1, 0, 3, 2, 5, 4, 7, 6]
 
 
-def test_mean_fill_replaces_what_is_removed(tokens: Tensor, make_masked: MakeMasked) -> None:
+class Same(Ablation):
+    """Removed channels become the same number everywhere."""
+
+    name = "same"
+
+    def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill]:
+        return masked.space.parts(torch.full((masked.space.num_channels,), 0.7))
+
+
+def test_a_fill_replaces_what_is_removed(tokens: Tensor, make_masked: MakeMasked) -> None:
     masked = make_masked("llama")
     gates = torch.ones(masked.space.num_channels)
     masked.space.view(gates, 0, "k")[:] = 0
     zero = masked.logits(tokens, gates)
-    masked.fill = torch.full((masked.space.num_channels,), 0.7)
     # any constant added to all keys leaves the softmax as it is
-    torch.testing.assert_close(masked.logits(tokens, gates), zero, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(masked.logits(tokens, gates, Same()), zero, rtol=1e-4, atol=1e-4)
     gates[:] = 1
     masked.space.view(gates, 0, "v")[:] = 0
-    constant = masked.logits(tokens, gates)
-    masked.fill = None
+    constant = masked.logits(tokens, gates, Same())
     assert (masked.logits(tokens, gates) - constant).abs().max() > 1e-2
 
 

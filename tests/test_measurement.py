@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from architectures import tiny_model
 
+from mechint.data.batch import Batch
 from mechint.masking import MaskedModel
-from mechint.metrics.measurement import channel_means, faithfulness, loss_degradation_percent, measure
+from mechint.masking.ablation import channel_means
+from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent, measure
 
 
 def test_measures_agree_with_their_definitions() -> None:
@@ -17,7 +19,7 @@ def test_measures_agree_with_their_definitions() -> None:
     rows = torch.randint(3, 97, (5, 13), generator=torch.Generator().manual_seed(0))
     keep = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(1)) > 0.5
     variants = {"dense": None, "masked": keep, "complement": ~keep, "empty": torch.zeros_like(keep)}
-    got = measure(masked, rows, variants, num_bytes=70, batch_size=2)
+    got = measure(Evaluator(masked, Batch.of_rows(rows), at_once=2), variants, num_bytes=70).metrics
 
     dense = model(input_ids=rows[:, :-1], use_cache=False).logits
     logits = masked.logits(rows[:, :-1], keep.float())
@@ -35,7 +37,8 @@ def test_measures_agree_with_their_definitions() -> None:
 
 def test_bits_per_byte_is_left_out_where_bytes_are_unknown() -> None:
     masked = MaskedModel(tiny_model("gpt2"))
-    got = measure(masked, torch.randint(3, 97, (2, 9)), {"dense": None}, None, 2)
+    batch = Batch.of_rows(torch.randint(3, 97, (2, 9)))
+    got = measure(Evaluator(masked, batch), {"dense": None}, None).metrics
     assert "bits_per_byte" not in got["dense"]
 
 
@@ -51,7 +54,7 @@ def test_ratios() -> None:
 def test_channel_means_are_means_of_final_keys_and_values() -> None:
     masked = MaskedModel(tiny_model("gpt2"))
     rows = torch.randint(3, 97, (4, 9))
-    means = channel_means(masked, rows, batch_size=3)
+    means = channel_means(masked, Batch.of_rows(rows), at_once=3)
     attention = masked.model.transformer.h[0]
     hidden = masked.model.transformer.wte(rows[:, :-1]) + masked.model.transformer.wpe(torch.arange(8))
     _, key, value = attention.attn.c_attn(attention.ln_1(hidden)).split(32, dim=2)

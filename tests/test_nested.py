@@ -62,44 +62,43 @@ def space_of(run: RunFiles) -> ChannelSpace:
 
 
 def test_every_target_is_an_ordinary_run_and_their_masks_are_nested(nested: RunFiles) -> None:
-    points = nested.result["nested"]
-    assert [point["target"] for point in points] == sorted(TARGETS)
+    points = nested.result.nested
+    assert [point.target for point in points] == sorted(TARGETS)
     space, larger = space_of(nested), None
     for point in points:
-        run = RunFiles.read(nested.directory / point["directory"])
-        assert run.result["status"] == "done"
-        assert run.result["sparsity"]["target"] == point["target"]
-        assert run.result["metrics"]["masked"] == point["metrics"]["masked"]
+        run = RunFiles.read(nested.directory / point.directory)
+        assert run.result.status == "done"
+        assert run.result.sparsity.target == point.target
+        assert run.result.metrics.masked == point.metrics.masked
         keep = flat_keep(space, run.masks)
-        assert int(keep.sum()) == point["kept"] == round((1 - point["target"]) * len(keep))
+        assert int(keep.sum()) == point.kept == round((1 - point.target) * len(keep))
         assert larger is None or bool((keep <= larger).all())
         larger = keep
     assert torch.equal(flat_keep(space, nested.masks), larger)
-    assert nested.result["metrics"]["masked"] == points[-1]["metrics"]["masked"]
+    assert nested.result.metrics.masked == points[-1].metrics.masked
 
 
 def test_one_ranking_gives_every_mask(nested: RunFiles) -> None:
     space = space_of(nested)
     importance = flat_importance(space, nested.masks)
-    for point in nested.result["nested"]:
-        keep = flat_keep(space, RunFiles.read(nested.directory / point["directory"]).masks)
+    for point in nested.result.nested:
+        keep = flat_keep(space, RunFiles.read(nested.directory / point.directory).masks)
         assert importance[keep].min() > importance[~keep].max()
 
 
 def test_all_targets_together_cost_what_is_said(nested: RunFiles, settings: dict[str, Any]) -> None:
     steps = [
-        RunFiles.read(nested.directory / point["directory"]).result["cost"]["steps"]
-        for point in nested.result["nested"]
+        RunFiles.read(nested.directory / point.directory).result.cost.steps for point in nested.result.nested
     ]
     assert steps == sorted(steps)
-    assert nested.result["cost"]["steps"] == sum(steps)
+    assert nested.result.cost.steps == sum(steps)
     assert 1.5 * settings["steps"] - len(steps) < sum(steps) <= 1.5 * settings["steps"]
 
 
 def test_the_report_has_a_line_and_the_figure_a_point_for_each(nested: RunFiles) -> None:
     report = (nested.directory / "circuit_analysis_report.md").read_text()
-    for point in nested.result["nested"]:
-        assert f"]({point['directory']}/circuit_analysis_report.md)" in report
+    for point in nested.result.nested:
+        assert f"]({point.directory}/circuit_analysis_report.md)" in report
     assert (nested.directory / NestedFigure.filename).stat().st_size > 1000
     assert not (nested.directory / "sparsity_curves.png").exists()  # every target has its own
 
@@ -108,7 +107,7 @@ def test_a_tree_counts_the_runs_and_not_their_sum(nested: RunFiles) -> None:
     study = read_study(nested.directory)
     assert len(study.groups) == 1  # one curve, although every target has its own part of the steps
     assert sorted(point.sparsity for group in study.groups for point in group.points) == pytest.approx(
-        [point["achieved"] for point in nested.result["nested"]], abs=1e-3
+        [point.achieved for point in nested.result.nested], abs=1e-3
     )
     assert any("sums up the nested runs" in note for note in study.notes)
 
@@ -116,10 +115,10 @@ def test_a_tree_counts_the_runs_and_not_their_sum(nested: RunFiles) -> None:
 def test_a_finished_target_is_not_learned_again(nested: RunFiles, settings: dict[str, Any]) -> None:
     first = nested.directory / "sparsity_0.25" / "result.json"
     before = first.stat().st_mtime_ns
-    write_json(nested.directory / "result.json", {**nested.result, "status": "failed"})
+    write_json(nested.directory / "result.json", {**nested.result.as_json(), "status": "failed"})
     again = analyze(output_dir=nested.directory, **settings)
     assert first.stat().st_mtime_ns == before
-    assert again.result["nested"] == nested.result["nested"]
+    assert again.result.nested == nested.result.nested
     masks = load_masks(nested.directory / "final_masks.pt")
     assert all(torch.equal(masks[name].k_mask, mask.k_mask) for name, mask in nested.masks.items())
 

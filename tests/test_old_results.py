@@ -18,6 +18,7 @@ from mechint.imports.leank import read_leank, read_leank_run
 from mechint.imports.old_results import read_old_run
 from mechint.reporting import ImportanceOverview, LayerImportance
 from mechint.results import load_masks, save_masks
+from mechint.results.result import OldToolLosses
 
 HEADS, WIDTH = 2, 4
 
@@ -55,23 +56,23 @@ def write_old(directory: Path, kept: dict[str, int], report: str = REPORT) -> Pa
 def test_an_old_run_has_its_masks_for_k_and_v_in_the_order_of_the_layers(tmp_path: Path) -> None:
     names = {f"transformer.h.{index}.attn": index % 8 for index in (0, 1, 10, 11, 2)}  # sorted as strings
     run = read_old_run(write_old(tmp_path / "old", names))
-    assert [layer["index"] for layer in run.layers] == [0, 1, 2, 10, 11]
+    assert [layer.index for layer in run.layers] == [0, 1, 2, 10, 11]
     assert list(run.masks) == [f"transformer.h.{index}.attn" for index in (0, 1, 2, 10, 11)]
     for name, count in names.items():
         assert run.masks[name].k_mask.sum() == run.masks[name].v_mask.sum() == count
     kept = sum(names.values())
-    assert run.result["channels"]["kept"] == 2 * kept
-    assert run.result["sparsity"]["kept"] == kept  # a unit is a K channel with its V channel
-    assert run.result["sparsity"]["achieved"] == pytest.approx(1 - kept / (5 * HEADS * WIDTH))
+    assert run.result.channels.kept == 2 * kept
+    assert run.result.sparsity.kept == kept  # a unit is a K channel with its V channel
+    assert run.result.sparsity.achieved == pytest.approx(1 - kept / (5 * HEADS * WIDTH))
 
 
 def test_its_losses_are_quoted_with_a_warning_and_are_no_metrics(tmp_path: Path) -> None:
     run = read_old_run(write_old(tmp_path / "old", {"transformer.h.0.attn": 3}))
-    assert run.result["old_tool"] == {"initial_loss": 4.0, "final_loss": 3.0}
+    assert run.result.old_tool == OldToolLosses(initial_loss=4.0, final_loss=3.0)
     assert all(run.loss(model) is None for model in ("dense", "empty", "masked", "complement"))
-    assert run.result["faithfulness"] is None
-    assert run.result["loss_degradation_percent"] is None
-    quoted = run.result["notes"][-1]
+    assert run.result.faithfulness is None
+    assert run.result.loss_degradation_percent is None
+    quoted = run.result.notes[-1]
     assert "-25.00 %" in quoted
     assert "against the empty model" in quoted
 
@@ -79,7 +80,7 @@ def test_its_losses_are_quoted_with_a_warning_and_are_no_metrics(tmp_path: Path)
 @pytest.mark.parametrize("report", ["", "# Something else\n- Loss: many\n", REPORT.replace("4.0000", "?")])
 def test_a_report_without_the_losses_is_no_error(tmp_path: Path, report: str) -> None:
     run = read_old_run(write_old(tmp_path / "old", {"transformer.h.0.attn": 3}, report))
-    assert not any("degradation" in note for note in run.result["notes"])
+    assert not any("degradation" in note for note in run.result.notes)
 
 
 def test_old_and_new_numbers_never_meet(tmp_path: Path) -> None:
@@ -131,9 +132,9 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: Any, words
 @pytest.mark.parametrize(("name", "kept"), [("shakespeare_l1_0.0", 494), ("shakespeare_l1_0.001", 328)])
 def test_real_old_results(shared_data: Path, name: str, kept: int) -> None:
     run = read_old_run(shared_data / "old_results" / name)
-    assert run.result["channels"]["k"] == {"total": 512, "kept": kept}
-    assert [layer["index"] for layer in run.layers] == [0, 1, 2, 3]
-    assert run.result["old_tool"]["initial_loss"] == 3.1231  # the empty model, whatever the tool calls it
+    assert (run.result.channels.k.total, run.result.channels.k.kept) == (512, kept)
+    assert [layer.index for layer in run.layers] == [0, 1, 2, 3]
+    assert run.result.old_tool.initial_loss == 3.1231  # the empty model, whatever the tool calls it
 
 
 LEANK_MASKS = [np.arange(HEADS * WIDTH).reshape(HEADS, WIDTH) % (layer + 2) == 0 for layer in range(3)]
@@ -159,7 +160,7 @@ def test_leank_masks_become_k_masks(tmp_path: Path, form: str, kind: str) -> Non
         assert mask.v_mask.all()
         assert mask.v_mask.shape == mask.k_mask.shape
     run = read_leank_run(path)
-    assert run.result["channels"]["v"]["kept"] == run.result["channels"]["v"]["total"] == 3 * HEADS * WIDTH
+    assert run.result.channels.v.kept == run.result.channels.v.total == 3 * HEADS * WIDTH
     save_masks(masks, tmp_path, {})
     assert load_masks(tmp_path / "final_masks.safetensors").keys() == masks.keys()
 

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -16,11 +17,13 @@ from torch import Tensor
 
 from mechint import config as configuration
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.learning import MaskTrainer
+from mechint.learning.recipe import Recipe
 from mechint.masking import MaskedModel
-from mechint.methods import CubicSchedule
+from mechint.masking.ablation import ZERO, Ablation, MeanAblation
+from mechint.methods import RandomOrder
 from mechint.methods.method import MaskMethod, ScoringMethod
-from mechint.metrics import KlObjective
+from mechint.metrics import Evaluator
 from mechint.validation import Grouped, Induction, Planted, Rope, plant
 from mechint.validation.blueprint import Blueprint, K
 from mechint.validation.induction import CIRCUIT_HEAD
@@ -54,7 +57,7 @@ def small(name: str, seed: int = 0, **settings: Any) -> Planted:
 
 def draw(model: Induction, seed: int = 0) -> Blueprint:
     """Its weights, without any certificate."""
-    return model.draw(torch.Generator().manual_seed(seed), "zero")
+    return model.draw(torch.Generator().manual_seed(seed), ZERO)
 
 
 def logits(model: Induction, blueprint: Blueprint) -> Tensor:
@@ -69,12 +72,12 @@ def base() -> Planted:
     return small("induction")
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean"])
+@pytest.mark.parametrize("ablation", [ZERO, MeanAblation()], ids=lambda ablation: ablation.name)
 @pytest.mark.parametrize("name", SIZES)
-def test_planted_units_matter_and_no_others(name: str, ablation: Any) -> None:
+def test_planted_units_matter_and_no_others(name: str, ablation: Ablation) -> None:
     planted = small(name, seed=1, ablation=ablation)
     # The constant value is its own mean.
-    assert planted.size == int(planted.truth.sum()) == SIZES[name] - (ablation == "mean")
+    assert planted.size == int(planted.truth.sum()) == SIZES[name] - (ablation.name == "mean")
     noise = 1e-3 if name == "graded" else 1e-6
     assert planted.kl(planted.truth) < noise
     everything = torch.ones_like(planted.truth)
@@ -93,7 +96,7 @@ def test_planted_units_matter_and_no_others(name: str, ablation: Any) -> None:
 
 
 def test_the_base_has_58_true_channels_of_1024_and_57_under_mean_ablation() -> None:
-    for ablation, count in (("zero", 58), ("mean", 57)):
+    for ablation, count in ((ZERO, 58), (MeanAblation(), 57)):
         planted = Induction().draw(torch.Generator().manual_seed(0), ablation).planted
         assert planted.numel() == 1024
         assert int(planted.sum()) == count
@@ -244,22 +247,18 @@ class Looking(ScoringMethod):
         super().__init__()
         self.model, self.what = model, what
 
-    def score(self, masked: MaskedModel, rows: Tensor, batch_size: int) -> int:
+    def score(self, calibration: Evaluator) -> int:
         last = self.model.last
         self._scores = last.truth.float() if self.what == "truth" else last.certificate.effect
         return 0
 
 
-def validation(model: Induction, make_method: Any, seeds: int = 2) -> Validation:
+def validation(model: Induction, make_method: Callable[[], MaskMethod], seeds: int = 2) -> Validation:
     """A small validation of one model."""
     return Validation(
         models={"induction": model},
-        make_method=make_method,
-        objective=KlObjective(),
-        make_optimizer=partial(NormalizedSGD, lr=0.1),
-        schedule=CubicSchedule(end=0.6),
+        make_recipe=lambda: Recipe(method=make_method(), steps=3),
         trainer=MaskTrainer(batch_size=8),
-        steps=3,
         seed=4,
         seeds=seeds,
     )
@@ -286,10 +285,10 @@ def test_an_oracle_is_exact_and_single_knock_outs_fall_for_the_cancelling_pair(t
 
 def test_what_cannot_be_validated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tie_kv=false"):
-        validation(Induction(**SMALL), partial(MaskMethod, tie_kv=True)).run(tmp_path, {})
+        validation(Induction(**SMALL), partial(RandomOrder, tie_kv=True)).run(tmp_path, {})
     with pytest.raises(UserError, match="at least 1"):
-        validation(Induction(**SMALL), MaskMethod, seeds=0)
-    broken = validation(Induction(**SMALL | {"sharpness": 0.1}), MaskMethod)
+        validation(Induction(**SMALL), RandomOrder, seeds=0)
+    broken = validation(Induction(**SMALL | {"sharpness": 0.1}), RandomOrder)
     with pytest.raises(UserError, match="right at only"):
         broken.run(tmp_path, {})
     assert json.loads((tmp_path / "validation.json").read_text())["status"] == "failed"

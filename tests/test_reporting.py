@@ -35,8 +35,9 @@ from mechint.reporting.finding import cautions, finding, thirds
 from mechint.reporting.layer_importance import layer_files
 from mechint.reporting.style import KEPT, KINDS, REMOVED, Kind, channel_colours, index_ticks, printable
 from mechint.reporting.wording import code, counted, enumeration, number, text
-from mechint.results import RunFiles
+from mechint.results import Result, RunFiles
 from mechint.results.mask_files import save_masks
+from mechint.results.result import Cost, ModelMetrics
 
 FIGURES = [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
 VISUALIZER_CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "visualizer"
@@ -132,10 +133,10 @@ def layer_entry(index: int, name: str, mask: LayerMask) -> dict[str, Any]:
     }
 
 
-def make_result(masks: dict[str, LayerMask], target: float) -> dict[str, Any]:
+def make_result(masks: dict[str, LayerMask], target: float) -> Result:
     """A finished run's result.json with units = channels."""
     channels = totals(masks)
-    return {
+    content = {
         "schema_version": 1,
         "status": "done",
         "error": None,
@@ -183,6 +184,7 @@ def make_result(masks: dict[str, LayerMask], target: float) -> dict[str, Any]:
             "peak_memory_bytes": None,
         },
     }
+    return Result.parse(content)
 
 
 def make_history(steps: int, target: float, temperature: bool) -> list[dict[str, Any]]:
@@ -217,27 +219,29 @@ def make_run(
 def write_run(run: RunFiles) -> Path:
     """Write what an analysis leaves, figures and report apart."""
     save_masks(run.masks, run.directory, {})
-    (run.directory / "result.json").write_text(json.dumps(run.result))
+    run.result.write(run.directory)
     (run.directory / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in run.history))
     return run.directory
 
 
 def with_losses(run: RunFiles, **losses: float | None) -> RunFiles:
     """The same run with other losses and the faithfulness that follows from them."""
-    metrics = {name: dict(values) for name, values in run.result["metrics"].items()}
+    result = run.result.model_copy(deep=True)
     for name, loss in losses.items():
-        metrics[name]["loss"] = loss
-    dense, empty, masked = (metrics[name]["loss"] for name in ("dense", "empty", "masked"))
+        setattr(result.metrics, name, ModelMetrics(loss=loss))
+    dense, empty, masked = (result.metrics[name].loss for name in ("dense", "empty", "masked"))
     known = None not in (dense, empty, masked) and dense != empty
-    faithfulness = (empty - masked) / (empty - dense) if known else None
-    return replace(run, result=run.result | {"metrics": metrics, "faithfulness": faithfulness})
+    result.faithfulness = (empty - masked) / (empty - dense) if known else None
+    return replace(run, result=result)
 
 
 def with_layer_names(run: RunFiles, names: list[str]) -> RunFiles:
     """The same run with other module paths."""
     masks = dict(zip(names, run.masks.values(), strict=True))
-    layers = [entry | {"name": name} for entry, name in zip(run.result["layers"], names, strict=True)]
-    return replace(run, masks=masks, result=run.result | {"layers": layers})
+    result = run.result.model_copy(deep=True)
+    for layer, name in zip(result.layers, names, strict=True):
+        layer.name = name
+    return replace(run, masks=masks, result=result)
 
 
 # --- figures
@@ -362,7 +366,7 @@ def test_layer_files_are_safe_and_all_different() -> None:
 def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     run = with_layer_names(make_run(directory, Shape(2, 1, 4, 4), steps=2), [HOSTILE[0], HOSTILE[6]])
-    run.result["checkpoint"]["name"] = "m$\\frac{1}{0}$ 名前\x00\nnext"
+    run.result.checkpoint.name = "m$\\frac{1}{0}$ 名前\x00\nnext"
     drawn = Visualizer(FIGURES, dpi=DPI).draw(run)
     assert sorted(directory.iterdir()) == sorted(drawn)
     assert list(tmp_path.iterdir()) == [directory]
@@ -397,10 +401,10 @@ def test_index_ticks_and_printable() -> None:
 
 def test_run_files_survive_the_round_trip_in_layer_order(tmp_path: Path) -> None:
     run = make_run(tmp_path, Shape(12, 1, 4, 4), steps=5)
-    run.result["layers"].reverse()
+    run.result.layers.reverse()
     read = RunFiles.read(write_run(run))
     assert list(read.masks) == [f"transformer.h.{i}.attn" for i in range(12)]
-    assert [layer["index"] for layer in read.layers] == list(range(12))
+    assert [layer.index for layer in read.layers] == list(range(12))
     assert read.history == run.history
     for name, mask in run.masks.items():
         assert torch.equal(read.masks[name].v_mask, mask.v_mask)
@@ -428,12 +432,13 @@ def break_result(**changes: Any) -> Callable[[Path], object]:
 BROKEN = {
     "no result": (lambda d: (d / "result.json").unlink(), r"no result.json in .*finished run"),
     "not JSON": (lambda d: (d / "result.json").write_text("{"), r"result.json cannot be read"),
-    "foreign": (lambda d: (d / "result.json").write_text("[]"), r"was not written by an analysis"),
+    "foreign": (lambda d: (d / "result.json").write_text("[]"), r"not written by an analysis"),
     "running": (break_result(status="running", metrics=None), r"no numbers \(status running\)"),
     "failed": (
         break_result(status="failed", metrics=None, error="OSError: no\nspace"),
         r"no numbers \(status failed: OSError: no space\)",
     ),
+    "cut": (break_result(sparsity=None), r"lacks sparsity; run the analysis again"),
     "no masks": (lambda d: [path.unlink() for path in d.glob("final_masks.*")], r"no mask file"),
     "other masks": (lambda d: save_masks(make_masks(Shape(2, 1, 4, 4), 0.5), d, {}), r"different runs"),
     "broken log": (lambda d: (d / "metrics.jsonl").write_text('x\n{"step": 0}\n'), r"line 1 is not JSON"),
@@ -484,7 +489,7 @@ def test_the_finding_is_honest(tmp_path: Path, losses: dict[str, float | None], 
 
 def test_the_finding_counts_and_places_the_kept_channels(tmp_path: Path) -> None:
     run = make_run(tmp_path, target=0.95)
-    k, v = run.result["channels"]["k"]["kept"], run.result["channels"]["v"]["kept"]
+    k, v = run.result.channels.k.kept, run.result.channels.v.kept
     sentences = finding(run)
     assert sentences.startswith(
         "Keeping 51 of 1,024 attention K/V channels, 5.0 %, leaves the model at 2.810 nats"
@@ -514,9 +519,9 @@ def test_cautions(tmp_path: Path) -> None:
     assert "No V channel is kept in layer 2" in said
     assert "128 kept K channels belong to KV heads without any V channel" in said
     assert "reaches a loss of 2.000 by itself" in said
-    run.result["mask"]["ablation"] = "counterfactual"
+    run.result.mask.ablation = "counterfactual"
     assert "can have no effect" not in " ".join(cautions(replace(run, masks=idle)))
-    run.result["sparsity"]["target"] = 0.5
+    run.result.sparsity.target = 0.5
     assert "The target asks for 512 kept units" in cautions(replace(run, masks=sound))[0]
 
 
@@ -529,7 +534,7 @@ def test_thirds(tmp_path: Path, layers: int, split: list[int]) -> None:
     assert [len(row["indices"]) for row in rows] == split
     if split:
         assert [row["name"] for row in rows] == ["early", "middle", "late"]
-        assert sum(row["k_kept"] for row in rows) == run.result["channels"]["k"]["kept"]
+        assert sum(row["k_kept"] for row in rows) == run.result.channels.k.kept
 
 
 def table(report: str, heading: str) -> list[list[str]]:
@@ -562,19 +567,18 @@ def test_report_tables(tmp_path: Path) -> None:
     assert [row[0] for row in layers] == [str(i) for i in range(12)]
     assert layers[10][1] == "[`transformer.h.10.attn`](transformer.h.10.attn_importance.png)"
     assert layers[11][1] == "`transformer.h.11.attn`", "no link to a figure that was not drawn"
-    assert layers[3][2] == f"{run.layers[3]['k_kept']}/16"
+    assert layers[3][2] == f"{run.layers[3].k_kept}/16"
     assert "](kv_channel_importance.png)" in report
     assert "sparsity_curves.png" not in report
 
 
 def test_absent_numbers_are_dashes(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    for metrics in run.result["metrics"].values():
-        del metrics["bits_per_byte"]
-    run.result["metrics"]["empty"]["perplexity"] = None
-    for key in ("cost", "notes"):
-        del run.result[key]
-    run.result["faithfulness"] = None
+    for metrics in run.result.metrics.values():
+        metrics.bits_per_byte = None
+    run.result.metrics.empty.perplexity = None
+    run.result.cost = Cost()
+    run.result.faithfulness = None
     models = table(write_report(run, []).read_text(), "## How well the kept channels do")
     assert [row[4] for row in models] == ["—"] * 4
     assert models[1][3] == "—"
@@ -582,8 +586,8 @@ def test_absent_numbers_are_dashes(tmp_path: Path) -> None:
 
 def test_units_that_are_not_channels_are_counted_apart(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    run.result["mask"] |= {"unit": "rope_pair"}
-    run.result["sparsity"] |= {"total": 768, "kept": 77}
+    run.result.mask.unit = "rope_pair"
+    run.result.sparsity.total, run.result.sparsity.kept = 768, 77
     report = write_report(run, []).read_text()
     assert "(as 77 units)" in report
     settings = dict(table(report, "## The run"))
@@ -598,9 +602,13 @@ def test_hostile_names_are_text_in_the_rendered_report(tmp_path: Path) -> None:
     markdown = pytest.importorskip("markdown_it", reason="markdown-it-py renders the report")
     evil = "<img src=x onerror=alert(1)> | `` [click](javascript:alert(1)) **bold** \n# heading"
     run = with_layer_names(make_run(tmp_path), [evil, "a`b|c", "| |", "![x](http://evil)"])
-    run.result["checkpoint"] |= {"name": evil, "source": evil, "architecture": evil, "format": evil}
-    run.result["dataset"] |= {"name": evil, "tokenizer": evil}
-    run.result["notes"] = [evil, "# not a heading", "K and V weights are tied"]
+    for section, names in (
+        (run.result.checkpoint, ("name", "source", "architecture", "format")),
+        (run.result.dataset, ("name", "tokenizer")),
+    ):
+        for name in names:
+            setattr(section, name, evil)
+    run.result.notes = [evil, "# not a heading", "K and V weights are tied"]
     report = write_report(run, []).read_text()
     page = markdown.MarkdownIt("commonmark", {"html": True}).enable("table").render(report)
     plain = re.sub(r"<code>.*?</code>", "", page, flags=re.DOTALL)

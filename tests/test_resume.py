@@ -1,5 +1,6 @@
 """Saved states of the learning steps, and going on from them."""
 
+import copy
 import functools
 import logging
 import pickle
@@ -13,15 +14,15 @@ import torch
 from architectures import tiny_model
 from test_learning import METHODS
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
-from mechint.learning import MaskTrainer, NormalizedSGD
-from mechint.learning.resume import SavedStates, Saver
+from mechint.learning import MaskTrainer
+from mechint.learning.recipe import Recipe
+from mechint.learning.resume import FORMAT, SavedStates, Saver
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
-from mechint.methods import CubicSchedule, TopK
-from mechint.methods.method import MaskMethod
-from mechint.methods.state import give, take
-from mechint.metrics import KlObjective
+from mechint.methods import CubicSchedule, NormalizedSGD, TopK
+from mechint.methods.method import LearnedMethod, MaskMethod
 from mechint.metrics.dense_outputs import DenseOutputs
 from mechint.runtime.seeds import deterministic
 from mechint.runtime.signals import Interrupted, Interruption
@@ -55,12 +56,13 @@ def train(
         try:
             training = trainer.train(
                 masked,
-                rows,
-                method,
-                KlObjective(),
-                make_optimizer,
-                CubicSchedule(end=0.8),
-                STEPS,
+                Batch.of_rows(rows),
+                Recipe(
+                    method=method,
+                    make_optimizer=make_optimizer,
+                    schedule=CubicSchedule(end=0.8),
+                    steps=STEPS,
+                ),
                 generator,
                 on_step,
                 saver,
@@ -121,7 +123,7 @@ class Payload:
 def test_a_state_never_runs_code(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     proof, state = tmp_path / "proof", tmp_path / ".resume" / "step_000000003.pt"
     state.parent.mkdir()
-    torch.save({"format": 2, "digest": "digest", "step": 3, "parts": Payload(proof)}, state)
+    torch.save({"format": FORMAT, "digest": "digest", "step": 3, "learner": Payload(proof)}, state)
     taken, _ = train(TopK(), sgd, tmp_path)
     assert taken == list(range(STEPS))
     state.write_bytes(pickle.dumps(Payload(proof)))
@@ -139,11 +141,17 @@ def _payload(directory: Path, proof: Path) -> Path:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda state: state.pop("parts"),
-        lambda state: state["parts"].pop("learner"),
-        lambda state: state["parts"]["learner"].update(method=7),
-        lambda state: state["parts"]["learner"]["method"].update(_scores="high"),
-        lambda state: state["parts"]["learner"]["optimizer"].update(param_groups=[]),
+        lambda state: state.pop("run"),
+        lambda state: state.pop("learner"),
+        lambda state: state["learner"].update(method=7),
+        lambda state: state["learner"]["method"].update(_scores="high"),
+        lambda state: state["learner"]["method"].pop("_keep"),
+        lambda state: state["learner"]["method"].update(_scores=torch.zeros(7)),
+        lambda state: state["learner"]["optimizer"].update(param_groups=[]),
+        lambda state: state["learner"].update(batches={"size": 4}),
+        lambda state: state["learner"].update(switched_on=None),
+        lambda state: state["run"].update(history=7),
+        lambda state: state["run"].update(tokens="many"),
         lambda state: state["generators"].update(torch=torch.zeros(3)),
         lambda state: state.update(seconds="long"),
     ],
@@ -163,7 +171,7 @@ def test_a_state_that_does_not_fit_is_one_line(damage: Callable[[Any], Any], tmp
 def test_states_of_another_run_and_of_another_version_are_not_used(tmp_path: Path) -> None:
     states = SavedStates(tmp_path, "one")
     states.save(3, {})
-    assert states.newest() == {"format": 2, "digest": "one", "step": 3}
+    assert states.newest() == {"format": FORMAT, "digest": "one", "step": 3}
     assert SavedStates(tmp_path, "other").newest() is None
     torch.save({"format": 0, "digest": "one"}, tmp_path / ".resume" / "step_000000004.pt")
     newest = states.newest()
@@ -173,34 +181,75 @@ def test_states_of_another_run_and_of_another_version_are_not_used(tmp_path: Pat
     assert not (tmp_path / ".resume").exists()
 
 
-def test_tensors_keep_their_identity_and_other_values_their_kind() -> None:
-    class Inner:
-        def __init__(self) -> None:
-            self.weight = torch.zeros(2, requires_grad=True)
-            self.count, self.name, self.pair, self.seen = 0, "a", (1, torch.zeros(1)), [1]
-            self.generator = torch.Generator().manual_seed(0)
-            self.by_key: dict[Any, Any] = {}
+def started(
+    method: LearnedMethod, optimizer: Any, seed: int
+) -> tuple[torch.optim.Optimizer, torch.Generator]:
+    """A method with the fresh scores of a seed, and the optimizer that updates them."""
+    generator = torch.Generator().manual_seed(seed)
+    method.prepare(MaskedModel(tiny_model("llama")), 0.6, generator)
+    return optimizer(method.parameter_groups()), generator
 
-    first, second = Inner(), Inner()
-    weight = second.weight
-    with torch.no_grad():
-        first.weight += 1
-    first.count, first.name, first.seen = 3, "b", [1, 2]
-    first.by_key = {5: torch.ones(1)}
-    torch.rand(3, generator=first.generator)
-    give(second, take(first))
-    assert second.weight is weight
-    assert weight.tolist() == [1, 1]
-    assert weight.requires_grad
-    assert (second.count, second.name, second.seen, second.pair[0]) == (3, "b", [1, 2], 1)
-    assert second.by_key[5].item() == 1
-    assert torch.equal(torch.rand(2, generator=first.generator), torch.rand(2, generator=second.generator))
+
+def advance(method: LearnedMethod, optimizer: torch.optim.Optimizer, steps: range) -> list[torch.Tensor]:
+    """Everything that a method says during these of twelve steps; channels further down the list are worth less."""
+    said = []
+    for number in steps:
+        progress = number / 11
+        gates = method.gates(progress, progress, 2)
+        penalty = method.penalty(progress)
+        loss = (gates * torch.linspace(1, -1, gates.shape[-1])).sum() + (0 if penalty is None else penalty)
+        loss.backward()
+        said += [gates.detach().clone(), loss.detach().clone(), method.switched_on(gates).clone()]
+        optimizer.step()
+        optimizer.zero_grad()
+    soft = method.soft_gates()
+    return [*said, method.scores().clone(), method.hard_mask(), *([] if soft is None else [soft])]
+
+
+@pytest.mark.parametrize(("method", "optimizer"), METHODS)
+@pytest.mark.parametrize("stop", [0, 1, 6, 11, 12])
+def test_what_a_method_names_as_changing_is_all_that_changes(method: Any, optimizer: Any, stop: int) -> None:
+    whole, other = method(), method()
+    updates, generator = started(whole, optimizer, seed=0)
+    advance(whole, updates, range(stop))
+    state, updated = whole.state_dict(), copy.deepcopy(updates.state_dict())
+    drawn = generator.get_state()
+    expected = advance(whole, updates, range(stop, 12))
+
+    updates, generator = started(other, optimizer, seed=1)
+    advance(other, updates, range(3))  # what was there before does not show through
+    parameters = [p for group in other.parameter_groups() for p in group["params"]]
+    assert tuple(state) == type(other).changing
+    other.load_state_dict(state)
+    updates.load_state_dict(updated)
+    generator.set_state(drawn)
+    got = advance(other, updates, range(stop, 12))
+    assert len(got) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    now = [p for group in other.parameter_groups() for p in group["params"]]
+    assert all(a is b and a.requires_grad for a, b in zip(now, parameters, strict=True))
+
+
+@pytest.mark.parametrize(("method", "optimizer"), METHODS)
+def test_a_methods_state_is_a_copy_and_must_fit(method: Any, optimizer: Any) -> None:
+    learned = method()
+    updates, _ = started(learned, optimizer, seed=0)
+    state = learned.state_dict()
+    before = {name: value.clone() for name, value in state.items()}
+    advance(learned, updates, range(4))
+    assert all(torch.equal(state[name], value) for name, value in before.items())
+    assert any(not torch.equal(learned.state_dict()[name], value) for name, value in before.items())
+    for name in before:
+        with pytest.raises(KeyError):
+            learned.load_state_dict({key: value for key, value in before.items() if key != name})
+        with pytest.raises(ValueError, match=f"{name}: shape "):
+            learned.load_state_dict({**before, name: torch.zeros(7, 3)})
 
 
 def test_dense_outputs_are_computed_with_the_same_rows_again() -> None:
     masked = MaskedModel(tiny_model("llama"))
-    rows = torch.randint(3, 97, (6, 9), generator=torch.Generator().manual_seed(0))
-    first, second = (DenseOutputs(masked, rows, 2**30) for _ in range(2))
+    batch = Batch.of_rows(torch.randint(3, 97, (6, 9), generator=torch.Generator().manual_seed(0)))
+    first, second = (DenseOutputs(masked, batch, 2**30) for _ in range(2))
     first(torch.tensor([4, 1]))
     first(torch.tensor([1, 5, 0]))
     second.load_state_dict(first.state_dict())

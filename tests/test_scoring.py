@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from architectures import ARCHITECTURES, tiny_model
 from torch import Tensor, nn
 
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, make_units
-from mechint.masking.input_projections import row_norms
-from mechint.masking.masked_model import LayerRecorder
-from mechint.masking.projections import output_projections
+from mechint.masking.ablation import ZERO, Ablation, MeanAblation
+from mechint.masking.weights import input_rows, output_projections
 from mechint.methods import (
     ActivationNorm,
     Fisher,
@@ -34,11 +34,11 @@ from mechint.methods import (
 from mechint.methods.method import ScoringMethod
 from mechint.methods.scoring.gram_greedy import convex_slopes, removal_costs
 from mechint.methods.scoring.scorer import combine
-from mechint.metrics.gradients import gate_gradients
-from mechint.metrics.measurement import channel_means
-from mechint.metrics.objectives import KlObjective, NllObjective
+from mechint.metrics import KL, NLL, Evaluator, Metric
+from mechint.metrics.gradients import sequence_gradients
 
 ROWS = torch.randint(3, 97, (5, 13), generator=torch.Generator().manual_seed(0))
+BATCH = Batch.of_rows(ROWS)
 TOKENS = 5 * 12
 SCORERS: dict[str, Callable[..., ScoringMethod]] = {
     "random": RandomOrder,
@@ -57,7 +57,7 @@ SCORERS: dict[str, Callable[..., ScoringMethod]] = {
 }
 PASSES = dict.fromkeys(SCORERS, TOKENS) | {
     "random": 0,
-    "magnitude": 32,  # one token per query channel
+    "magnitude": 0,
     "snip": 2 * 12,  # one batch
     "integrated_gradients": 2 * TOKENS,  # one of them is of the dense model
     "iterative_fisher": 3 * 2 * 12,
@@ -72,11 +72,16 @@ def masked_model(name: str) -> MaskedModel:
 
 
 def scored(
-    method: ScoringMethod, masked: MaskedModel, rows: Tensor = ROWS, target: float = 0.6, seed: int = 0
+    method: ScoringMethod,
+    masked: MaskedModel,
+    batch: Batch = BATCH,
+    target: float = 0.6,
+    seed: int = 0,
+    ablation: Ablation = ZERO,
 ) -> tuple[Tensor, int]:
     """Scores [U] and the tokens spent."""
     method.prepare(masked, target, torch.Generator().manual_seed(seed))
-    tokens = method.score(masked, rows, batch_size=2)
+    tokens = method.score(Evaluator(masked, batch, ablation, at_once=2))
     return method.scores(), tokens
 
 
@@ -90,8 +95,7 @@ def test_scorers_are_finite_exact_and_repeatable(name: str, architecture: str) -
     assert scores.unique().numel() > 0.8 * scores.numel()  # some heads of deepseek_v3 share key channels
     assert torch.equal(scores, again)
     assert int(method.hard_mask().sum()) == round(0.4 * method.units.count)
-    if (name, architecture) != ("magnitude", "deepseek_v3"):  # whose queries are wider
-        assert tokens == PASSES[name]
+    assert tokens == PASSES[name]
     assert all(parameter.grad is None for parameter in masked.model.parameters())
 
 
@@ -129,7 +133,7 @@ def test_a_gate_of_several_channels_has_the_sum_of_their_gradients() -> None:
     masked = masked_model("llama")
     method = Fisher(unit="head")
     scores, _ = scored(method, masked)
-    gradients = gate_gradients(masked, ROWS, torch.ones(masked.space.num_channels))
+    gradients = sequence_gradients(masked, BATCH, torch.ones(masked.space.num_channels), NLL)
     for unit in range(method.units.count):
         expected = gradients[:, method.units.of_channel == unit].sum(1).square().mean()
         assert scores[unit].item() == pytest.approx(expected.item(), rel=1e-4)
@@ -162,23 +166,17 @@ def test_what_nothing_reads_is_worth_nothing(name: str, crippled: MaskedModel) -
     assert (scores[~dead].abs() > 1e-9 * scores.max()).float().mean() > 0.9
 
 
-class _Everything(LayerRecorder):
-    """Keeps the states of every layer in double precision."""
-
-    def __init__(self) -> None:
-        self.states: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-
-    def __call__(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-        self.states[position] = (query.double(), key.double(), value.double())
-
-
 @cache
 def states(layer: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Query, key, value, heads' outputs [B, H, T, C] and W_O [D, H, C] of a layer of the Llama, computed by hand."""
-    masked, recorder = masked_model("llama"), _Everything()
-    with masked.recording(recorder):
-        masked.logits(ROWS[:, :-1])
-    query, key, value = recorder.states[layer]
+    masked, seen = masked_model("llama"), {}
+
+    def record(position: int, *states: Tensor) -> None:
+        seen[position] = [part.double() for part in states]
+
+    with masked.recording(record):
+        masked.logits(BATCH)
+    query, key, value = seen[layer]
     logits = query @ key.repeat_interleave(2, 1).mT / 8**0.5
     logits = logits.masked_fill(torch.ones(12, 12).triu(1).bool(), -torch.inf)
     heads = logits.softmax(-1) @ value.repeat_interleave(2, 1)
@@ -278,8 +276,8 @@ def test_gram_greedy_removes_whole_units() -> None:
 def test_gram_greedy_counts_from_what_a_removed_channel_becomes() -> None:
     masked = MaskedModel(tiny_model("llama"))
     zero, _ = scored(GramGreedy(normalise="none"), masked)
-    masked.fill = channel_means(masked, ROWS, 2)
-    mean, _ = scored(GramGreedy(normalise="none"), masked)
+    fitted = MeanAblation().fit(masked, BATCH, 2)
+    mean, _ = scored(GramGreedy(normalise="none"), masked, ablation=fitted)
     assert torch.equal(masked.space.view(zero, 1, "k"), masked.space.view(mean, 1, "k"))
     total = masked.space.view(mean, 1, "v")[0].sum().item()
     _, _, value, heads, weight = states()
@@ -348,27 +346,43 @@ def _rows_of(name: str, layer: int) -> list[Tensor]:
     return [part.norm(dim=1).view(-1, 8) for part in parts]
 
 
-@pytest.mark.parametrize("chunk", [7, 256])
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama"])
-def test_row_norms_of_linear_projections_are_those_of_the_weights(name: str, chunk: int) -> None:
-    norms, tokens = row_norms(masked_model(name), torch.tensor([5]), chunk)
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama", "qwen3"])  # qwen3 norms queries and keys
+def test_norms_of_rows_are_those_of_the_weights(name: str) -> None:
+    rows = input_rows(masked_model(name))
     for layer in (0, 2):
-        for got, expected in zip(vars(norms[layer]).values(), _rows_of(name, layer), strict=True):
-            torch.testing.assert_close(got.float(), expected, rtol=1e-4, atol=1e-5)
-    assert tokens == 32
+        parts = (rows[layer].query, rows[layer].key, rows[layer].value)
+        for got, expected in zip(parts, _rows_of(name, layer), strict=True):
+            torch.testing.assert_close(got.norms().float(), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_row_norms_see_through_a_norm() -> None:
-    model = masked_model("qwen3").model
-    attention = model.model.layers[0].self_attn
-
-    def keys(x: Tensor) -> Tensor:
-        return attention.k_norm(attention.k_proj(x).view(2, 8)).flatten()
-
-    states = model.model.layers[0].input_layernorm(model.model.embed_tokens(torch.tensor(5)))
-    expected = torch.autograd.functional.jacobian(keys, states).norm(dim=1).view(2, 8)
-    norms, _ = row_norms(masked_model("qwen3"), torch.tensor([5]))
-    torch.testing.assert_close(norms[0].key.float(), expected, rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_states_are_the_rows_products_up_to_norm_and_rotation(name: str) -> None:
+    """At position 0 nothing is rotated, and a norm changes no sign, so rows show in the states' signs."""
+    masked = masked_model(name)
+    inputs: dict[nn.Module, Tensor] = {}
+    seen: list[tuple[Tensor, ...]] = []
+    layers = input_rows(masked)
+    handles = [
+        linear.register_forward_pre_hook(
+            lambda module, given: inputs.update({module: given[0].flatten(0, -2)[0]})
+        )
+        for layer in layers
+        for linear in layer.key.linears
+    ]
+    with masked.recording(lambda position, *states: seen.append(tuple(part[0, :, 0] for part in states))):
+        masked.logits(BATCH)
+    for handle in handles:
+        handle.remove()
+    for layer, states in zip(layers, seen, strict=True):
+        for rows, state in zip((layer.query, layer.key, layer.value), states, strict=True):
+            expected = torch.zeros(rows.row.shape)
+            for number in rows.linear.unique().tolist():
+                here, linear = rows.linear == number, rows.linears[number]
+                weight = linear.weight if isinstance(linear, nn.Linear) else linear.weight.T
+                expected[here] = weight[rows.row[here]] @ inputs[linear]
+            expected += rows.bias()
+            same = (state * expected > 0).float().mean()
+            assert same > 0.99, (name, same)
 
 
 def test_magnitude_formula() -> None:
@@ -384,27 +398,29 @@ def test_magnitude_formula() -> None:
             assert masked.space.view(scores, 1, "v")[g, c].item() == pytest.approx(float(v), rel=1e-4)
 
 
-def _gradients_one_by_one(masked: MaskedModel, gates: Tensor, objective: str = "nll") -> Tensor:
+def _gradients_one_by_one(
+    masked: MaskedModel, gates: Tensor, metric: Metric = NLL, ablation: Ablation = ZERO
+) -> Tensor:
     """dL/dm [B, N] by a backward pass for every sequence."""
     rows = []
-    for row in ROWS:
-        leaf = gates.clone().requires_grad_()
-        logits = masked.logits(row[None, :-1], leaf)
-        dense = masked.logits(row[None, :-1])
-        loss = (KlObjective() if objective == "kl" else NllObjective())(logits, row[None, 1:], dense)
+    for number in range(len(BATCH)):
+        one, leaf = BATCH[number : number + 1], gates.clone().requires_grad_()
+        loss = metric.mean(masked.logits(one, leaf, ablation), one, masked.logits(one))
         rows.append(torch.autograd.grad(loss, leaf)[0])
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("fill", [False, True])
+@pytest.mark.parametrize("ablation", [ZERO, MeanAblation()], ids=lambda ablation: ablation.name)
 @pytest.mark.parametrize("name", ["llama", "gemma2", "deepseek_v3"])
-def test_gradients_of_a_batch_are_those_of_its_sequences(name: str, fill: bool) -> None:
+def test_gradients_of_a_batch_are_those_of_its_sequences(name: str, ablation: Ablation) -> None:
     masked = MaskedModel(tiny_model(name))
-    if fill:
-        masked.fill = channel_means(masked, ROWS, 2)
+    ablation = ablation.fit(masked, BATCH, 2)
     gates = (torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(0)) > 0.3).float()
-    expected = _gradients_one_by_one(masked, gates)
-    torch.testing.assert_close(gate_gradients(masked, ROWS, gates), expected, rtol=1e-3, atol=1e-5)
+    expected = _gradients_one_by_one(masked, gates, ablation=ablation)
+    got = sequence_gradients(masked, BATCH, gates, NLL, ablation)
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-5)
+    in_parts = Evaluator(masked, BATCH, ablation, at_once=2).gradients(gates, NLL)
+    torch.testing.assert_close(in_parts, expected, rtol=1e-3, atol=1e-5)
 
 
 def test_gradient_formulas() -> None:
@@ -427,7 +443,8 @@ def test_gradient_formulas() -> None:
 def test_integrated_gradients_formula(objective: Any) -> None:
     masked = masked_model("llama")
     ones = torch.ones(masked.space.num_channels)
-    expected = sum(_gradients_one_by_one(masked, ones * s / 3, objective).mean(0) for s in (1, 2, 3)) / 3
+    metric = KL if objective == "kl" else NLL
+    expected = sum(_gradients_one_by_one(masked, ones * s / 3, metric).mean(0) for s in (1, 2, 3)) / 3
     got, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective, signed=True), masked)
     torch.testing.assert_close(got.float(), -expected, rtol=1e-3, atol=1e-5)
     absolute, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective), masked)
@@ -435,12 +452,12 @@ def test_integrated_gradients_formula(objective: Any) -> None:
 
 
 def test_integrated_gradients_add_up_to_what_the_attention_is_worth() -> None:
-    masked, rows = masked_model("llama"), ROWS[:2]
+    masked, batch = masked_model("llama"), BATCH[:2]
     losses = []
     for value in (0.0, 1.0):
-        logits = masked.logits(rows[:, :-1], torch.full((masked.space.num_channels,), value))
-        losses.append(NllObjective()(logits, rows[:, 1:], None).item())
-    scores, _ = scored(IntegratedGradients(path_steps=40, path_objective="nll", signed=True), masked, rows)
+        logits = masked.logits(batch, torch.full((masked.space.num_channels,), value))
+        losses.append(NLL.mean(logits, batch, None).item())
+    scores, _ = scored(IntegratedGradients(path_steps=40, path_objective="nll", signed=True), masked, batch)
     assert scores.sum().item() == pytest.approx(losses[0] - losses[1], rel=0.1, abs=0.05)
 
 

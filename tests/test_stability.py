@@ -14,19 +14,17 @@ from test_planted import small
 
 from mechint import analyze, compare_variants
 from mechint.analysis import Stability
-from mechint.analysis.consensus import Selections
-from mechint.analysis.inertness import measure_inertness, subset_counts
-from mechint.analysis.necessity import measure_necessity
-from mechint.analysis.permuted import block_matrices, permuted_weights
-from mechint.analysis.trials import Trials
+from mechint.analysis.stability import Selections, block_matrices, permuted_weights
+from mechint.analysis.trials import Trials, measure_inertness, measure_necessity, subset_counts
 from mechint.comparison.tree import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.masking import Pools
+from mechint.masking.ablation import MeanAblation
 from mechint.methods import RandomOrder
 from mechint.metrics.agreement import Agreement
-from mechint.metrics.measurement import measure
+from mechint.metrics.evaluation import Evaluator, measure
 from mechint.metrics.overlap import chance_by_layer, chance_overall, iou
 from mechint.reporting import StabilityFigure, Visualizer
 from mechint.reporting.certainty import agreement_lines, certainty
@@ -99,7 +97,8 @@ def planted() -> Planted:
 
 def trials_of(planted: Planted, keep: torch.Tensor) -> Trials:
     """Trials on its evaluation rows."""
-    return Trials(planted.masked, planted.units, keep, planted.evaluation_rows, batch_size=5)
+    evaluator = Evaluator(planted.masked, planted.evaluation, planted.ablation, at_once=5)
+    return Trials(evaluator, planted.units, keep)
 
 
 def test_a_trial_measures_what_a_measurement_does(planted: Planted) -> None:
@@ -109,8 +108,8 @@ def test_a_trial_measures_what_a_measurement_does(planted: Planted) -> None:
         keep = planted.truth.clone()
         keep[flip.long()] ^= True
         variants = {"masked": planted.units.to_channels(keep)}
-        measured = measure(planted.masked, planted.evaluation_rows, variants, None, batch_size=8)
-        assert value == pytest.approx(measured["masked"]["kl"], abs=1e-6)
+        measured = measure(Evaluator(planted.masked, planted.evaluation, at_once=8), variants, None)
+        assert value == pytest.approx(measured.metrics["masked"]["kl"], abs=1e-6)
 
 
 def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> None:
@@ -122,8 +121,8 @@ def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> Non
     needed = set(found.units[found.needed].tolist())
     assert needed == set(planted.truth.nonzero().flatten().tolist())
     assert not found.harmful.any()
-    record = found.as_record(tokens=1, kept=int(keep.sum()), seconds=0.0)
-    assert (record["needed"], record["unclear"], record["harmful"]) == (len(needed), 1, 0)
+    info = found.info(tokens=1, kept=int(keep.sum()), seconds=0.0)
+    assert (info.needed, info.unclear, info.harmful) == (len(needed), 1, 0)
     rise, _ = found.on_units(planted.units.count)
     certified = planted.certificate.necessity[planted.truth]
     assert rise[planted.truth] == pytest.approx(certified, rel=1e-2, abs=1e-5)
@@ -137,13 +136,13 @@ def test_distractors_are_inert_beside_the_circuit_and_half_of_it_is_not(planted:
     counts = subset_counts(planted.truth, [0.1, 0.5])
     assert counts == [2, 12]
     inert = measure_inertness(trials_of(planted, planted.truth), counts, 6, seeded())
-    assert inert["verdict"] == "none"
-    assert all(size["removed"]["raises"] == 1 for size in inert["sizes"])
+    assert inert.verdict == "none"
+    assert all(size.removed.raises == 1 for size in inert.sizes)
     half = planted.truth.clone()
     half[half.nonzero().flatten()[::2]] = False
     lacking = measure_inertness(trials_of(planted, half), [int((~half).sum())], 1, seeded())
-    assert lacking["verdict"] == "lowers"  # everything is added back
-    assert lacking["sizes"][0]["added"]["mean"] == pytest.approx(-lacking["masked_kl"], abs=1e-6)
+    assert lacking.verdict == "lowers"  # everything is added back
+    assert lacking.sizes[0].added.mean == pytest.approx(-lacking.masked_kl, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -192,32 +191,32 @@ def test_every_seed_is_an_ordinary_run(
     assert sorted(path.name for path in study.directory.glob("seed_*")) == ["seed_1", "seed_2", "seed_3"]
     own = analyze(output_dir=tmp_path / "own", seed=2, **settings)
     other = RunFiles.read(study.directory / "seed_2")
-    assert own.result["config_digest"] == other.result["config_digest"]
-    assert own.result["metrics"] == other.result["metrics"]
+    assert own.result.config_digest == other.result.config_digest
+    assert own.result.metrics == other.result.metrics
     assert all(
         torch.equal(own.masks[name].k_importance, other.masks[name].k_importance) for name in own.masks
     )
-    assert "stability" not in own.result
+    assert own.result.stability is None
     assert "stability.* has no effect" in caplog.text
     assert "one mask from one seed" in (own.directory / "circuit_analysis_report.md").read_text()
     assert not (own.directory / "stability.png").exists()
 
 
 def test_a_study_says_how_sure_it_is(study: RunFiles) -> None:
-    stability, singles = study.result["stability"], sorted(study.directory.glob("seed_*"))
-    assert stability["seeds"] == [1, 2, 3]
+    stability, singles = study.result.stability, sorted(study.directory.glob("seed_*"))
+    assert stability.seeds == [1, 2, 3]
     results = [json.loads((path / "result.json").read_text()) for path in singles]
-    assert stability["single"]["kl"] == [result["metrics"]["masked"]["kl"] for result in results]
-    assert stability["consensus"]["kl"] == study.result["metrics"]["masked"]["kl"]
+    assert stability.single.kl == [result["metrics"]["masked"]["kl"] for result in results]
+    assert stability.consensus.kl == study.result.metrics.masked.kl
     masks = [load_masks(path / "final_masks.safetensors") for path in singles]
     pairs = [iou(list(a.values()), list(b.values())) for a, b in combinations(masks, 2)]
-    assert stability["iou"]["mean"] == pytest.approx(fmean(value for value in pairs if value is not None))
-    assert 0 < stability["iou"]["chance"] < stability["iou"]["chance_layers"] < 1
-    assert stability["necessity"]["tested"] == study.result["sparsity"]["kept"] == 24
-    assert [size["units"] for size in stability["inertness"]["sizes"]] == [1, 5, 12]
-    assert stability["null"]["matrices"] == 3 * 7
-    assert stability["null"]["loss"]["dense"] != study.loss("dense")
-    assert study.result["cost"]["steps"] == 9
+    assert stability.iou.mean == pytest.approx(fmean(value for value in pairs if value is not None))
+    assert 0 < stability.iou.chance < stability.iou.chance_layers < 1
+    assert stability.necessity.tested == study.result.sparsity.kept == 24
+    assert [size.units for size in stability.inertness.sizes] == [1, 5, 12]
+    assert stability.null.matrices == 3 * 7
+    assert stability.null.loss.dense != study.loss("dense")
+    assert study.result.cost.steps == 9
 
 
 def test_the_consensus_holds_the_units_most_often_selected(study: RunFiles) -> None:
@@ -249,7 +248,7 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     assert "(stability.png)" in report
     assert all(
         sentence.split(":")[0] in report.replace("&#39;", "'")
-        for sentence in certainty(study.result["stability"])
+        for sentence in certainty(study.result.stability)
     )
     assert len(agreement_lines(study.result)) == 2
     again = redraw_run(study.directory, Visualizer([StabilityFigure()], dpi=40), tmp_path / "again")
@@ -269,7 +268,7 @@ def test_a_study_goes_on_where_it_was_stopped(
     assert single.stat().st_mtime_ns == before
     without_times = [
         {key: value for key, value in one["stability"].items() if key in ("iou", "single", "consensus")}
-        for one in (again.result, result)
+        for one in (again.result.as_json(), result)
     ]
     assert without_times[0] == without_times[1]
 
@@ -280,7 +279,7 @@ def test_comparisons_count_the_seeds_and_not_their_consensus(study: RunFiles, tm
     assert [run.seed for run in point.runs] == [1, 2, 3]
     assert point.agreement is not None
     assert point.agreement.iou is not None
-    assert point.agreement.iou.mean == pytest.approx(study.result["stability"]["iou"]["mean"])
+    assert point.agreement.iou.mean == pytest.approx(study.result.stability.iou.mean)
     assert "consensus" in tree.notes[0]
     compared = compare_variants(
         {"three": study.directory, "one": study.directory / "seed_1"}, tmp_path, figures=[], dpi=40
@@ -290,10 +289,10 @@ def test_comparisons_count_the_seeds_and_not_their_consensus(study: RunFiles, tm
 
 def test_tests_can_be_switched_off_and_other_units_work(settings: dict[str, Any], tmp_path: Path) -> None:
     off = Stability(necessity=False, subset_draws=0, null_control=False)
-    method = RandomOrder(unit="head", ablation="mean")
-    run = analyze(output_dir=tmp_path, seeds=2, **{**settings, "stability": off, "method": method})
-    stability = run.result["stability"]
-    assert [stability[name] for name in ("necessity", "inertness", "null")] == [None, None, None]
-    assert run.result["sparsity"]["kept"] == 3
+    other = {"stability": off, "method": RandomOrder(unit="head"), "ablation": MeanAblation()}
+    run = analyze(output_dir=tmp_path, seeds=2, **{**settings, **other})
+    stability = run.result.stability
+    assert [stability.necessity, stability.inertness, stability.null] == [None, None, None]
+    assert run.result.sparsity.kept == 3
     assert len(certainty(stability)) == 2
     assert (tmp_path / "stability.png").exists()

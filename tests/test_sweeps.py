@@ -290,21 +290,21 @@ def test_one_load_and_one_dense_measurement_per_checkpoint(
         models.append(weakref.ref(checkpoint.model))
         return checkpoint
 
-    def counted_measure(masked: Any, rows: Any, variants: dict[str, Any], *others: Any) -> Any:
+    def counted_measure(evaluator: Any, variants: dict[str, Any], *others: Any) -> Any:
         measured.append(list(variants))
-        return measure(masked, rows, variants, *others)
+        return measure(evaluator, variants, *others)
 
     monkeypatch.setattr(CheckpointLoader, "load", counted_load)
     monkeypatch.setattr(preparation, "measure", counted_measure)
     copies(byte_model_directory, analyze.directory / "m1", analyze.directory / "m2")
-    sweep = analyze("-m", "checkpoint=m1,m2", "mask.ablation=zero,mean", "seed=0,1", "output_dir=out")
+    sweep = analyze("-m", "checkpoint=m1,m2", "ablation=zero,mean", "seed=0,1", "output_dir=out")
     assert sweep.code == 0, sweep.out
     assert alive == [0, 0]  # two loads, and the first model was gone before the second came
     with_dense = [variants == ["dense", "empty", "masked", "complement"] for variants in measured]
     # The mean that the empty model is filled with is over calibration data, so it depends on the seed.
     assert with_dense == [True, False, True, True] * 2
 
-    alone = analyze("checkpoint=m2", "mask.ablation=mean", "seed=1", "output_dir=alone")
+    alone = analyze("checkpoint=m2", "ablation=mean", "seed=1", "output_dir=alone")
     assert alone.code == 0
     assert (
         result(analyze.directory / "alone")["metrics"] == result(analyze.directory / "out" / "7")["metrics"]

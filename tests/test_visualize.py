@@ -20,15 +20,15 @@ from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
 
 from mechint import config as configuration
-from mechint.analysis.single import Analysis
-from mechint.api import describe_settings
+from mechint.analysis import Stability
+from mechint.api import describe_settings, make_analysis
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import PythonDocs
 from mechint.errors import UserError
 from mechint.imports.old_results import read_old_run
-from mechint.learning import MaskTrainer, NormalizedSGD
-from mechint.methods import CubicSchedule, TopK
-from mechint.metrics import KlObjective
+from mechint.learning import MaskTrainer
+from mechint.learning.recipe import Recipe
+from mechint.methods import CubicSchedule, NormalizedSGD, TopK
 from mechint.reporting import ImportanceOverview, LayerImportance, SparsityCurves, Visualizer
 from mechint.reporting.finding import cautions, finding, headline_lines
 from mechint.reporting.redrawing import redraw_run, redraw_tree, runs_below
@@ -49,22 +49,24 @@ def finished(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
     settings: dict[str, Any] = {
         "checkpoint": str(byte_model_directory),
         "target_sparsity": 0.5,
-        "steps": 3,
         "seed": 0,
         "device": "cpu",
         "dtype": "auto",
         "loader": CheckpointLoader(),
         "dataset": PythonDocs(sequence_length=32, calibration_tokens=512, evaluation_tokens=256),
-        "method": TopK(),
-        "objective": KlObjective(),
-        "make_optimizer": functools.partial(NormalizedSGD, lr=0.1, momentum=0.9),
-        "schedule": CubicSchedule(end=0.6),
+        "recipe": Recipe(
+            method=TopK(),
+            make_optimizer=functools.partial(NormalizedSGD, lr=0.1, momentum=0.9),
+            schedule=CubicSchedule(end=0.6),
+            steps=3,
+        ),
         "trainer": MaskTrainer(batch_size=4, log_every=1),
         "visualizer": visualizer(),
         "loggers": [],
     }
     directory = tmp_path_factory.mktemp("run") / "first"
-    Analysis(**settings).run(directory, describe_settings(settings))
+    analysis = make_analysis(**settings, seeds=1, stability=Stability())
+    analysis.run(directory, describe_settings(settings))
     return directory
 
 
@@ -211,7 +213,7 @@ def test_a_tree_draws_what_is_finished_and_lists_the_rest(
     reasons = {path.name: reason for path, reason in redrawn.left_out.items()}
     assert reasons.keys() == {"broken", "foreign", "lacks", "started"}
     assert "status running" in reasons["started"]
-    assert "KeyError: 'sparsity'" in reasons["lacks"]
+    assert "lacks sparsity" in reasons["lacks"]
     assert all("\n" not in reason and str(root) in reason for reason in reasons.values())
     assert f"drew {root / '2'}" in caplog.text
     assert redrawn.drawn[old_run][-1] == tmp_path / "old_redrawn" / "results" / REPORT

@@ -1,20 +1,21 @@
 """A few learning steps of a tiny model on random tokens."""
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mechint.learning import MaskTrainer, NormalizedSGD
+from mechint.data.batch import Batch
+from mechint.learning import MaskTrainer
+from mechint.learning.recipe import Recipe
 from mechint.learning.resume import SavedStates, Saver
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
-from mechint.methods import CubicSchedule
-from mechint.methods.method import MaskMethod
-from mechint.metrics import KlObjective
+from mechint.masking.ablation import ZERO, Ablation
+from mechint.methods import CubicSchedule, NormalizedSGD
+from mechint.methods.method import MakeOptimizer, MaskMethod
+from mechint.metrics import KL, Metric
 from mechint.runtime.signals import Interrupted, Interruption
 
 ROWS = torch.randint(3, 97, (12, 17), generator=torch.Generator().manual_seed(0))
@@ -25,18 +26,18 @@ class SmallMemory(MaskedModel):
 
     capacity = 1
 
-    def hidden(self, tokens: Tensor, gates: Tensor | None = None) -> Tensor:
-        if len(tokens) > self.capacity:
+    def hidden(self, batch: Batch | Tensor, gates: Tensor | None = None, ablation: Ablation = ZERO) -> Tensor:
+        if len(batch) > self.capacity:
             raise torch.OutOfMemoryError("out of memory. Tried to allocate 2.00 GiB")
-        return super().hidden(tokens, gates)
+        return super().hidden(batch, gates, ablation)
 
 
 def learn(
     masked: MaskedModel,
     method: MaskMethod,
     trainer: MaskTrainer | None = None,
-    objective: Any = None,
-    make_optimizer: Callable[..., torch.optim.Optimizer] = partial(NormalizedSGD, lr=0.1),  # noqa: B008
+    objective: Metric = KL,
+    make_optimizer: MakeOptimizer = partial(NormalizedSGD, lr=0.1),  # noqa: B008
     directory: Path | None = None,
     stop_after: int | None = None,
     steps: int = 8,
@@ -54,12 +55,14 @@ def learn(
         try:
             return (trainer or MaskTrainer(batch_size=4, save_every=2)).train(
                 masked,
-                ROWS,
-                method,
-                objective or KlObjective(),
-                make_optimizer,
-                CubicSchedule(end=0.8),
-                steps,
+                Batch.of_rows(ROWS),
+                Recipe(
+                    method=method,
+                    objective=objective,
+                    make_optimizer=make_optimizer,
+                    schedule=CubicSchedule(end=0.8),
+                    steps=steps,
+                ),
                 generator,
                 on_step,
                 saver,

@@ -15,9 +15,9 @@ from mechint.checkpoints.gguf_split import gguf_parts, whole_gguf
 from mechint.checkpoints.huggingface import architecture_notes, refuse_adapter
 from mechint.checkpoints.instantiate import causal_class, from_pretrained
 from mechint.checkpoints.pickles import refuse_placeholder
-from mechint.checkpoints.quiet import one_line, quiet
+from mechint.checkpoints.quiet import quiet
 from mechint.checkpoints.tokenizer import add_bos, checked
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 
 
 def load_gguf(file: Path, options: LoadOptions) -> LoadedModel:

@@ -15,8 +15,7 @@ from typing import Any, cast
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-from mechint.checkpoints.quiet import one_line
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 
 # Tensors that are no weights: what rotary frequencies are divided by.
 FREQUENCY_FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")

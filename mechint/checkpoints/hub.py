@@ -12,8 +12,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from mechint.checkpoints.quiet import one_line, quiet
-from mechint.errors import UserError
+from mechint.checkpoints.quiet import quiet
+from mechint.errors import UserError, one_line
 
 _LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")

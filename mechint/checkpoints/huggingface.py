@@ -9,10 +9,10 @@ from transformers import __version__ as transformers_version
 
 from mechint.checkpoints.checkpoint import LoadedModel, LoadOptions
 from mechint.checkpoints.instantiate import causal_class, instantiate
-from mechint.checkpoints.quiet import one_line, quiet
+from mechint.checkpoints.quiet import quiet
 from mechint.checkpoints.tokenizer import read_tokenizer
 from mechint.checkpoints.weights import read_json, read_weights, weight_files
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 
 # Methods whose configuration class in transformers unpacks weights while it loads them.
 DEQUANTIZING = {

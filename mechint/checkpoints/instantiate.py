@@ -16,8 +16,8 @@ from transformers import __version__ as transformers_version
 
 from mechint.checkpoints.checkpoint import LoadOptions
 from mechint.checkpoints.multimodal import text_decoder
-from mechint.checkpoints.quiet import one_line, quiet
-from mechint.errors import UserError
+from mechint.checkpoints.quiet import quiet
+from mechint.errors import UserError, one_line
 
 # Parameters that one stored number may stand for: tied embeddings are stored once.
 MOST_SHARED = 4

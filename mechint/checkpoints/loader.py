@@ -14,11 +14,10 @@ from mechint.checkpoints.gguf_split import gguf_parts
 from mechint.checkpoints.huggingface import load_directory, load_safetensors
 from mechint.checkpoints.location import Location, locate
 from mechint.checkpoints.nanogpt import load_nanogpt
-from mechint.checkpoints.quiet import one_line
 from mechint.checkpoints.sharding import shard
 from mechint.checkpoints.tokenizer import find_tokenizer
 from mechint.checkpoints.weights import weight_files
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 from mechint.masking import MaskedModel
 from mechint.masking.examining import AttentionFacts, examine
 

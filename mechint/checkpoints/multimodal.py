@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedModel
 
-from mechint.checkpoints.quiet import one_line, quiet
-from mechint.errors import UserError
+from mechint.checkpoints.quiet import quiet
+from mechint.errors import UserError, one_line
 from mechint.masking.layers import some_tokens
 
 NUM_TOKENS = 8

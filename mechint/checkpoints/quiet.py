@@ -1,8 +1,6 @@
-"""Keeping other libraries' chatter off the terminal, and their errors to one line."""
+"""Keeping other libraries' chatter off the terminal."""
 
 import logging
-import re
-import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,9 +26,3 @@ def quiet() -> Iterator[None]:
         hub_logger.setLevel(levels[1])
         if had_bars:
             transformers_logging.enable_progress_bar()
-
-
-def one_line(error: BaseException, width: int = 240) -> str:
-    """The error's message as one line of at most `width` characters, without terminal colours."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    return textwrap.shorten(text.strip().rstrip("."), width, placeholder=" ...") or type(error).__name__

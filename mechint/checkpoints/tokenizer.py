@@ -7,8 +7,8 @@ from tokenizers.processors import Sequence, TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mechint.checkpoints.hub import download_tokenizer, looks_like_hub_id
-from mechint.checkpoints.quiet import one_line, quiet
-from mechint.errors import UserError
+from mechint.checkpoints.quiet import quiet
+from mechint.errors import UserError, one_line
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 

@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from mechint.checkpoints.pickles import read_pickle, refuse_placeholder
-from mechint.checkpoints.quiet import one_line
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 
 # In order of preference; each may instead be sharded, with an index file of the same name.
 _WEIGHT_NAMES = ("model.safetensors", "pytorch_model.bin")

@@ -36,7 +36,7 @@ def compare(variants: Sequence[Variant], baseline: str, notes: Sequence[str] = (
     remarks = [
         f"{v.name}: {note}"
         for v in variants
-        for note in dict.fromkeys(n for r in v.runs for n in r.result.get("notes") or [])
+        for note in dict.fromkeys(n for r in v.runs for n in r.result.notes)
     ]
     return Comparison(
         variants=tuple(variants),

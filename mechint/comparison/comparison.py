@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
-from mechint.results import RunFiles
+from mechint.results import Result, RunFiles
 
 # Does a difference exceed the spread between seeds? "unknown": a side has fewer than two runs, or the number
 # does not depend on the seed.
@@ -69,10 +69,10 @@ class Variant:
     @property
     def seeds(self) -> tuple[int | None, ...]:
         """The seed of each run, None where it is not known."""
-        return tuple((run.result.get("config") or {}).get("seed") for run in self.runs)
+        return tuple(run.result.seed for run in self.runs)
 
     @property
-    def first(self) -> dict[str, object]:
+    def first(self) -> Result:
         """result.json of the first run: what all runs of a variant share can be read from it."""
         return self.runs[0].result
 

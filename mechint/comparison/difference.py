@@ -150,7 +150,7 @@ def _overlap(baseline: Variant, variant: Variant) -> tuple[Overlap | None, str]:
 
 def masks_of(variant: Variant) -> list[list[LayerMask]]:
     """The masks of each run, by layer index."""
-    return [[run.masks[layer["name"]] for layer in run.layers] for run in variant.runs]
+    return [run.layer_masks for run in variant.runs]
 
 
 def _shape(layer: VariantLayer) -> tuple[int, int]:

@@ -16,8 +16,8 @@ from mechint.comparison.comparison import (
 )
 from mechint.comparison.difference import chance_of_exceeding, verdict
 from mechint.comparison.flags import different_sparsity
+from mechint.errors import one_line
 from mechint.metrics.spread import Spread
-from mechint.reporting.wording import one_line
 
 MARKS: dict[Verdict, str] = {
     "exceeds": " [more than the spread between seeds]",
@@ -236,7 +236,7 @@ def numbering(baseline: Variant, variant: Variant) -> list[str]:
 
 def checkpoints(variant: Variant) -> set[object]:
     """Digests of the weights behind a variant; None stands for unrecorded ones."""
-    return {run.result["checkpoint"].get("sha256") for run in variant.runs}
+    return {run.result.checkpoint.sha256 for run in variant.runs}
 
 
 def seeds(_: Comparison, baseline: Variant, variant: Variant, __: Difference) -> list[str]:

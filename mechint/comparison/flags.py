@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from mechint.comparison.comparison import Variant
 from mechint.comparison.identity import options
-from mechint.errors import without_controls
+from mechint.errors import one_line
 from mechint.metrics.spread import Spread
 
 # Options that are told by a sentence of their own, or follow from the data.
@@ -49,7 +49,7 @@ def different_data(variants: Sequence[Variant]) -> str | None:
 def different_sparsity(variants: Sequence[Variant]) -> str | None:
     """Whether runs keep different shares of channels, beyond what rounding to a unit explains."""
     values = [value for variant in variants for value in variant.sparsity.values]
-    smallest = min(int(variant.runs[0].result["sparsity"]["total"]) for variant in variants)
+    smallest = min(variant.runs[0].result.sparsity.total for variant in variants)
     if max(values) - min(values) <= 1.5 / smallest:
         return None
     told = "; ".join(f"{variant.name} {_range(variant.sparsity)}" for variant in variants)
@@ -77,11 +77,7 @@ def same_run_twice(variants: Sequence[Variant]) -> str | None:
     for variant in variants:
         for run in variant.runs:
             # masks of other programs were never started; several of their files may lie in one directory
-            place = (
-                run.result["checkpoint"]["source"]
-                if not run.result.get("started")
-                else run.directory.resolve()
-            )
+            place = run.result.checkpoint.source if not run.result.started else run.directory.resolve()
             other = seen.setdefault(place, variant.name)
             if other != variant.name:
                 return f"SAME RUN: {other} and {variant.name} both contain the run in {run.directory}."
@@ -126,7 +122,7 @@ def different_options(variants: Sequence[Variant]) -> str | None:
         )
         for name in differing
     )
-    return without_controls(f"Different options: {told}.")
+    return one_line(f"Different options: {told}.")
 
 
 def several_checkpoints(variants: Sequence[Variant]) -> str | None:
@@ -161,7 +157,7 @@ def shape_in_words(variant: Variant) -> str:
 
 
 def _of_runs(variant: Variant, part: str, key: str) -> set[str]:
-    found = {(run.result.get(part) or {}).get(key) for run in variant.runs}
+    found = [getattr(getattr(run.result, part), key) for run in variant.runs]
     return {str(value) for value in found if value is not None}
 
 

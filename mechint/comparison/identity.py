@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechint.results import Result
 from mechint.results.identity import PRESENTATION_KEYS, STABILITY_KEYS
 
 # Root keys of the configuration that make no other curve: what is swept, where things are, where it ran.
@@ -26,22 +27,22 @@ OF_A_RUNG = frozenset({"nested_in", "steps", "mask.finishing_trials"})
 Options = dict[str, Any]
 
 
-def options(result: Mapping[str, Any]) -> Options:
+def options(result: Result) -> Options:
     """The options of a run under dotted names, the most telling first.
 
     The names of result.json come before the configuration's, which also holds every detail that has no name
     there.
     """
-    mask, data = result.get("mask") or {}, result.get("dataset") or {}
+    data = result.dataset
     names = ("method", "unit", "scope", "ablation", "tie_kv", "objective", "schedule")
-    found = {name: mask.get(name) for name in names}
-    found["data"] = data.get("name")
-    found["evaluation_data"] = data.get("evaluation_digest")
-    found["sequence_length"] = data.get("sequence_length")
-    found["calibration_tokens"] = data.get("calibration_tokens")
-    found["steps"] = (result.get("cost") or {}).get("steps")
-    found["dtype"] = (result.get("checkpoint") or {}).get("dtype")
-    config = result.get("config") or {}
+    found: Options = {name: getattr(result.mask, name) for name in names}
+    found["data"] = data.name
+    found["evaluation_data"] = data.evaluation_digest
+    found["sequence_length"] = data.sequence_length
+    found["calibration_tokens"] = data.calibration_tokens
+    found["steps"] = result.cost.steps
+    found["dtype"] = result.checkpoint.dtype
+    config = result.config
     rest = _flat({key: value for key, value in config.items() if key not in NOT_OPTIONS})
     # The masks of one ladder are one curve, though each has its own part of the steps.
     if "nested_in" in config:

@@ -79,7 +79,7 @@ def as_plain(value: Any) -> Any:
 
 def _variant(variant: Variant) -> dict[str, Any]:
     checkpoints = [
-        {key: run.result["checkpoint"].get(key) for key in ("name", "sha256")} for run in variant.runs
+        {key: getattr(run.result.checkpoint, key) for key in ("name", "sha256")} for run in variant.runs
     ]
     return {
         "runs": [str(run.directory) for run in variant.runs],

@@ -132,7 +132,7 @@ def percents(spread: Spread) -> str:
 
 def _names(variant: Variant, part: str, key: str) -> str:
     """The different values of an entry over a variant's runs."""
-    found = [str((run.result.get(part) or {}).get(key) or ABSENT) for run in variant.runs]
+    found = [str(getattr(getattr(run.result, part), key) or ABSENT) for run in variant.runs]
     return ", ".join(dict.fromkeys(found))
 
 

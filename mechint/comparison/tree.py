@@ -16,18 +16,11 @@ from mechint.comparison.study import (
     StudyRun,
     UnfinishedRun,
 )
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 from mechint.metrics.agreement import Agreement
 from mechint.metrics.overlap import same_shapes
-from mechint.results.directories import true_status
-from mechint.results.find import (
-    Unreadable,
-    newest_of_each,
-    one_line,
-    read_result,
-    run_directories,
-    summary_note,
-)
+from mechint.results.find import newest_of_each, run_directories, summary_note
+from mechint.results.result import Result, UnreadableResult
 from mechint.results.run_files import read_masks
 
 # Achieved sparsities that agree to so many decimals are one point.
@@ -50,7 +43,7 @@ def read_study(root: str | Path) -> Study:
     """
     root = Path(root)
     unfinished: list[UnfinishedRun] = []
-    done: list[tuple[Path, dict[str, Any]]] = []
+    done: list[tuple[Path, Result]] = []
     for directory in run_directories(root):
         _sort_in(root, directory, done, unfinished)
     notes = [note for directory, result in done if (note := summary_note(directory, result))]
@@ -66,47 +59,48 @@ def read_study(root: str | Path) -> Study:
 
 
 def _sort_in(
-    root: Path, directory: Path, done: list[tuple[Path, dict[str, Any]]], unfinished: list[UnfinishedRun]
+    root: Path, directory: Path, done: list[tuple[Path, Result]], unfinished: list[UnfinishedRun]
 ) -> None:
     """Put a run among the finished or the unfinished ones."""
     name = str(directory.relative_to(root))
     try:
-        result = read_result(directory)
-        if result["status"] == "done":
-            _finished(root, directory, result)  # whatever it lacks shows here, before anything is averaged
-            done.append((directory, result))
-            return
-    except Unreadable as error:
-        unfinished.append(UnfinishedRun(name, "unreadable", str(error)))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = f"{type(error).__name__} {one_line(error)} in result.json"
-        unfinished.append(UnfinishedRun(name, "unreadable", reason))
+        result = Result.read(directory)
+    except (OSError, UnreadableResult) as error:
+        unfinished.append(UnfinishedRun(name, "unreadable", one_line(error, 200)))
+        return
+    if result.status != "done":
+        status = result.true_status
+        started = f"started {result.started}, did not end" if status in ("running", "died") else ""
+        unfinished.append(UnfinishedRun(name, status, one_line(result.error or started, 200)))
+    elif result.lacking or not result.measured or result.sparsity.target is None:
+        unfinished.append(
+            UnfinishedRun(name, "unreadable", "result.json lacks metrics or the target sparsity")
+        )
     else:
-        status = str(true_status(result))
-        started = f"started {result.get('started')}, did not end" if status in ("running", "died") else ""
-        unfinished.append(UnfinishedRun(name, status, one_line(result.get("error") or started)))
+        done.append((directory, result))
 
 
-def _finished(root: Path, directory: Path, result: Mapping[str, Any]) -> _Finished:
-    metrics, channels = result["metrics"], result["channels"]
+def _finished(root: Path, directory: Path, result: Result) -> _Finished:
+    metrics, channels, sparsity = result.metrics, result.channels, result.sparsity
+    assert sparsity.target is not None, "runs without a target are left out"
     run = StudyRun(
         directory=str(directory.relative_to(root)),
-        digest=str(result.get("config_digest") or ""),
-        finished=str(result.get("finished") or ""),
-        seed=(result.get("config") or {}).get("seed"),
-        target=float(result["sparsity"]["target"]),
-        sparsity=float(result["sparsity"]["achieved"]),
-        kept_channels=int(channels["kept"]),
-        total_channels=int(channels["total"]),
-        loss=_number(metrics["masked"].get("loss")),
-        dense_loss=_number(metrics["dense"].get("loss")),
-        empty_loss=_number(metrics["empty"].get("loss")),
-        loss_degradation_percent=_number(result.get("loss_degradation_percent")),
-        kl=_number(metrics["masked"].get("kl")),
-        faithfulness=_number(result.get("faithfulness")),
-        evaluation_digest=str(result["dataset"].get("evaluation_digest") or ""),
+        digest=result.config_digest or "",
+        finished=result.finished or "",
+        seed=result.seed,
+        target=sparsity.target,
+        sparsity=sparsity.achieved,
+        kept_channels=channels.kept,
+        total_channels=channels.total,
+        loss=metrics.masked.loss,
+        dense_loss=metrics.dense.loss,
+        empty_loss=metrics.empty.loss,
+        loss_degradation_percent=result.loss_degradation_percent,
+        kl=metrics.masked.kl,
+        faithfulness=result.faithfulness,
+        evaluation_digest=result.dataset.evaluation_digest or "",
     )
-    return _Finished(run, dict(result["checkpoint"]), options(result))
+    return _Finished(run, result.checkpoint.as_json(), options(result))
 
 
 def _groups(finished: Sequence[_Finished], root: Path, notes: list[str]) -> list[StudyGroup]:
@@ -196,7 +190,3 @@ def _flags(finished: Sequence[_Finished]) -> list[str]:
         told = ", ".join(sorted(units))
         found.append(f"Different units ({told}): sparsity counts units, so compare them by KV bytes.")
     return found
-
-
-def _number(value: object) -> float | None:
-    return None if value is None else float(value)  # type: ignore[arg-type]

@@ -10,23 +10,15 @@ from torch import Tensor
 
 from mechint.comparison.comparison import METRICS, Variant, VariantLayer
 from mechint.comparison.identity import Options, options, shown, telling
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 from mechint.imports.leank import read_leank_run
 from mechint.imports.old_results import is_old_run, quotations, read_old_run
 from mechint.masking.masks import LayerMask
 from mechint.metrics.overlap import same_shapes
 from mechint.metrics.spread import Spread
 from mechint.results import RunFiles
-from mechint.results.directories import true_status
-from mechint.results.find import (
-    Unreadable,
-    newest_of_each,
-    one_line,
-    read_result,
-    run_directories,
-    summary_note,
-)
-from mechint.results.identity import RESULT
+from mechint.results.find import newest_of_each, run_directories, summary_note
+from mechint.results.result import RESULT, LayerInfo, Result, UnreadableResult
 
 Directories = str | Path | Sequence[str | Path]
 
@@ -91,18 +83,18 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
     done, notes = [], []
     for found in run_directories(directory):
         try:
-            result = read_result(found)
-        except Unreadable as error:
+            result = Result.read(found)
+        except (OSError, UnreadableResult) as error:
             notes.append(f"{name}: {found} is left out, its result.json cannot be read ({error}).")
             continue
-        if result["status"] == "done":
+        if result.status == "done":
             if note := summary_note(found, result):
                 notes.append(f"{name}: {note}")
             else:
                 done.append((found, result))
         else:
-            reason = f": {one_line(result['error'])}" if result.get("error") else ""
-            notes.append(f"{name}: {found} is left out, its status is {true_status(result)}{reason}.")
+            reason = f": {one_line(result.error, 200)}" if result.error else ""
+            notes.append(f"{name}: {found} is left out, its status is {result.true_status}{reason}.")
     chosen, repeated = newest_of_each(done)
     if not chosen:
         raise UserError(
@@ -135,29 +127,29 @@ def _require_one_kind(name: str, runs: Sequence[RunFiles], directory: Path | Non
 
 
 def _options(run: RunFiles, with_checkpoint: bool) -> Options:
-    weights = run.result["checkpoint"]
-    name = f"{weights.get('name')} {str(weights.get('sha256'))[:8]}"
+    weights = run.result.checkpoint
+    name = f"{weights.name} {str(weights.sha256)[:8]}"
     checkpoint = {"checkpoint": name} if with_checkpoint else {}
-    return {**checkpoint, "target_sparsity": run.result["sparsity"].get("target"), **options(run.result)}
+    return {**checkpoint, "target_sparsity": run.result.sparsity.target, **options(run.result)}
 
 
 def _number(run: RunFiles, name: str) -> float | None:
     """One metric of one run, by the names of METRICS."""
     if name in ("loss_degradation_percent", "faithfulness"):
-        value: Any = run.result.get(name)
+        value: Any = getattr(run.result, name)
         return value
-    return run.loss("dense") if name == "dense_loss" else run.metric("masked", name)
+    return run.loss("dense") if name == "dense_loss" else getattr(run.result.metrics.masked, name)
 
 
 def _layers(run: RunFiles) -> list[LayerMask]:
     """The masks by layer index."""
-    return [run.masks[layer["name"]] for layer in run.layers]
+    return run.layer_masks
 
 
-def _layer(entry: dict[str, Any], position: int, masks: Sequence[LayerMask], depth: int) -> VariantLayer:
+def _layer(entry: LayerInfo, position: int, masks: Sequence[LayerMask], depth: int) -> VariantLayer:
     return VariantLayer(
-        index=entry["index"],
-        name=entry["name"],
+        index=entry.index,
+        name=entry.name,
         depth=(position + 0.5) / depth,
         sparsity=_spread(masks, lambda mask: _removed([mask.k_mask, mask.v_mask])),
         k_sparsity=_spread(masks, lambda mask: _removed([mask.k_mask])),

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from mechint.errors import UserError, without_controls
+from mechint.errors import UserError, one_line
 
 # What is the user's to mend: the message is enough.
 USER_ERRORS = (UserError, HydraException, OmegaConfBaseException)
@@ -78,13 +78,13 @@ def is_sweep() -> bool:
 
 def fail(error: BaseException) -> NoReturn:
     """Print an error as one line and leave with exit code 2."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    print(f"error: {error_line(error)}", file=sys.stderr)
     raise SystemExit(2)
 
 
-def one_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An error's message in one line, without what Hydra puts around a message of ours."""
-    text = without_controls(str(error))
+    text = one_line(str(error))
     if ours := re.search(r"UserError raised while resolving interpolation: (.*?)( full_key:.*)?$", text):
         return ours.group(1)
     launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)

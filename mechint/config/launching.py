@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mechint.config.followers import followers_aside
-from mechint.config.jobs import USER_ERRORS, fail, in_user_words, one_line
+from mechint.config.jobs import USER_ERRORS, error_line, fail, in_user_words
 from mechint.config.schema import register
 from mechint.config.sweeps import Sweep, succeeded, table
 from mechint.config.tracking import current_sweep, forget_sweep
@@ -86,7 +86,7 @@ def _report(sweep: Sweep, problem: BaseException | None) -> int:
     if isinstance(problem, Exception) and _origin(problem) not in ("submitit", "joblib"):
         traceback.print_exception(problem)
     if problem is not None:
-        stopped = f"{type(problem).__name__}: {one_line(problem)}".rstrip(": ")
+        stopped = f"{type(problem).__name__}: {error_line(problem)}".rstrip(": ")
         print(f"error: the sweep stopped early: {stopped}", file=sys.stderr)
     remedy = f"the same command with output_dir={sweep.directory} repeats only what is not done"
     print(remedy, file=sys.stderr)

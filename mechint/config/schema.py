@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from mechint.config import naming
 from mechint.config.building import run_digest
 from mechint.results.directories import job_name
-from mechint.results.identity import RESULT
+from mechint.results.result import RESULT
 
 # Hydra 1.5 drops the keyword; it is named in this one place.
 VERSION_BASE = "1.3"

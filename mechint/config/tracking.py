@@ -28,17 +28,16 @@ from mechint.config.jobs import (
     SIDE_BY_SIDE,
     USER_ERRORS,
     choice,
+    error_line,
     fail,
     in_user_words,
     is_sweep,
-    one_line,
     output_directory,
 )
 from mechint.config.sweeps import Sweep, slurm_threads, threads_per_job
 from mechint.errors import UserError
-from mechint.results.directories import Occupant, refuse_other_run
-from mechint.results.identity import RESULT
-from mechint.results.lock import refuse_occupied
+from mechint.results.directories import Occupant, refuse_occupied, refuse_other_run
+from mechint.results.result import RESULT
 from mechint.runtime.signals import EXIT_CODE, Interrupted
 
 log = logging.getLogger(__name__)
@@ -195,13 +194,13 @@ def _run_job(
         value = task(config)
     except BaseException as error:
         if isinstance(error, Interrupted) or isinstance(error.__context__, Interrupted):
-            sweep.note(number, "interrupted", directory, one_line(error.__context__ or error))
+            sweep.note(number, "interrupted", directory, error_line(error.__context__ or error))
             # The whole process is this job's. Where submitit had Slurm requeue the job, the command that asked for it
             # belongs to the job and may have been ended with it: an error returned would pass for the job's result.
             if launcher in OWN_PROCESS and isinstance(error, (Interrupted, CalledProcessError)):
                 raise SystemExit(EXIT_CODE) from None
             raise
-        reason = f"{type(error).__name__}: {one_line(error)}".rstrip(": ")
+        reason = f"{type(error).__name__}: {error_line(error)}".rstrip(": ")
         if isinstance(error, Exception):
             log.error("the job failed, the sweep goes on: %s", reason)
             _log_traceback(error)
@@ -243,7 +242,7 @@ def _log_traceback(error: Exception) -> None:
 
 def _record_failure(directory: Path, config: DictConfig, error: Exception) -> None:
     """Leave the error of a job that failed before its own record began, unless another run's result is there."""
-    from mechint.analysis.single import (
+    from mechint.analysis.attempt import (
         record_failure,  # here, so that showing a configuration does not import torch
     )
 

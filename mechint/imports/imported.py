@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 from mechint.masking.masks import LayerMask, MaskSet
 from mechint.results import RunFiles
 from mechint.results.find import natural
-from mechint.results.identity import SCHEMA_VERSION
+from mechint.results.result import (
+    SCHEMA_VERSION,
+    Channels,
+    CheckpointInfo,
+    Count,
+    DatasetInfo,
+    LayerInfo,
+    MaskInfo,
+    Metrics,
+    Result,
+    Sparsity,
+)
 
 NOT_RECORDED = "not recorded"
 
@@ -25,75 +35,53 @@ def run_of_masks(path: Path, masks: MaskSet, method: str, tie_kv: bool, notes: l
     return RunFiles(directory, _result(path, masks, method, tie_kv, notes), masks, history=[])
 
 
-def _result(path: Path, masks: MaskSet, method: str, tie_kv: bool, notes: list[str]) -> dict[str, Any]:
+def _result(path: Path, masks: MaskSet, method: str, tie_kv: bool, notes: list[str]) -> Result:
     layers = [
-        _layer_entry(name, index, mask, tie_kv)
+        _layer_info(name, index, mask, tie_kv)
         for (name, mask), index in zip(masks.items(), _indices(list(masks)), strict=True)
     ]
-    k = {"total": sum(e["k_total"] for e in layers), "kept": sum(e["k_kept"] for e in layers)}
-    v = {"total": sum(e["v_total"] for e in layers), "kept": sum(e["v_kept"] for e in layers)}
-    channels = {name: k[name] + v[name] for name in ("total", "kept")}
-    units = k if tie_kv else channels
+    k = Count(total=sum(layer.k_total for layer in layers), kept=sum(layer.k_kept for layer in layers))
+    v = Count(total=sum(layer.v_total for layer in layers), kept=sum(layer.v_kept for layer in layers))
+    channels = Channels(total=k.total + v.total, kept=k.kept + v.kept, k=k, v=v)
+    units: Count = k if tie_kv else channels
     shape = next(iter(masks.values())).k_mask.shape
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "done",
-        "error": None,
-        "started": None,
-        "finished": None,
-        "config": {},
-        "config_digest": None,
-        "checkpoint": {
-            "source": str(path),
-            "name": path.name if path.is_dir() else path.stem,
-            "sha256": None,
-            "format": NOT_RECORDED,
-            "architecture": NOT_RECORDED,
-            "num_layers": len(masks),
-            "num_kv_heads": shape[0],
-            "head_dim": shape[1],
-            "num_parameters": None,
-        },
-        "dataset": {
-            "name": NOT_RECORDED,
-            "tokenizer": NOT_RECORDED,
-            "calibration_tokens": None,
-            "evaluation_tokens": None,
-            "evaluation_digest": None,
-        },
-        "mask": {
-            "method": method,
-            "unit": "channel",
-            "scope": NOT_RECORDED,
-            "ablation": "zero",
-            "tie_kv": tie_kv,
-            "objective": None,
-            "schedule": None,
-        },
-        "sparsity": {"target": None, "achieved": 1 - units["kept"] / units["total"], **units, "k": k, "v": v},
-        "channels": {**channels, "k": k, "v": v},
-        "metrics": {model: {} for model in ("dense", "empty", "masked", "complement")},
-        "loss_degradation_percent": None,
-        "faithfulness": None,
-        "layers": layers,
-        "cost": {},
-        "notes": notes,
-    }
+    return Result(
+        schema_version=SCHEMA_VERSION,
+        status="done",
+        checkpoint=CheckpointInfo(
+            source=str(path),
+            name=path.name if path.is_dir() else path.stem,
+            format=NOT_RECORDED,
+            architecture=NOT_RECORDED,
+            num_layers=len(masks),
+            num_kv_heads=shape[0],
+            head_dim=shape[1],
+        ),
+        dataset=DatasetInfo(name=NOT_RECORDED, tokenizer=NOT_RECORDED),
+        notes=notes,
+        mask=MaskInfo(method=method, unit="channel", scope=NOT_RECORDED, ablation="zero", tie_kv=tie_kv),
+        sparsity=Sparsity(
+            achieved=1 - units.kept / units.total, total=units.total, kept=units.kept, k=k, v=v
+        ),
+        channels=channels,
+        layers=layers,
+        metrics=Metrics(),
+    )
 
 
-def _layer_entry(name: str, index: int, mask: LayerMask, tie_kv: bool) -> dict[str, Any]:
+def _layer_info(name: str, index: int, mask: LayerMask, tie_kv: bool) -> LayerInfo:
     importance = [mask.k_importance] if tie_kv else [mask.k_importance, mask.v_importance]
-    return {
-        "name": name,
-        "index": index,
-        "k_kept": int(mask.k_mask.sum()),
-        "k_total": mask.k_mask.numel(),
-        "v_kept": int(mask.v_mask.sum()),
-        "v_total": mask.v_mask.numel(),
-        "sparsity": mask.sparsity,
-        "mean_importance": sum(float(part.sum()) for part in importance)
+    return LayerInfo(
+        name=name,
+        index=index,
+        k_kept=int(mask.k_mask.sum()),
+        k_total=mask.k_mask.numel(),
+        v_kept=int(mask.v_mask.sum()),
+        v_total=mask.v_mask.numel(),
+        sparsity=mask.sparsity,
+        mean_importance=sum(float(part.sum()) for part in importance)
         / sum(part.numel() for part in importance),
-    }
+    )
 
 
 def _indices(names: list[str]) -> list[int]:

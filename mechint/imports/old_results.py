@@ -8,10 +8,7 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +16,7 @@ from mechint.errors import UserError
 from mechint.imports.imported import run_of_masks
 from mechint.masking.masks import LayerMask, MaskSet
 from mechint.results import RunFiles
-from mechint.results.identity import RESULT
+from mechint.results.result import RESULT, OldToolLosses, Result
 from mechint.runtime.pickles import PickleRefusedError, load_plain
 
 MASKS, REPORT = "final_masks.pt", "circuit_analysis_report.md"
@@ -44,23 +41,23 @@ def is_old_run(directory: Path) -> bool:
 def read_old_run(directory: str | Path) -> RunFiles:
     """A run of the replaced tool: its masks, for K and for V, and no metrics.
 
-    result["old_tool"] quotes the losses of its report where they are found there: {initial_loss, final_loss},
-    in nats per token of unrecorded data. Raises UserError where the masks are missing, damaged or of another
+    `result.old_tool` quotes the losses of its report where they are found there, in nats per token of unrecorded
+    data. Raises UserError where the masks are missing, damaged or of another
     kind.
     """
     directory = Path(directory)
     run = run_of_masks(directory, _read_masks(directory / MASKS), "replaced tool", tie_kv=True, notes=NOTES)
-    losses = _reported_losses(directory / REPORT)
-    result = {**run.result, "old_tool": losses}
-    return replace(run, result={**result, "notes": NOTES + quotations(result)})
+    run.result.old_tool = OldToolLosses(**_reported_losses(directory / REPORT))
+    run.result.add_notes(*quotations(run.result))
+    return run
 
 
-def quotations(result: Mapping[str, Any]) -> list[str]:
+def quotations(result: Result) -> list[str]:
     """What the replaced tool reported about a run, with its warning; nothing for runs of mechint."""
-    losses = result.get("old_tool") or {}
-    initial, final = losses.get("initial_loss"), losses.get("final_loss")
-    if not initial or final is None:
+    losses = result.old_tool
+    if losses is None or not losses.initial_loss or losses.final_loss is None:
         return []
+    initial, final = losses.initial_loss, losses.final_loss
     change = 100 * (final - initial) / initial
     return [
         f'As the old tool reported: loss from {initial:.4f} ("initial") to {final:.4f} ("final"), '

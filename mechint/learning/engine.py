@@ -11,8 +11,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.distributed.fsdp import FSDPModule
 
-from mechint.checkpoints.quiet import one_line
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 from mechint.masking.masked_model import MaskedModel
 
 log = logging.getLogger(__name__)

@@ -74,9 +74,10 @@ class MaskTrainer:
     dense_cache_gib: up to this size the dense model's outputs are kept and not computed again. selection_fraction:
     share of the calibration sequences that a finishing pass selects on and the steps do not see. passes: at most so
     many batches go through the model in all, which shows scorers fewer rows and ends a finishing pass early; None: no
-    limit. activation_checkpointing: layers keep only their input for the backward pass and are computed again there.
-    compile: steps go through torch.compile, which takes a minute at first. deterministic: only algorithms whose result
-    is the same bits every time, which on CUDA costs some speed.
+    limit. finishing_share: of these passes, kept for a finishing pass where a method has one. activation_checkpointing:
+    layers keep only their input for the backward pass and are computed again there. compile: steps go through
+    torch.compile, which takes a minute at first. deterministic: only algorithms whose result is the same bits every
+    time, which on CUDA costs some speed.
     """
 
     batch_size: int | str = 8
@@ -86,6 +87,7 @@ class MaskTrainer:
     dense_cache_gib: float = 1.0
     selection_fraction: float = 1 / 32
     passes: int | None = None
+    finishing_share: float = 0.25
     activation_checkpointing: bool = False
     compile: bool = False
     deterministic: bool = False
@@ -112,6 +114,8 @@ class MaskTrainer:
             )
         if not 0 < self.selection_fraction < 1:
             raise UserError(f"trainer.selection_fraction={self.selection_fraction} must lie between 0 and 1")
+        if not 0 <= self.finishing_share < 1:
+            raise UserError(f"trainer.finishing_share={self.finishing_share} must lie in [0, 1)")
         if self.passes is not None and self.passes < 1:
             raise UserError(f"trainer.passes={self.passes} must be at least 1; null sets no limit")
         self._fit = Fit(self.batch_size if isinstance(self.batch_size, int) else FIRST_GUESS)
@@ -157,9 +161,10 @@ class MaskTrainer:
                 run = self._score(masked, batch, recipe, batch_size)
             else:
                 assert isinstance(method, LearnedMethod)
-                if self.passes is not None and recipe.steps > self.passes:
+                if self.passes is not None and recipe.steps + recipe.basis.passes > self.passes:
                     raise UserError(
-                        f"steps={recipe.steps} is more than trainer.passes={self.passes}; lower steps"
+                        f"steps={recipe.steps} and the {recipe.basis.passes} passes of the basis are more than "
+                        f"trainer.passes={self.passes}; lower steps"
                     )
                 learner = Learner(
                     masked,
@@ -173,6 +178,7 @@ class MaskTrainer:
                 )
                 run = self._learn(learner, recipe.steps, on_step, saver)
         run.scores = method.scores()
+        run.tokens += recipe.basis.passes * run.batch_size * calibration.length
         if len(selection):
             self.fit(
                 lambda size: self._finish(
@@ -194,7 +200,7 @@ class MaskTrainer:
             raise UserError(
                 "scores are computed from whole weights; use a learned mask with model.shard=true"
             )
-        shown = self._affordable(method, batch, batch_size)
+        shown = self._affordable(recipe, batch, batch_size)
         tokens = self.fit(lambda size: method.score(Evaluator(masked, shown, recipe.ablation, size)))
         require_finite_scores(method.scores(), type(method).__name__)
         return Training(tokens=tokens, batch_size=batch_size)
@@ -226,11 +232,14 @@ class MaskTrainer:
     def _dense_bytes(self) -> int:
         return int(self.dense_cache_gib * 2**30)
 
-    def _affordable(self, method: ScoringMethod, batch: Batch, batch_size: int) -> Batch:
-        """As many of the sequences as a scorer may see."""
+    def _affordable(self, recipe: Recipe, batch: Batch, batch_size: int) -> Batch:
+        """As many of the sequences as a scorer may see, so that the passes reach for its finishing pass as well."""
+        method = recipe.method
+        assert isinstance(method, ScoringMethod)
         if self.passes is None or not method.passes_per_row:
             return batch
-        return batch[: max(1, self.passes * batch_size // method.passes_per_row)]
+        passes = passes_before_finishing(self.passes, self.finishing_share, recipe)
+        return batch[: max(1, passes * batch_size // method.passes_per_row)]
 
     def _split(self, batch: Batch, trials: int) -> tuple[Batch, Batch]:
         """Sequences to learn on, and those the finishing pass selects on; they share none."""
@@ -265,6 +274,12 @@ class MaskTrainer:
     def _rate(self, method: LearnedMethod, progress: float) -> float:
         own = method.rate(progress)
         return own if own is not None else 1 + (self.learning_rate_decay - 1) * progress
+
+
+def passes_before_finishing(passes: int, finishing_share: float, recipe: Recipe) -> int:
+    """How many of all passes the steps or scores of a recipe may take: what its basis and finishing pass leave."""
+    finishing = round(passes * finishing_share) if recipe.method.finishing_trials else 0
+    return max(1, passes - recipe.basis.passes - finishing)
 
 
 @torch.no_grad()

@@ -2,61 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 from mechint.reporting.wording import enumeration, number, percent, plural
+from mechint.results.result import InertnessInfo, NecessityInfo, NullControl, Result, StabilityInfo
 
-Stability = dict[str, Any]
 
-
-def headline_of_seeds(stability: Stability) -> list[str]:
+def headline_of_seeds(stability: StabilityInfo) -> list[str]:
     """Two short lines for the head of a figure."""
-    iou, single, consensus = stability["iou"], stability["single"], stability["consensus"]
+    iou, single, consensus = stability.iou, stability.single, stability.consensus
     return [
-        f"{plural(len(stability['seeds']), 'seed')}: two masks share {number(iou['mean'], 2)} of what either keeps "
-        f"(mean IoU; lowest {number(iou['min'], 2)}; chance {number(iou['chance'], 2)})",
-        f"KL {number(consensus['kl'], 3)} consensus, {number(single['kl_mean'], 3)} on average for a seed's own mask "
-        f"({number(min(single['kl']), 3)} to {number(max(single['kl']), 3)})  ·  "
-        f"{consensus['unanimous_units']:,} of {plural(consensus['units'], 'unit')} kept by every seed",
+        f"{plural(len(stability.seeds), 'seed')}: two masks share {number(iou.mean, 2)} of what either keeps "
+        f"(mean IoU; lowest {number(iou.min, 2)}; chance {number(iou.chance, 2)})",
+        f"KL {number(consensus.kl, 3)} consensus, {number(single.kl_mean, 3)} on average for a seed's own mask "
+        f"({number(min(single.kl), 3)} to {number(max(single.kl), 3)})  ·  "
+        f"{consensus.unanimous_units:,} of {plural(consensus.units, 'unit')} kept by every seed",
     ]
 
 
-def agreement_lines(result: dict[str, Any]) -> list[str]:
+def agreement_lines(result: Result) -> list[str]:
     """What a run of several seeds says of them, for the end of its terminal output; nothing for one seed."""
-    return headline_of_seeds(result["stability"]) if result.get("stability") else []
+    return headline_of_seeds(result.stability) if result.stability else []
 
 
-def certainty(stability: Stability) -> list[str]:
+def certainty(stability: StabilityInfo) -> list[str]:
     """What follows from the tests, a sentence or two for each."""
     sentences = [agreement(stability), consensus_sentence(stability)]
-    for key, words in (("necessity", necessity), ("inertness", inertness), ("null", null_control)):
-        if stability[key]:
-            sentences.append(words(stability))
+    if stability.necessity:
+        sentences.append(necessity(stability.necessity))
+    if stability.inertness:
+        sentences.append(inertness(stability.inertness))
+    if stability.null:
+        sentences.append(null_control(stability.null, stability.single.kl_recovered))
     return sentences
 
 
-def agreement(stability: Stability) -> str:
+def agreement(stability: StabilityInfo) -> str:
     """How alike the masks are."""
-    iou, histogram = stability["iou"], stability["frequency_histogram"]
-    seeds = len(stability["seeds"])
-    if iou["mean"] is None:
+    iou, histogram = stability.iou, stability.frequency_histogram
+    seeds = len(stability.seeds)
+    if iou.mean is None:
         return "No seed keeps any channel, so there is nothing to agree on."
     return (
-        f"Two seeds' masks share {percent(iou['mean'], 0)} of the channels that either keeps (mean IoU "
-        f"{number(iou['mean'], 3)}, lowest {number(iou['min'], 3)}). Two random masks of this size would share "
-        f"{percent(iou['chance'], 0)}, two that also keep as many K and V channels of every layer "
-        f"{percent(iou['chance_layers'], 0)}. {histogram[-1]:,} channels are kept by all {seeds} seeds, "
+        f"Two seeds' masks share {percent(iou.mean, 0)} of the channels that either keeps (mean IoU "
+        f"{number(iou.mean, 3)}, lowest {number(iou.min, 3)}). Two random masks of this size would share "
+        f"{percent(iou.chance, 0)}, two that also keep as many K and V channels of every layer "
+        f"{percent(iou.chance_layers, 0)}. {histogram[-1]:,} channels are kept by all {seeds} seeds, "
         f"{sum(histogram[1:-1]):,} by some, {histogram[0]:,} by none; chance alone would make that "
-        f"{number(stability['frequency_histogram_chance'][-1], 1)}, "
-        f"{number(sum(stability['frequency_histogram_chance'][1:-1]), 1)} and "
-        f"{number(stability['frequency_histogram_chance'][0], 1)}."
+        f"{number(stability.frequency_histogram_chance[-1], 1)}, "
+        f"{number(sum(stability.frequency_histogram_chance[1:-1]), 1)} and "
+        f"{number(stability.frequency_histogram_chance[0], 1)}."
     )
 
 
-def consensus_sentence(stability: Stability) -> str:
+def consensus_sentence(stability: StabilityInfo) -> str:
     """Whether the consensus does better than what it is made of."""
-    consensus, single = stability["consensus"], stability["single"]
-    best, worst, here = min(single["kl"]), max(single["kl"]), consensus["kl"]
+    consensus, single = stability.consensus, stability.single
+    best, worst, here = min(single.kl), max(single.kl), consensus.kl
     if here < best:
         verdict = "better than every one of them"
     elif here > worst:
@@ -68,60 +70,57 @@ def consensus_sentence(stability: Stability) -> str:
         verdict = "within their range"
     return (
         f"The consensus mask, the units most often selected, has KL {number(here, 4)}; the seeds' own masks have "
-        f"{number(single['kl_mean'], 4)} on average ({number(best, 4)} to {number(worst, 4)}), so it is {verdict}."
+        f"{number(single.kl_mean, 4)} on average ({number(best, 4)} to {number(worst, 4)}), so it is {verdict}."
     )
 
 
-def necessity(stability: Stability) -> str:
+def necessity(found: NecessityInfo) -> str:
     """How many kept units are needed."""
-    found = stability["necessity"]
     tested = (
-        f"Of {found['tested']:,} kept units"
-        if found["tested"] == found["kept"]
-        else f"Of {found['tested']:,} kept units, a random sample of all {found['kept']:,},"
+        f"Of {found.tested:,} kept units"
+        if found.tested == found.kept
+        else f"Of {found.tested:,} kept units, a random sample of all {found.kept:,},"
     )
-    idle = found["unclear"] + found["harmful"]
+    idle = found.unclear + found.harmful
     return (
-        f"{tested} removed one at a time from the consensus mask, the KL rises for {found['needed']:,}, changes by "
-        f"less than twice its standard error for {found['unclear']:,}, and falls for {found['harmful']:,}"
+        f"{tested} removed one at a time from the consensus mask, the KL rises for {found.needed:,}, changes by "
+        f"less than twice its standard error for {found.unclear:,}, and falls for {found.harmful:,}"
         + (f": {plural(idle, 'unit')} may not be needed where the others are kept" if idle else "")
-        + f". The median rise is {number(found['rise']['median'], 4)} nats per token, the largest "
-        f"{number(found['rise']['max'], 4)} (over {found['tokens']:,} evaluation tokens). Two units that do the same "
+        + f". The median rise is {number(found.rise.median, 4)} nats per token, the largest "
+        f"{number(found.rise.max, 4)} (over {found.tokens:,} evaluation tokens). Two units that do the same "
         "work look unneeded one by one."
     )
 
 
-def inertness(stability: Stability) -> str:
+def inertness(found: InertnessInfo) -> str:
     """Whether the removed units do nothing."""
-    found = stability["inertness"]
-    largest = found["sizes"][-1]
-    added, removed = largest["added"], largest["removed"]
+    largest = found.sizes[-1]
+    added, removed = largest.added, largest.removed
     verdict = {
         "none": "Random subsets of the removed units change nothing: every mean is within noise, or below 1 % of what "
         "as many kept units are worth",
         "lowers": "The removed units are NOT inert: adding them back lowers the KL",
         "raises": "The removed units are NOT inert: adding them back raises the KL, they disturb what is kept",
         "mixed": "The removed units are NOT inert: adding them back raises or lowers the KL, depending on how many",
-    }[found["verdict"]]
+    }[found.verdict]
     return (
-        f"{verdict}. Random {largest['units']:,} of the {found['dropped']:,} change it by {signed(added['mean'])} on "
-        f"average ({signed(added['min'])} to {signed(added['max'])} over {found['draws']} draws; the mask's own KL on "
-        f"these {found['tokens']:,} tokens is {number(found['masked_kl'], 4)}); removing as many of the "
-        f"{found['kept']:,} kept ones changes it by {signed(removed['mean'])}. All removed units together are worth "
+        f"{verdict}. Random {largest.units:,} of the {found.dropped:,} change it by {signed(added.mean)} on "
+        f"average ({signed(added.min)} to {signed(added.max)} over {found.draws} draws; the mask's own KL on "
+        f"these {found.tokens:,} tokens is {number(found.masked_kl, 4)}); removing as many of the "
+        f"{found.kept:,} kept ones changes it by {signed(removed.mean)}. All removed units together are worth "
         "the mask's whole KL, since with them the model is the dense one."
     )
 
 
-def null_control(stability: Stability) -> str:
-    """What the method finds where there is nothing to find."""
-    null, recovered = stability["null"], stability["single"]["kl_recovered"]
+def null_control(null: NullControl, recovered: Sequence[float | None]) -> str:
+    """What the method finds where there is nothing to find, beside what each seed recovers of the real model's KL."""
     own = [value for value in recovered if value is not None]
     mean = sum(own) / len(own) if own else None
-    here = null["kl_recovered"]
+    here = null.kl_recovered
     text = (
         "Null control: with the entries of every attention and MLP matrix permuted, the same method (seed "
-        f"{null['seed']}) removes {percent(here)} of the empty model's KL (from {number(null['kl_empty'], 4)} to "
-        f"{number(null['kl'], 4)}); on the real model a seed removes {percent(mean)}."
+        f"{null.seed}) removes {percent(here)} of the empty model's KL (from {number(null.kl_empty, 4)} to "
+        f"{number(null.kl, 4)}); on the real model a seed removes {percent(mean)}."
     )
     if here is None or mean is None:
         return text
@@ -139,6 +138,6 @@ def signed(value: float | None) -> str:
     return f"+{words}" if value is not None and value > 0 else words
 
 
-def seeds_in_words(stability: Stability) -> str:
+def seeds_in_words(stability: StabilityInfo) -> str:
     """'0–4'."""
-    return enumeration(stability["seeds"])
+    return enumeration(stability.seeds)

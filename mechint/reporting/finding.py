@@ -19,35 +19,35 @@ def finding(run: RunFiles) -> str:
 
 def headline_lines(run: RunFiles) -> list[str]:
     """Two short lines for the head of a figure: sparsity, and loss."""
-    sparsity, channels = run.result["sparsity"], run.result["channels"]
-    target = sparsity["target"]
+    sparsity, channels = run.result.sparsity, run.result.channels
+    target = sparsity.target
     first = (
-        f"{channels['kept']:,} of {channels['total']:,} channels kept  ·  sparsity {percent(sparsity['achieved'], 2)} "
+        f"{channels.kept:,} of {channels.total:,} channels kept  ·  sparsity {percent(sparsity.achieved, 2)} "
         + ("(target not recorded)" if target is None else f"(target {percent(target, 2)})")
     )
     if not run.measured:
         return [first, "nothing was measured with these masks"]
-    dense, masked, empty = (number(run.loss(name), 3) for name in ("dense", "masked", "empty"))
+    dense, masked, empty = (number(run.result.metrics[name].loss, 3) for name in ("dense", "masked", "empty"))
     return [
         first,
         f"loss {dense} dense  →  {masked} masked ({empty} with no channels) nats per token  ·  "
-        f"faithfulness {number(run.result.get('faithfulness'), 3)}",
+        f"faithfulness {number(run.result.faithfulness, 3)}",
     ]
 
 
 def kept_sentence(run: RunFiles) -> str:
     """How much is kept and what that does to the loss."""
-    channels, sparsity = run.result["channels"], run.result["sparsity"]
-    units = "" if channels["total"] == sparsity["total"] else f" (as {plural(sparsity['kept'], 'unit')})"
+    channels, sparsity = run.result.channels, run.result.sparsity
+    units = "" if channels.total == sparsity.total else f" (as {plural(sparsity.kept, 'unit')})"
     if not run.measured:
         return (
-            f"The masks keep {channels['kept']:,} of {channels['total']:,} attention K/V channels{units}, "
-            f"{percent(channels['kept'] / channels['total'])}; what the model does with them was not measured."
+            f"The masks keep {channels.kept:,} of {channels.total:,} attention K/V channels{units}, "
+            f"{percent(channels.kept / channels.total)}; what the model does with them was not measured."
         )
     dense, empty, masked = (number(run.loss(name), 3) for name in ("dense", "empty", "masked"))
     return (
-        f"Keeping {channels['kept']:,} of {channels['total']:,} attention K/V channels{units}, "
-        f"{percent(channels['kept'] / channels['total'])}, leaves the model at {masked} nats per token, "
+        f"Keeping {channels.kept:,} of {channels.total:,} attention K/V channels{units}, "
+        f"{percent(channels.kept / channels.total)}, leaves the model at {masked} nats per token, "
         f"against {dense} dense and {empty} with no channels: {verdict(run)}."
     )
 
@@ -55,7 +55,7 @@ def kept_sentence(run: RunFiles) -> str:
 def verdict(run: RunFiles) -> str:
     """One clause that says whether the mask is any good."""
     dense, empty, masked = (run.loss(name) for name in ("dense", "empty", "masked"))
-    faithfulness = run.result.get("faithfulness")
+    faithfulness = run.result.faithfulness
     if dense is None or masked is None or not math.isfinite(masked):
         return "the loss is not a finite number, so nothing can be concluded"
     if masked < dense:
@@ -78,14 +78,14 @@ def verdict(run: RunFiles) -> str:
 
 def place_sentence(run: RunFiles) -> str:
     """How K and V share the kept channels, and in which layers they are."""
-    k, v = run.result["channels"]["k"], run.result["channels"]["v"]
-    kinds = f"K keeps {counted(k['kept'], k['total'])} and V {counted(v['kept'], v['total'])}"
+    k, v = run.result.channels.k, run.result.channels.v
+    kinds = f"K keeps {counted(k.kept, k.total)} and V {counted(v.kept, v.total)}"
     return f"{kinds}; {concentration(run)}."
 
 
 def concentration(run: RunFiles) -> str:
     """Whether at most a third of the layers hold at least half of the kept channels."""
-    kept = {layer["index"]: run.kept(layer["name"]) for layer in run.layers}
+    kept = {layer.index: run.kept(layer.name) for layer in run.layers}
     total = sum(kept.values())
     if total == 0:
         return "no channel is kept"
@@ -114,13 +114,13 @@ def cautions(run: RunFiles) -> list[str]:
 
 def exactness(run: RunFiles) -> str | None:
     """Whether the target is missed by a unit or more."""
-    sparsity = run.result["sparsity"]
-    if sparsity["target"] is None:
+    sparsity = run.result.sparsity
+    if sparsity.target is None:
         return None
-    asked = (1 - sparsity["target"]) * sparsity["total"]
-    if abs(sparsity["kept"] - asked) < 1:
+    asked = (1 - sparsity.target) * sparsity.total
+    if abs(sparsity.kept - asked) < 1:
         return None
-    return f"The target asks for {asked:,.0f} kept units; this mask keeps {sparsity['kept']:,}."
+    return f"The target asks for {asked:,.0f} kept units; this mask keeps {sparsity.kept:,}."
 
 
 def complement(run: RunFiles) -> str | None:
@@ -136,7 +136,7 @@ def complement(run: RunFiles) -> str | None:
 
 def silent_layers(run: RunFiles) -> str | None:
     """Layers that keep no V channel."""
-    silent = [layer["index"] for layer in run.layers if not run.masks[layer["name"]].v_mask.any()]
+    silent = [layer.index for layer in run.layers if not run.masks[layer.name].v_mask.any()]
     if not silent or blind_to_fill(run):
         return None
     where = "all layers" if len(silent) == len(run.layers) else layers_named(silent)
@@ -158,7 +158,7 @@ def idle_keys(run: RunFiles) -> str | None:
 
 def blind_to_fill(run: RunFiles) -> bool:
     """Whether removed values still carry the input: a counterfactual value does, zero and mean do not."""
-    return run.result["mask"].get("ablation", "zero") not in ("zero", "mean")
+    return run.result.mask.ablation not in ("zero", "mean")
 
 
 def thirds(run: RunFiles) -> list[dict[str, Any]]:
@@ -169,10 +169,11 @@ def thirds(run: RunFiles) -> list[dict[str, Any]]:
         part = [layer for place, layer in enumerate(layers) if place * 3 // len(layers) == number_]
         if len(layers) >= 3:
             sums = {
-                key: sum(layer[key] for layer in part) for key in ("k_kept", "k_total", "v_kept", "v_total")
+                key: sum(getattr(layer, key) for layer in part)
+                for key in ("k_kept", "k_total", "v_kept", "v_total")
             }
             sparsity = 1 - (sums["k_kept"] + sums["v_kept"]) / (sums["k_total"] + sums["v_total"])
             rows.append(
-                {"name": name, "indices": [layer["index"] for layer in part], "sparsity": sparsity, **sums}
+                {"name": name, "indices": [layer.index for layer in part], "sparsity": sparsity, **sums}
             )
     return rows

@@ -157,7 +157,7 @@ def draw_channels(axes: Axes, run: RunFiles, kind: Kind, blocks: Blocks, labelle
 def label_rows(axes: Axes, run: RunFiles, blocks: Blocks) -> None:
     """Name the layers by index at the middle of their blocks and, where there is room, every head."""
     chosen = range(0, len(blocks.spans), blocks.label_every)
-    axes.set_yticks([sum(blocks.spans[i]) / 2 for i in chosen], [str(run.layers[i]["index"]) for i in chosen])
+    axes.set_yticks([sum(blocks.spans[i]) / 2 for i in chosen], [str(run.layers[i].index) for i in chosen])
     room = blocks.row_height * POINTS >= 7.5 and blocks.bottom > len(blocks.spans)
     if room:
         rows = [

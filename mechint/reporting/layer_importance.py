@@ -28,6 +28,7 @@ from mechint.reporting.style import (
     write,
 )
 from mechint.reporting.wording import percent
+from mechint.results.result import LayerInfo
 from mechint.results.run_files import RunFiles
 
 POINTS = 72  # per inch
@@ -46,7 +47,7 @@ class LayerImportance:
         """Draw one figure per layer into the run's directory and return their paths, in layer order."""
         files = layer_files(run.masks)
         with figure_style():
-            return [draw_layer(run, layer, run.directory / files[layer["name"]], dpi) for layer in run.layers]
+            return [draw_layer(run, layer, run.directory / files[layer.name], dpi) for layer in run.layers]
 
 
 def layer_files(names: Iterable[str]) -> dict[str, str]:
@@ -66,9 +67,9 @@ def layer_files(names: Iterable[str]) -> dict[str, str]:
     return files
 
 
-def draw_layer(run: RunFiles, layer: dict[str, Any], path: Path, dpi: int) -> Path:
+def draw_layer(run: RunFiles, layer: LayerInfo, path: Path, dpi: int) -> Path:
     """Draw one layer; `layer` is its entry in result.json."""
-    mask = run.masks[layer["name"]]
+    mask = run.masks[layer.name]
     heads, width = (max(channels(mask, kind)[0].shape[axis] for kind in KINDS) for axis in (0, 1))
     row = min(0.3, max(0.06, 3.6 / heads))  # inches
     column = min(0.26, max(0.045, 8.0 / width))
@@ -77,7 +78,7 @@ def draw_layer(run: RunFiles, layer: dict[str, Any], path: Path, dpi: int) -> Pa
     figure = new_figure(wide + BARS + 0.8, HEADER + 2 * (panel + 0.3) + FOOTER + 0.55)
     widths, heights = [wide / 2, wide / 2, BARS], [HEADER, panel, panel, FOOTER]
     grid = figure.add_gridspec(4, 3, width_ratios=widths, height_ratios=heights)
-    headline(figure, grid[0, :], f"{run.model_name}: layer {layer['index']}", [layer_line(layer, mask)])
+    headline(figure, grid[0, :], f"{run.model_name}: layer {layer.index}", [layer_line(layer, mask)])
     for place, kind in enumerate(KINDS, start=1):
         axes = figure.add_subplot(grid[place, :2])
         draw_heads(axes, mask, kind, width, cell)
@@ -92,11 +93,11 @@ def draw_layer(run: RunFiles, layer: dict[str, Any], path: Path, dpi: int) -> Pa
     return save(figure, path, dpi)
 
 
-def layer_line(layer: dict[str, Any], mask: LayerMask) -> str:
+def layer_line(layer: LayerInfo, mask: LayerMask) -> str:
     """The layer's module path and how much of it is kept."""
     kept = sum(int(channels(mask, kind)[0].sum()) for kind in KINDS)
     total = sum(channels(mask, kind)[0].size for kind in KINDS)
-    return f"{layer['name']}  ·  {kept:,} of {total:,} channels kept ({percent(kept / total)})"
+    return f"{layer.name}  ·  {kept:,} of {total:,} channels kept ({percent(kept / total)})"
 
 
 def draw_heads(axes: Axes, mask: LayerMask, kind: Kind, width: int, cell: float) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from mechint.reporting.style import ACCENT, INK, LINE, QUIET, figure_style, headline, new_figure, save
 from mechint.reporting.wording import number
+from mechint.results.result import ModelName, NestedPoint
 from mechint.results.run_files import RunFiles
 
 MASKED, COMPLEMENT = ACCENT["K"], QUIET
@@ -24,7 +25,7 @@ class NestedFigure:
 
     def draw(self, run: RunFiles, dpi: int) -> list[Path]:
         """Draw the figure into the run's directory and return its path."""
-        points = run.result.get("nested")
+        points = run.result.nested
         if not points:
             return []
         with figure_style():
@@ -33,33 +34,43 @@ class NestedFigure:
             title = f"{run.model_name}: nested masks of {len(points)} sparsities from one run"
             lines = ["Every mask keeps a part of the one before; each is measured on evaluation data."]
             headline(figure, grid[0, :], title, lines)
-            draw_kl(figure.add_subplot(grid[1, 0]), points, run.result["metrics"]["empty"]["kl"])
+            draw_kl(figure.add_subplot(grid[1, 0]), points, run.result.metrics.empty.kl)
             draw_faithfulness(figure.add_subplot(grid[1, 1]), points)
             return [save(figure, run.directory / self.filename, dpi)]
 
 
-def draw_kl(axes: Axes, points: list[dict[str, Any]], empty: float) -> None:
+def draw_kl(axes: Axes, points: list[NestedPoint], empty: float | None) -> None:
     """KL of the kept and of the removed units alone, and the empty model's as a line, in nats on a log scale."""
-    for name, label, colour in (("complement", "removed", COMPLEMENT), ("masked", "kept", MASKED)):
-        shown = [point for point in points if point["metrics"][name]["kl"] > 0]
+    models: list[tuple[ModelName, str, str]] = [
+        ("complement", "removed", COMPLEMENT),
+        ("masked", "kept", MASKED),
+    ]
+    for name, label, colour in models:
+        shown = [(point.achieved, kl) for point in points if (kl := point.metrics[name].kl)]
         if not shown:
             continue
-        x = [point["achieved"] for point in shown]
-        y = [point["metrics"][name]["kl"] for point in shown]
-        axes.plot(x, y, marker="o", markersize=3.5, linewidth=1.2, color=colour, label=f"{label} units alone")
+        axes.plot(
+            *zip(*shown, strict=True),
+            marker="o",
+            markersize=3.5,
+            linewidth=1.2,
+            color=colour,
+            label=f"{label} units alone",
+        )
     for point in points:
-        kl = point["metrics"]["masked"]["kl"]
-        if kl > 0:
+        kl = point.metrics.masked.kl
+        if kl:
             axes.annotate(
                 number(kl, 3),
-                (point["achieved"], kl),
+                (point.achieved, kl),
                 xytext=(0, -9),
                 textcoords="offset points",
                 ha="center",
                 fontsize=6.5,
                 color=INK,
             )
-    axes.axhline(empty, color=LINE, linewidth=0.8, linestyle=":", label="no units (empty)")
+    if empty is not None:
+        axes.axhline(empty, color=LINE, linewidth=0.8, linestyle=":", label="no units (empty)")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -69,13 +80,11 @@ def draw_kl(axes: Axes, points: list[dict[str, Any]], empty: float) -> None:
     sparsity_axis(axes, points)
 
 
-def draw_faithfulness(axes: Axes, points: list[dict[str, Any]]) -> None:
+def draw_faithfulness(axes: Axes, points: list[NestedPoint]) -> None:
     """Faithfulness of each mask, with the dense and the empty model's as lines."""
-    shown = [point for point in points if point["faithfulness"] is not None]
-    x = [point["achieved"] for point in shown]
-    axes.plot(
-        x, [point["faithfulness"] for point in shown], marker="o", markersize=3.5, linewidth=1.2, color=MASKED
-    )
+    shown = [(point.achieved, value) for point in points if (value := point.faithfulness) is not None]
+    if shown:
+        axes.plot(*zip(*shown, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=MASKED)
     for level, name in ((1.0, "dense"), (0.0, "empty")):
         axes.axhline(level, color=LINE, linewidth=0.8, linestyle=":")
         axes.annotate(
@@ -92,9 +101,9 @@ def draw_faithfulness(axes: Axes, points: list[dict[str, Any]]) -> None:
     sparsity_axis(axes, points)
 
 
-def sparsity_axis(axes: Axes, points: list[dict[str, Any]]) -> None:
+def sparsity_axis(axes: Axes, points: list[NestedPoint]) -> None:
     """Ticks at the sparsities reached, as far as their labels have room."""
-    reached = [point["achieved"] for point in points]
+    reached = [point.achieved for point in points]
     room = 0.06 * max(reached[-1] - reached[0], 1e-9)
     ticks = [reached[-1]]
     for value in reversed(reached[:-1]):

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mechint.errors import UserError
+from mechint.errors import UserError, one_line
 from mechint.imports.old_results import MASKS, is_old_run, read_old_run
 from mechint.reporting import Visualizer
 from mechint.results import RunFiles
-from mechint.results.find import SKIPPED, natural, one_line
-from mechint.results.identity import RESULT
+from mechint.results.find import SKIPPED, natural
+from mechint.results.result import RESULT
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from mechint.reporting.layer_importance import layer_files
 from mechint.reporting.nested import NestedFigure
 from mechint.reporting.sparsity_curves import SparsityCurves
 from mechint.reporting.stability import StabilityFigure
+from mechint.results.result import MODELS, LayerInfo, ModelName
 from mechint.results.run_files import RunFiles
 from mechint.runtime.files import write_atomically
 
@@ -32,7 +33,7 @@ TIED_UNITS = {
     "rope_pair": "two K channels that are rotated together, with the two V channels of the same numbers",
     "head": "all K and V channels of one KV head",
 }
-MODELS = {
+MEANINGS: dict[ModelName, str] = {
     "dense": "all channels",
     "empty": "no channels",
     "masked": "the kept channels",
@@ -64,44 +65,44 @@ def write_report(run: RunFiles, drawn: Sequence[Path]) -> Path:
 def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
     """What the template may use."""
     result = run.result
-    mask, channels = result["mask"], result["channels"]
-    stability = result.get("stability")
+    mask, channels = result.mask, result.channels
+    stability = result.stability
     files, there = layer_files(run.masks), {path.name for path in drawn}
     return {
         "result": result,
         "model_name": run.model_name,
         "finding": finding(run),
         "shape": shape_in_words(list(run.masks.values())),
-        "unit": (TIED_UNITS if mask.get("tie_kv") else UNITS).get(mask["unit"], mask["unit"]),
-        "units_are_channels": channels["total"] == result["sparsity"]["total"],
-        "seed": result.get("config", {}).get("seed"),
+        "unit": (TIED_UNITS if mask.tie_kv else UNITS).get(mask.unit, mask.unit),
+        "units_are_channels": channels.total == result.sparsity.total,
+        "seed": result.seed,
         "stability": stability,
         "seeds": seeds_in_words(stability) if stability else None,
         "certainty": certainty(stability) if stability else [],
         "stability_figure": StabilityFigure.filename if StabilityFigure.filename in there else None,
-        "nested": result.get("nested") or [],
+        "nested": result.nested or [],
         "nested_figure": NestedFigure.filename if NestedFigure.filename in there else None,
-        "cost": result.get("cost") or {},
+        "cost": result.cost,
         "measured": run.measured,
-        "binarization": result.get("binarization_gap"),
-        "models": [(name, meaning, result["metrics"].get(name) or {}) for name, meaning in MODELS.items()],
+        "binarization": result.binarization_gap,
+        "models": [(name, MEANINGS[name], result.metrics[name]) for name in MODELS],
         "layers": [
-            layer_row(run, layer, files[layer["name"]] if files[layer["name"]] in there else None)
+            layer_row(run, layer, files[layer.name] if files[layer.name] in there else None)
             for layer in run.layers
         ],
         "thirds": thirds(run),
         "cautions": cautions(run),
-        "notes": result.get("notes") or [],
+        "notes": result.notes,
         "overview": ImportanceOverview.filename if ImportanceOverview.filename in there else None,
         "curves": SparsityCurves.filename if SparsityCurves.filename in there and run.history else None,
     }
 
 
-def layer_row(run: RunFiles, layer: dict[str, Any], figure: str | None) -> dict[str, Any]:
+def layer_row(run: RunFiles, layer: LayerInfo, figure: str | None) -> dict[str, Any]:
     """A line of the per-layer table: counts are units, `k_channels` and `v_channels` are channels."""
-    mask = run.masks[layer["name"]]
+    mask = run.masks[layer.name]
     return {
-        **layer,
+        **dict(layer),
         "figure": figure,
         "k_channels": (int(mask.k_mask.sum()), mask.k_mask.numel()),
         "v_channels": (int(mask.v_mask.sum()), mask.v_mask.numel()),

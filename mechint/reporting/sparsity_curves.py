@@ -43,7 +43,7 @@ class SparsityCurves:
 
     def draw(self, run: RunFiles, dpi: int) -> list[Path]:
         """Draw the figure into the run's directory and return its path; seeds and targets have their own."""
-        if run.evidence is not None or run.result.get("nested"):
+        if run.evidence is not None or run.result.nested:
             return []
         steps = column(run, "step")
         candidates: list[tuple[str, float, Callable[[Axes, RunFiles, Values], None]]] = [
@@ -86,7 +86,7 @@ def draw_objective(axes: Axes, run: RunFiles, steps: Values) -> None:
         axes.legend(loc="upper left")
     else:
         line(axes, steps, loss, OBJECTIVE)
-    name = str(run.result["mask"].get("objective") or "objective")
+    name = run.result.mask.objective or "objective"
     axes.set_ylabel(OBJECTIVES.get(name, name))
     axes.set_title("Objective on calibration data")
     lowest = float(np.nanmin(loss))
@@ -95,8 +95,9 @@ def draw_objective(axes: Axes, run: RunFiles, steps: Values) -> None:
 
 def draw_sparsity(axes: Axes, run: RunFiles, steps: Values) -> None:
     """Scheduled sparsity and that of the hard mask, with the target."""
-    target = float(run.result["sparsity"]["target"])
-    axes.axhline(target, color=LINE, linewidth=0.8, linestyle=(0, (1, 2)))
+    target = run.result.sparsity.target
+    if target is not None:
+        axes.axhline(target, color=LINE, linewidth=0.8, linestyle=(0, (1, 2)))
     line(axes, steps, column(run, "sparsity"), ACTUAL, label="actual (hard mask)")
     dashes: dict[str, Any] = {"color": INK, "linewidth": 1, "linestyle": (0, (4, 3))}
     scheduled = column(run, "scheduled_sparsity")
@@ -104,7 +105,7 @@ def draw_sparsity(axes: Axes, run: RunFiles, steps: Values) -> None:
         axes.plot(steps, scheduled, label="scheduled", **dashes)
     axes.legend(loc="lower right")
     axes.set(ylim=(-0.03, 1.06), ylabel="sparsity\n[fraction removed]", yticks=[0, 0.25, 0.5, 0.75, 1])
-    axes.set_title(f"Sparsity (target {target:g})")
+    axes.set_title("Sparsity" if target is None else f"Sparsity (target {target:g})")
 
 
 def draw_temperature(axes: Axes, run: RunFiles, steps: Values) -> None:

@@ -28,6 +28,7 @@ from mechint.reporting.style import (
     write_lines,
 )
 from mechint.reporting.wording import plural
+from mechint.results.result import InertnessInfo, StabilityInfo
 from mechint.results.run_files import RunFiles
 
 HEADER, FOOTER, TALLEST, LOWEST, BARS, NECESSITY = 0.78, 1.5, 0.42, 0.12, 2.6, 4.0  # inches
@@ -45,7 +46,7 @@ class StabilityFigure:
 
     def draw(self, run: RunFiles, dpi: int) -> list[Path]:
         """Draw the figure into the run's directory and return its path."""
-        stability = run.result.get("stability")
+        stability = run.result.stability
         if not stability or run.evidence is None:
             return []
         body = max(1.2, len(run.layers) * min(TALLEST, max(LOWEST, 6.0 / len(run.layers))))
@@ -63,15 +64,16 @@ class StabilityFigure:
                 draw_counts(axes, run, kind, counts[kind], most, labelled=column == 0)
             draw_necessity(figure.add_subplot(grid[1, 2]), run)
             draw_masks(figure.add_subplot(grid[2, :2]), stability)
-            draw_subsets(figure.add_subplot(grid[2, 2]), stability["inertness"])
+            draw_subsets(figure.add_subplot(grid[2, 2]), stability.inertness)
             return [save(figure, run.directory / self.filename, dpi)]
 
 
 def seed_counts(run: RunFiles, kind: Kind) -> NDArray[np.int64]:
     """[L, S + 1]: how many of the layer's channels exactly 0, 1, ..., S seeds keep."""
     assert run.evidence is not None
-    seeds = len(run.result["stability"]["seeds"])
-    frequencies = [run.evidence[layer["name"], PARTS[kind]].frequency for layer in run.layers]
+    assert run.result.stability is not None
+    seeds = len(run.result.stability.seeds)
+    frequencies = [run.evidence[layer.name, PARTS[kind]].frequency for layer in run.layers]
     chosen = [(frequency * seeds).round().long().flatten() for frequency in frequencies]
     return np.array([np.bincount(one.numpy(), minlength=seeds + 1) for one in chosen])
 
@@ -88,7 +90,7 @@ def draw_counts(
         label = f"all {seeds} seeds" if times == seeds else plural(times, "seed")
         axes.barh(rows, counts[:, times], left=left, height=0.74, color=shade, label=label)
         left += counts[:, times]
-    kept = [int(getattr(run.masks[layer["name"]], f"{PARTS[kind]}_mask").sum()) for layer in run.layers]
+    kept = [int(getattr(run.masks[layer.name], f"{PARTS[kind]}_mask").sum()) for layer in run.layers]
     axes.scatter(kept, rows, marker="|", s=60, color=INK, linewidths=1.4, zorder=3, label="in the consensus")
     axes.set(xlim=(0, 1.3 * most), ylim=(len(counts) - 0.4, -0.6), xlabel=f"{kind} channels")
     axes.set_title(f"{kind}: kept by how many seeds", color=ACCENT[kind], weight="bold")
@@ -104,14 +106,15 @@ def draw_counts(
 def draw_necessity(axes: Axes, run: RunFiles) -> None:
     """A dot per kept unit at the rise of the KL without it; hollow where that is not told from noise."""
     assert run.evidence is not None
-    tested = run.result["stability"]["necessity"]
+    assert run.result.stability is not None
+    tested = run.result.stability.necessity
     if not tested:
         write_lines(axes, [("Units were not removed one by one.", {"size": 8, "color": QUIET})])
         return
     everything: list[float] = []
     for row, layer in enumerate(run.layers):
         for kind, shift in zip(KINDS, (-0.19, 0.19), strict=True):
-            rise, error = unit_values(run, layer["name"], kind)
+            rise, error = unit_values(run, layer.name, kind)
             clear = np.abs(rise) > 2 * np.nan_to_num(error)
             look: dict[str, Any] = {"s": 13, "linewidths": 0.7, "clip_on": False, "zorder": 3}
             for chosen, face in ((clear, ACCENT[kind]), (~clear, "white")):
@@ -146,9 +149,9 @@ def unit_values(run: RunFiles, layer: str, kind: Kind) -> tuple[NDArray[np.float
     return rise[first], error[first]
 
 
-def draw_masks(axes: Axes, stability: dict[str, Any]) -> None:
+def draw_masks(axes: Axes, stability: StabilityInfo) -> None:
     """KL of every seed's own mask and of the consensus."""
-    single, consensus = stability["single"]["kl"], stability["consensus"]["kl"]
+    single, consensus = stability.single.kl, stability.consensus.kl
     axes.scatter(single, [0] * len(single), s=34, color=QUIET, alpha=0.75, linewidths=0, clip_on=False)
     axes.scatter([consensus], [1], s=46, color=INK, marker="D", clip_on=False)
     write(axes, f"{consensus:.3f}", (consensus, 1), (7, 0), va="center", size=8, weight="bold")
@@ -164,28 +167,28 @@ def draw_masks(axes: Axes, stability: dict[str, Any]) -> None:
     axes.set_title("The seeds' masks and their consensus, on the same evaluation data", weight="bold")
 
 
-def draw_subsets(axes: Axes, inertness: dict[str, Any] | None) -> None:
+def draw_subsets(axes: Axes, inertness: InertnessInfo | None) -> None:
     """Change of the KL when random removed units are added back, and when as many kept ones are removed."""
     if not inertness:
         write_lines(axes, [("No random subsets were tried.", {"size": 8, "color": QUIET})])
         return
     names = []
-    for row, entry in enumerate(inertness["sizes"]):
+    for row, entry in enumerate(inertness.sizes):
         for side, shift, colour in (("added", -0.17, ADDED), ("removed", 0.17, REMOVED)):
-            values = entry[side]["values"]
+            values = np.array(getattr(entry, side).values, dtype=float)
             look: dict[str, Any] = {"s": 14, "alpha": 0.65, "linewidths": 0, "clip_on": False}
             label = {"added": "removed ones added back", "removed": "kept ones removed"}[side]
             axes.scatter(
                 values, [row + shift] * len(values), color=colour, label=label if row == 0 else None, **look
             )
-        names.append(plural(entry["units"], "unit"))
+        names.append(plural(entry.units, "unit"))
     axes.axvline(0, color=INK, linewidth=0.8)
     axes.set(ylim=(len(names) - 0.4, -0.6), xlabel="change of the KL [nats per token]")
     axes.set_yticks(range(len(names)), names)
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.grid(axis="x", color="#e6e8eb", linewidth=0.6)
     axes.set_axisbelow(True)
-    axes.set_title(f"Random subsets of units, {inertness['draws']} of each size", weight="bold")
+    axes.set_title(f"Random subsets of units, {inertness.draws} of each size", weight="bold")
     axes.legend(loc="upper right", handlelength=1, borderaxespad=0.1)
 
 
@@ -196,4 +199,4 @@ def layer_ticks(run: RunFiles) -> list[int]:
 
 def layer_names(run: RunFiles) -> list[str]:
     """Indices of the labelled layers."""
-    return [str(run.layers[row]["index"]) for row in layer_ticks(run)]
+    return [str(run.layers[row].index) for row in layer_ticks(run)]

@@ -56,5 +56,5 @@ class Visualizer:
         except OSError as error:
             reason = error.strerror or error
             log.warning("not all figures could be written (%s); visualize.py draws them later", reason)
-            run.result["notes"].append(f"figures are missing: {reason}")
+            run.result.add_notes(f"figures are missing: {reason}")
             return []

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from mechint.errors import one_line
+
 # Characters that start Markdown or HTML inside a line, and "#", "+", "-", "=" that do so at its beginning.
 MARKDOWN = re.compile(r"([\\`*_\[\]|~$#]|^[-+=])")
 HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -29,11 +31,6 @@ def code(value: object) -> Markup:
     fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", line)), default=0))
     pad = " " if line.startswith("`") or line.endswith("`") else ""
     return Markup(f"{fence}{pad}{line}{pad}{fence}".replace("|", "\\|"))
-
-
-def one_line(value: object) -> str:
-    """The text without line breaks and control characters."""
-    return "".join(character for character in " ".join(str(value).split()) if character.isprintable())
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -1,26 +1,35 @@
-"""Which run a directory holds: finished runs are found again, and different runs never mix."""
+"""Whether a run may use a directory: which run is there already, and whether another process works on it.
+
+Finished runs are found again, and different runs never mix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from mechint.errors import UserError
-from mechint.results.identity import RESULT, deciding
-from mechint.runtime.files import parse_json, read_text, unfinished_name
-from mechint.runtime.processes import has_died
+from mechint.results.identity import deciding
+from mechint.results.result import RESULT, Result, Status, UnreadableResult
+from mechint.runtime.files import require_room, unfinished_name
 
 MASKS = ("final_masks.safetensors", "final_masks.pt")
+
+LOCK = ".lock"
 
 # What one run leaves beside logs; what an earlier attempt left of it goes before the next one begins.
 RUN_FILES = (
     RESULT,
     *MASKS,
     "metrics.jsonl",
+    "channels.csv",
     "circuit_analysis_report.md",
     "sparsity_curves.png",
     "stability.png",
@@ -29,34 +38,32 @@ RUN_FILES = (
     "tensorboard/events.out.tfevents.*",
 )
 
-Status = Literal["free", "running", "done", "failed", "interrupted", "died", "foreign"]
+Occupancy = Literal["free", "foreign"] | Status
 
 
 @dataclass(frozen=True)
 class Occupant:
-    """What is in a directory: nothing, a run by its `digest`, or files that no run here wrote (`foreign`).
+    """What is in a directory: nothing (`free`), a run with its result, or files that no run here wrote (`foreign`)."""
 
-    A run that says `running`, but whose process is gone, has `died`.
-    """
-
-    status: Status
-    digest: str | None
-    result: Mapping[str, Any]
+    status: Occupancy
+    result: Result | None = None
 
     @classmethod
     def of(cls, directory: Path) -> Occupant:
         """Look into a directory, which need not exist."""
         try:
-            result = parse_json(read_text(directory / RESULT))
+            result = Result.read(directory)
         except FileNotFoundError:
             masks = any((directory / name).exists() for name in MASKS)
-            return cls("foreign" if masks else "free", None, {})
-        except (OSError, ValueError):
-            return cls("foreign", None, {})
-        status = true_status(result) if isinstance(result, dict) else None
-        if status not in ("running", "done", "failed", "interrupted", "died"):
-            return cls("foreign", None, {})
-        return cls(status, result.get("config_digest"), result)
+            return cls("foreign" if masks else "free")
+        except UnreadableResult:
+            return cls("foreign")
+        return cls(result.true_status, result)
+
+    @property
+    def digest(self) -> str | None:
+        """What names the run."""
+        return None if self.result is None else self.result.config_digest
 
     def gives_way_to(self, digest: str | None) -> bool:
         """Whether a run of this digest may use the directory: it is free, its own, or of a run that failed."""
@@ -64,19 +71,11 @@ class Occupant:
         return own or self.status in ("free", "failed")
 
 
-def true_status(result: Mapping[str, Any]) -> Any:
-    """The status in a run's record, or `died` where it says `running` and its process is known to be gone."""
-    status = result.get("status")
-    return "died" if status == "running" and has_died(result.get("process")) else status
-
-
-def finished_run(directory: Path, digest: str) -> dict[str, Any] | None:
+def finished_run(directory: Path, digest: str) -> Result | None:
     """The result of the run of this digest if it is done and its masks are still there."""
     occupant = Occupant.of(directory)
     masks = any((directory / name).exists() for name in MASKS)
-    return (
-        dict(occupant.result) if occupant.status == "done" and occupant.digest == digest and masks else None
-    )
+    return occupant.result if occupant.status == "done" and occupant.digest == digest and masks else None
 
 
 def job_name(sweep: Path, number: int, digest: str | None) -> str:
@@ -110,7 +109,8 @@ def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) ->
     else:
         unfinished = {"running": ", which has not finished", "interrupted": ", which was interrupted"}
         unfinished["died"] = ", which died before its end"
-        other = _difference(occupant.result.get("config", {}), config)
+        there = {} if occupant.result is None else occupant.result.config
+        other = _difference(there, config)
         held = f"holds another run{unfinished.get(occupant.status, '')} ({other})"
     raise UserError(f"{directory} {held}; give another output_dir, or remove that directory")
 
@@ -119,6 +119,53 @@ def refuse_run(directory: Path) -> None:
     """Raise UserError where the results of another kind of job would come to lie in a run's directory."""
     if any((directory / name).exists() for name in (RESULT, *MASKS)):
         raise UserError(f"{directory} holds a run; give another output_dir")
+
+
+def refuse_occupied(directory: Path) -> None:
+    """Raise UserError where another process works in a directory; what is not there is not made."""
+    if not (directory / LOCK).exists():
+        return
+    with only_process(directory):
+        pass
+
+
+@contextmanager
+def only_process(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a run's directory, which is made, for the length of a block.
+
+    The operating system lets go of the lock when the process ends, however it ends. Raises UserError where another
+    process holds it, or where nothing can be written.
+    """
+    path = directory / LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        require_room(directory)
+    except Timeout:
+        raise UserError(
+            f"{_owner(directory)} is working in {directory}; wait for it, or give another output_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {directory} ({error.strerror or error}); give another output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held, so that nobody else's goes
+        lock.release()
+
+
+def _owner(directory: Path) -> str:
+    """The process that works in a directory, as far as its result tells."""
+    occupant = Occupant.of(directory)
+    process = (occupant.result and occupant.result.process) or {}
+    return (
+        f"process {process['pid']} on {process['host']}"
+        if {"pid", "host"} <= process.keys()
+        else "another process"
+    )
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

@@ -9,11 +9,6 @@ from typing import Any
 
 from mechint.runtime.files import plain
 
-SCHEMA_VERSION = 1
-
-# The one file of a run that other programs read.
-RESULT = "result.json"
-
 # Keys that say where results go and how they are shown, not what is computed.
 PRESENTATION_KEYS = frozenset(
     {"output_dir", "logger", "visualizer", "resume", "checkpoint_glob", "trainer.save_every"}

@@ -1,26 +1,51 @@
 """The content of result.json, typed: what a run was, what it found and what it cost.
 
-Everything that analysis writes is one `Result`, and every reader gets one. Sections that a run has not reached yet are
-left out of the file; a reader then sees their defaults. Fields that this version does not know are kept.
+Analysis writes one `Result` and every reader gets one. A section that a run has not reached yet is left out of the
+file; a reader then sees its defaults. Fields that this version does not know are kept. In memory a number may be NaN
+or infinite; in the file it is null.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mechint.errors import one_line
+from mechint.runtime.files import parse_json, plain, read_text, write_json
+from mechint.runtime.processes import has_died
+
+# The one file of a run that other programs read.
+RESULT = "result.json"
+SCHEMA_VERSION = 2
+
+# `died` is never written: it is a run that says `running` and whose process is gone.
 Status = Literal["running", "done", "failed", "interrupted", "died"]
 
 # The four models that every run measures: all units, none, the mask's, and exactly those that the mask removed.
 ModelName = Literal["dense", "empty", "masked", "complement"]
 MODELS: tuple[ModelName, ...] = ("dense", "empty", "masked", "complement")
 
+# The sections that every finished run has.
+NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
+
+
+class UnreadableResult(ValueError):
+    """A result.json that says nothing: damaged, cut short, foreign or too new. The text is one line."""
+
 
 class Section(BaseModel):
     """A part of result.json."""
 
     model_config = ConfigDict(extra="allow", validate_assignment=True, protected_namespaces=())
+
+    def as_json(self) -> dict[str, Any]:
+        """What the file holds: the fields that were set, with null for NaN and infinity."""
+        content: dict[str, Any] = plain(self.model_dump(exclude_unset=True))
+        return content
 
 
 class CheckpointInfo(Section):
@@ -40,6 +65,11 @@ class CheckpointInfo(Section):
     attention: str | None = None
     device: str | None = None
     dtype: str | None = None
+
+    @property
+    def label(self) -> str:
+        """The model's short name, for titles."""
+        return self.name or re.split(r"[/\\]", self.source.rstrip("/\\"))[-1]
 
 
 class DatasetInfo(Section):
@@ -67,54 +97,28 @@ class MaskInfo(Section):
 
 
 class Count(Section):
-    """Units or channels kept of a total."""
+    """Units or channels: how many there are, and how many of them are kept."""
 
     total: int = 0
     kept: int = 0
 
 
 class Channels(Count):
-    """Channels kept, over K and V and each."""
+    """Channels, K and V together and each."""
 
     k: Count = Field(default_factory=Count)
     v: Count = Field(default_factory=Count)
 
 
 class Sparsity(Channels):
-    """Units kept, and the fraction removed: asked for and reached."""
+    """Units, K and V together and each, and the fraction removed: asked for and reached."""
 
     target: float | None = None
     achieved: float = 0.0
 
 
-class ModelMetrics(Section):
-    """What one of the four models does on evaluation data; None where it is not known or not finite.
-
-    loss and kl are nats per predicted token. Names that end in _se are standard errors.
-    """
-
-    loss: float | None = None
-    perplexity: float | None = None
-    bits_per_byte: float | None = None
-    kl: float | None = None
-    top1_agreement: float | None = None
-
-
-class Metrics(Section):
-    """The four models on evaluation data."""
-
-    dense: ModelMetrics = Field(default_factory=ModelMetrics)
-    empty: ModelMetrics = Field(default_factory=ModelMetrics)
-    masked: ModelMetrics = Field(default_factory=ModelMetrics)
-    complement: ModelMetrics = Field(default_factory=ModelMetrics)
-
-    def __getitem__(self, name: str) -> ModelMetrics:
-        model: ModelMetrics = getattr(self, name)
-        return model
-
-
 class LayerInfo(Section):
-    """One attention layer: units kept of K and V, fraction removed, mean importance."""
+    """One attention layer, counted in units: kept of K and V, fraction removed, mean importance."""
 
     name: str
     index: int
@@ -126,16 +130,129 @@ class LayerInfo(Section):
     mean_importance: float | None = None
 
 
-class FinishingInfo(Section):
-    """What the finishing pass gained on its selection rows."""
+class ModelMetrics(Section):
+    """What a model does on evaluation data; None where it is not known.
 
-    selection_kl_before: float | None = None
-    selection_kl_after: float | None = None
+    loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors, by
+    the bootstrap over evaluation sequences.
+    """
+
+    loss: float | None = None
+    perplexity: float | None = None
+    bits_per_byte: float | None = None
+    kl: float | None = None
+    top1_agreement: float | None = None
+    loss_se: float | None = None
+    kl_se: float | None = None
+    top1_agreement_se: float | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is any number."""
+        return any(value is not None for _, value in self)
+
+
+class Metrics(Section):
+    """What the four models do on evaluation data."""
+
+    dense: ModelMetrics = Field(default_factory=ModelMetrics)
+    empty: ModelMetrics = Field(default_factory=ModelMetrics)
+    masked: ModelMetrics = Field(default_factory=ModelMetrics)
+    complement: ModelMetrics = Field(default_factory=ModelMetrics)
+
+    def __getitem__(self, name: ModelName) -> ModelMetrics:
+        model: ModelMetrics = getattr(self, name)
+        return model
+
+    def values(self) -> Iterator[ModelMetrics]:
+        """The four, in the order of MODELS."""
+        return (self[name] for name in MODELS)
+
+
+class FinishingInfo(Section):
+    """What the finishing pass gained on the data that it selects on.
+
+    objective: what it goes by; before, after: its value. tried: exchanges that were measured.
+    """
+
+    objective: str | None = None
+    before: float | None = None
+    after: float | None = None
+    tried: int | None = None
     exchanged_units: int = 0
+    tokens: int = 0
+    seconds: float | None = None
+
+
+class RandomMasks(Section):
+    """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
+
+    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. p: share of all
+    masks, the run's included, whose KL is at most that of the run's.
+    """
+
+    count: int = 0
+    tokens: int = 0
+    kl: list[float] = Field(default_factory=list)
+    kl_mean: float | None = None
+    kl_of_mask: float | None = None
+    faithfulness: list[float | None] = Field(default_factory=list)
+    faithfulness_mean: float | None = None
+    p: float | None = None
+
+
+class Leakage(Section):
+    """How much of the evaluation data also occurs in the calibration data: the share of its n-grams of tokens."""
+
+    shared_ngrams: float | None = None
+    n: int | None = None
+
+
+class BasisInfo(Section):
+    """The coordinates that units are made of.
+
+    keys, values: names of bases. where: whether directions of keys are those after or before the rotation. error: the
+    largest entry of read write - 1. effective_rank: for every layer and kind, of each KV head, exp(entropy) of what its
+    directions are worth; None for channels.
+    """
+
+    keys: str = "channels"
+    values: str = "channels"
+    where: str = "after_rope"
+    error: float | None = None
+    passes: int = 0
+    parameters: int = 0
+    effective_rank: list[dict[str, Any]] | None = None
+
+
+class TargetInfo(Section):
+    """What the run was asked to reach, and what its mask reaches on evaluation data.
+
+    kind: sparsity, faithfulness or kl. interval: 95 %, by the bootstrap over evaluation sequences. units: how many are
+    kept. runs: how many masks the search learned.
+    """
+
+    kind: str = "sparsity"
+    value: float | None = None
+    achieved: float | None = None
+    interval: list[float] | None = None
+    units: int | None = None
+    runs: int | None = None
+
+
+class CostPart(Section):
+    """One part of a run: seconds, and predicted tokens that went through the model under a mask."""
+
+    name: str
+    seconds: float | None = None
+    tokens: int = 0
 
 
 class BinarizationGap(Section):
-    """What making soft gates hard cost: gates open at the end, and KL of the hard mask minus that of the soft gates."""
+    """What making soft gates hard cost, in nats: gap is the KL of the hard mask minus that of the soft gates.
+
+    soft_open: soft gates above 1/2, which no target has set.
+    """
 
     soft_kl: float | None = None
     soft_open: int | None = None
@@ -143,24 +260,187 @@ class BinarizationGap(Section):
 
 
 class Cost(Section):
-    """What the run took; `seconds` are those of learning, `total_seconds` of everything."""
+    """What the run took: `seconds` are those of learning, `total_seconds` those of the whole run."""
 
     steps: int = 0
     batch_size: int | None = None
     tokens: int = 0
-    seconds: float = 0.0
-    step_seconds: float = 0.0
+    seconds: float | None = None
+    step_seconds: float | None = None
     peak_memory_bytes: int | None = None
     dense_cache_bytes: int | None = None
     total_seconds: float | None = None
     threads: int | None = None
+    parts: list[CostPart] = Field(default_factory=list)
+
+
+class SeedAgreement(Section):
+    """IoU of the channels that two seeds' masks keep, over all pairs; None where no mask keeps any.
+
+    chance: expected IoU of random masks of the same size; chance_layers: of matched random masks.
+    """
+
+    mean: float | None = None
+    min: float | None = None
+    max: float | None = None
+    chance: float | None = None
+    chance_layers: float | None = None
+
+
+class SingleMasks(Section):
+    """What each seed's own mask does on evaluation data, in the order of the seeds.
+
+    kl_recovered: 1 - KL(masked) / KL(empty).
+    """
+
+    kl: list[float] = Field(min_length=1)
+    kl_mean: float | None = None
+    kl_sd: float | None = None
+    loss: list[float] = Field(min_length=1)
+    faithfulness: list[float | None] = Field(default_factory=list)
+    kl_recovered: list[float | None] = Field(default_factory=list)
+
+
+class Consensus(Section):
+    """What the consensus mask does on evaluation data, and how often seeds keep its units."""
+
+    kl: float
+    loss: float
+    faithfulness: float | None = None
+    kl_recovered: float | None = None
+    units: int = 0
+    unanimous_units: int = 0
+    mean_frequency: float | None = None
+
+
+class Rise(Section):
+    """Rise of the KL over the units that were removed alone, in nats per token."""
+
+    mean: float | None = None
+    median: float | None = None
+    min: float | None = None
+    max: float | None = None
+
+
+class NecessityInfo(Section):
+    """Kept units removed one at a time: of how many the KL rises, changes within noise, or falls."""
+
+    kept: int = 0
+    tested: int = 0
+    tokens: int = 0
+    seconds: float | None = None
+    needed: int = 0
+    unclear: int = 0
+    harmful: int = 0
+    rise: Rise = Field(default_factory=Rise)
+
+
+class KlChanges(Section):
+    """Changes of the KL over random draws, in nats per token; lowers, raises: shares below and above 0.
+
+    sd: of the draws; None for a single one.
+    """
+
+    mean: float | None = None
+    sd: float | None = None
+    min: float | None = None
+    max: float | None = None
+    lowers: float = 0.0
+    raises: float = 0.0
+    values: list[float | None] = Field(default_factory=list)
+
+
+class SubsetTrial(Section):
+    """Random removed units added back, and as many random kept ones removed."""
+
+    units: int
+    added: KlChanges
+    removed: KlChanges
+
+
+class InertnessInfo(Section):
+    """Whether the removed units are inert: random subsets of them beside subsets of the kept ones.
+
+    verdict: what adding units back does to the KL.
+    """
+
+    draws: int = 0
+    tokens: int = 0
+    masked_kl: float | None = None
+    dropped: int = 0
+    kept: int = 0
+    sizes: list[SubsetTrial] = Field(min_length=1)
+    verdict: Literal["none", "lowers", "raises", "mixed"]
+    seconds: float | None = None
+
+
+class NullLosses(Section):
+    """Losses of the model with permuted weights, in nats per token."""
+
+    dense: float | None = None
+    empty: float | None = None
+    masked: float | None = None
+
+
+class NullControl(Section):
+    """What the same method finds in the model with permuted weights, against that model's own dense outputs."""
+
+    seed: int | None = None
+    matrices: int = 0
+    kl: float | None = None
+    kl_empty: float | None = None
+    kl_recovered: float | None = None
+    loss: NullLosses = Field(default_factory=NullLosses)
+    faithfulness: float | None = None
+    seconds: float | None = None
+
+
+class StabilityInfo(Section):
+    """What several seeds agree on, and the tests of their consensus mask.
+
+    frequency_histogram: how many channels exactly 0, 1, ..., S seeds keep; frequency_histogram_chance: expected of
+    random masks of the same size.
+    """
+
+    seeds: list[int]
+    iou: SeedAgreement = Field(default_factory=SeedAgreement)
+    frequency_histogram: list[int] = Field(default_factory=list)
+    frequency_histogram_chance: list[float] = Field(default_factory=list)
+    single: SingleMasks
+    consensus: Consensus
+    necessity: NecessityInfo | None = None
+    inertness: InertnessInfo | None = None
+    null: NullControl | None = None
+
+
+class NestedPoint(Section):
+    """One target of a run for several: where its own run is, and what its mask does."""
+
+    directory: str
+    target: float | None = None
+    achieved: float = 0.0
+    kept: int = 0
+    total: int = 0
+    metrics: Metrics = Field(default_factory=Metrics)
+    faithfulness: float | None = None
+    loss_degradation_percent: float | None = None
+
+
+class OldToolLosses(Section):
+    """Losses that the replaced tool reported, against its own baseline, the empty model."""
+
+    initial_loss: float | None = None
+    final_loss: float | None = None
 
 
 class Result(Section):
-    """The content of result.json."""
+    """The content of result.json.
 
-    schema_version: int = 1
-    status: str = "running"
+    resumed: the steps after which earlier attempts ended and the run was continued. not_logged: what loggers missed.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    status: Status = "running"
     error: str | None = None
     traceback: str | None = None
     started: str | None = None
@@ -172,6 +452,7 @@ class Result(Section):
     versions: dict[str, str | None] = Field(default_factory=dict)
     checkpoint: CheckpointInfo = Field(default_factory=CheckpointInfo)
     dataset: DatasetInfo = Field(default_factory=DatasetInfo)
+    notes: list[str] = Field(default_factory=list)
     mask: MaskInfo = Field(default_factory=MaskInfo)
     sparsity: Sparsity = Field(default_factory=Sparsity)
     channels: Channels = Field(default_factory=Channels)
@@ -179,8 +460,89 @@ class Result(Section):
     metrics: Metrics = Field(default_factory=Metrics)
     loss_degradation_percent: float | None = None
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
+    basis: BasisInfo | None = None
+    target: TargetInfo | None = None
+    leakage: Leakage | None = None
+    random_masks: RandomMasks | None = None
     finishing: FinishingInfo | None = None
     binarization_gap: BinarizationGap | None = None
     cost: Cost = Field(default_factory=Cost)
-    notes: list[str] = Field(default_factory=list)
+    stability: StabilityInfo | None = None
+    nested: list[NestedPoint] | None = None
+    old_tool: OldToolLosses | None = None
     not_logged: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def parse(cls, content: object) -> Result:
+        """The typed result from what JSON said. Raises UnreadableResult."""
+        if not isinstance(content, dict) or "status" not in content:
+            raise UnreadableResult("not written by an analysis")
+        try:
+            return cls.model_validate(upgrade(content))
+        except ValidationError as error:
+            raise UnreadableResult(_first_misfit(error)) from error
+
+    @classmethod
+    def read(cls, directory: Path) -> Result:
+        """The result of the run in a directory. Raises FileNotFoundError, else UnreadableResult."""
+        try:
+            content = parse_json(read_text(directory / RESULT))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise UnreadableResult(one_line(error, 200)) from error
+        return cls.parse(content)
+
+    def write(self, directory: Path) -> None:
+        """Write result.json, atomically."""
+        write_json(directory / RESULT, self.as_json())
+
+    def add_notes(self, *notes: str) -> None:
+        """Add sentences to the notes."""
+        self.notes = [*self.notes, *notes]
+
+    @property
+    def true_status(self) -> Status:
+        """The status, or `died` where it is `running` and the process is known to be gone."""
+        return "died" if self.status == "running" and has_died(self.process) else self.status
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the run, the first one of several; None where it is not recorded."""
+        seed = self.config.get("seed")
+        return seed if isinstance(seed, int) else None
+
+    @property
+    def lacking(self) -> list[str]:
+        """Sections that every finished run has and this one lacks; their defaults must not pass for findings."""
+        return [name for name in NEEDED if name not in self.model_fields_set]
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is any number of what the model does; masks of other programs come without."""
+        return any(model.known for model in self.metrics.values())
+
+
+def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a result.json of this or an earlier version in the layout of this version.
+
+    Files without a version are of the first, in which the finishing pass went by the KL whatever the objective was.
+    Raises UnreadableResult for a version that does not exist yet.
+    """
+    version = content.get("schema_version", 1)
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= SCHEMA_VERSION:
+        raise UnreadableResult(
+            f"schema version {version!r}, and this program knows versions up to {SCHEMA_VERSION}; use a newer mechint"
+        )
+    content = {**content, "schema_version": SCHEMA_VERSION}
+    if version < 2 and isinstance(content.get("finishing"), dict):
+        names = {"selection_kl_before": "before", "selection_kl_after": "after"}
+        content["finishing"] = {names.get(name, name): value for name, value in content["finishing"].items()}
+    return content
+
+
+def _first_misfit(error: ValidationError) -> str:
+    """Where a content differs from the layout first, e.g. 'sparsity.kept: Input should be a valid integer'."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return one_line(f"{'.'.join(map(str, first['loc']))}: {first['msg']}", 200)

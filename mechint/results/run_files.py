@@ -1,35 +1,44 @@
-"""What a finished run left in its directory: all that figures and reports are made from."""
+"""What a finished run left in its directory: all that figures, reports and tables are made from."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mechint.errors import UserError
-from mechint.masking.masks import MaskSet
-from mechint.results.directories import true_status
+import torch
+from torch import Tensor
+
+from mechint.errors import UserError, one_line
+from mechint.masking.masks import LayerMask, MaskSet
+from mechint.masking.space import KINDS
 from mechint.results.evidence import Evidence, load_evidence
-from mechint.results.identity import SCHEMA_VERSION
 from mechint.results.mask_files import load_masks
-from mechint.runtime.files import parse_json, read_text
+from mechint.results.result import RESULT, LayerInfo, ModelName, Result, UnreadableResult
+from mechint.runtime.files import parse_json, read_text, write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CHANNELS = "channels.csv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunFiles:
     """A run as its files tell it.
 
     result: the content of result.json. masks: module path -> LayerMask, ordered by layer index.
     history: the lines of metrics.jsonl, one dict per logged step; empty where the method takes no steps.
-    evidence: what several seeds say of every channel; None for a run of one seed.
+    evidence: what several seeds say of every channel; None for a run of one seed. units: the unit of every channel,
+    LongTensor [N] in the order of `channels_frame`, where the model is at hand.
     """
 
     directory: Path
-    result: dict[str, Any]
+    result: Result
     masks: MaskSet
     history: list[dict[str, Any]]
     evidence: Evidence | None = None
+    units: Tensor | None = None
 
     @classmethod
     def read(cls, directory: str | Path) -> RunFiles:
@@ -39,15 +48,9 @@ class RunFiles:
         belong to different runs.
         """
         directory = Path(directory)
-        result = _read_result(directory / "result.json")
+        result = _finished_result(directory)
         masks = read_masks(directory)
-        try:
-            layers = sorted(result["layers"], key=lambda layer: layer["index"])
-            names = [str(layer["name"]) for layer in layers]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f"{directory / 'result.json'} is damaged: its layers lack {_one_line(error)}; run the analysis again"
-            ) from error
+        names = [layer.name for layer in sorted(result.layers, key=lambda layer: layer.index)]
         if set(names) != set(masks):
             raise UserError(
                 f"{directory}: masks and result.json name different layers, so they are of different runs; "
@@ -58,64 +61,130 @@ class RunFiles:
             result,
             {name: masks[name] for name in names},
             _read_history(directory / "metrics.jsonl"),
-            load_evidence(directory) if result.get("stability") else None,
+            load_evidence(directory) if result.stability else None,
         )
+
+    def __repr__(self) -> str:
+        """Where it is, what was masked and how well that does; no tensors."""
+        channels, masked = self.result.channels, self.result.metrics.masked
+        told = [
+            repr(str(self.directory)),
+            f"model={self.model_name!r}",
+            f"kept={channels.kept} of {channels.total} channels",
+        ]
+        numbers = {"kl": masked.kl, "faithfulness": self.result.faithfulness}
+        told += [f"{name}={value:.4g}" for name, value in numbers.items() if value is not None]
+        return f"{type(self).__name__}({', '.join(told)})"
 
     @property
     def model_name(self) -> str:
         """The model's short name, for titles."""
-        checkpoint = self.result["checkpoint"]
-        return str(checkpoint.get("name") or re.split(r"[/\\]", str(checkpoint["source"]).rstrip("/\\"))[-1])
+        return self.result.checkpoint.label
 
     @property
-    def layers(self) -> list[dict[str, Any]]:
+    def layers(self) -> list[LayerInfo]:
         """The per-layer entries of result.json, ordered by layer index; counts are units."""
-        return sorted(self.result["layers"], key=lambda layer: layer["index"])
+        return sorted(self.result.layers, key=lambda layer: layer.index)
+
+    @property
+    def layer_masks(self) -> list[LayerMask]:
+        """The masks, ordered by layer index."""
+        return [self.masks[layer.name] for layer in self.layers]
 
     @property
     def measured(self) -> bool:
         """Whether there is any number of what the model does; masks of other programs come without."""
-        return any(
-            any(value is not None for value in model.values()) for model in self.result["metrics"].values()
-        )
+        return self.result.measured
 
-    def metric(self, model: str, name: str) -> float | None:
-        """A number of the "dense", "empty", "masked" or "complement" model; None if absent or not finite."""
-        return (self.result["metrics"].get(model) or {}).get(name)
-
-    def loss(self, model: str) -> float | None:
-        """Mean next-token loss on evaluation data in nats per token."""
-        return self.metric(model, "loss")
+    def loss(self, model: ModelName) -> float | None:
+        """Mean next-token loss on evaluation data in nats per token; None where it is not known."""
+        return self.result.metrics[model].loss
 
     def kept(self, layer: str) -> int:
         """How many channels, K and V together, the layer of this module path keeps."""
         mask = self.masks[layer]
         return int(mask.k_mask.sum()) + int(mask.v_mask.sum())
 
+    def channels_frame(self) -> pd.DataFrame:
+        """The table of channels, one row each: layer by layer, K before V, head by head.
 
-def _read_result(path: Path) -> dict[str, Any]:
+        run: the run's directory. seed: of the run, <NA> where it is not recorded. layer: its index in the model.
+        layer_name: its module path. kind: "k" or "v". head: KV head. channel: its number in the head. unit: number of
+        the unit that switches it, which several channels may share; <NA> where the files do not tell. kept: bool.
+        importance: float in [0, 1].
+        """
+        import pandas as pd  # here: it takes a second, and most programs need no table
+
+        parts = []
+        for layer in self.layers:
+            for kind in KINDS:
+                mask = self.masks[layer.name]
+                keep, importance = getattr(mask, f"{kind}_mask"), getattr(mask, f"{kind}_importance")
+                heads, width = keep.shape
+                columns = {
+                    "layer": layer.index,
+                    "layer_name": layer.name,
+                    "kind": kind,
+                    "head": torch.arange(heads).repeat_interleave(width).numpy(),
+                    "channel": torch.arange(width).repeat(heads).numpy(),
+                    "kept": keep.flatten().cpu().numpy(),
+                    "importance": importance.flatten().float().cpu().numpy(),
+                }
+                parts.append(pd.DataFrame(columns))
+        frame = pd.concat(parts, ignore_index=True)
+        frame.insert(0, "run", str(self.directory))
+        frame.insert(1, "seed", pd.array([self.result.seed] * len(frame), dtype="Int64"))
+        frame.insert(frame.columns.get_loc("kept"), "unit", self._units(frame).astype("Int64"))
+        return frame
+
+    def export_channels(self) -> Path:
+        """Write channels.csv, the table of channels, into the run's directory."""
+        path = self.directory / CHANNELS
+        with write_atomically(path) as temporary:
+            self.channels_frame().to_csv(temporary, index=False)
+        return path
+
+    def _units(self, channels: pd.DataFrame) -> pd.Series:
+        """The unit of every row of the table of channels, numbered as in `mechint.masking.Units`."""
+        import pandas as pd
+
+        units = self.units
+        if units is None and self.evidence is not None:
+            units = torch.cat([part.unit.flatten() for part in self.evidence.values()])
+        if units is not None:
+            return pd.Series(units.cpu().numpy())
+        mask = self.result.mask
+        if mask.unit not in ("channel", "head"):  # which channels are rotated together is the model's to tell
+            return pd.Series([pd.NA] * len(channels))
+        keys = [
+            "layer",
+            *([] if mask.tie_kv else ["kind"]),
+            "head",
+            *(["channel"] * (mask.unit == "channel")),
+        ]
+        return channels.groupby(keys, sort=True).ngroup()
+
+
+def _finished_result(directory: Path) -> Result:
+    """The result of a run that has numbers. Raises UserError."""
+    path = directory / RESULT
     try:
-        result = parse_json(read_text(path))
+        result = Result.read(directory)
     except FileNotFoundError as error:
         raise UserError(
             f"no result.json in {path.parent}; give the output directory of a finished run"
         ) from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({_one_line(error)}); run the analysis again") from error
-    if not isinstance(result, dict) or "checkpoint" not in result:
-        raise UserError(f"{path} was not written by an analysis; give the output directory of a finished run")
-    version = result.get("schema_version", SCHEMA_VERSION)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    except UnreadableResult as error:
         raise UserError(
-            f"{path} has schema version {version!r}, and this program knows versions up to {SCHEMA_VERSION}; "
-            "use a newer mechint"
-        )
-    if not result.get("metrics") or not result.get("layers"):
-        status, reason = true_status(result) or "unknown", result.get("error")
-        detail = f": {_one_line(reason)}" if reason else ""
+            f"{path} cannot be read ({error}); give the output directory of a finished run"
+        ) from error
+    if not result.measured or not result.layers:
+        detail = f": {one_line(result.error, 200)}" if result.error else ""
         raise UserError(
-            f"the run in {path.parent} has no numbers (status {status}{detail}); let it finish or repeat it"
+            f"the run in {directory} has no numbers (status {result.true_status}{detail}); let it finish or repeat it"
         )
+    if result.lacking:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(result.lacking)}; run the analysis again")
     return result
 
 
@@ -133,7 +202,7 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         return []
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path} cannot be read ({_one_line(error)}); remove it to draw without curves"
+            f"{path} cannot be read ({one_line(error, 200)}); remove it to draw without curves"
         ) from error
     history = []
     for number, line in enumerate(lines, start=1):
@@ -148,7 +217,3 @@ def _read_history(path: Path) -> list[dict[str, Any]]:
         if isinstance(entry, dict) and "step" in entry:
             history.append(entry)
     return history
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())[:200]

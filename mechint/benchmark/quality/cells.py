@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mechint.errors import UserError
+from mechint.learning.recipe import Recipe
+from mechint.learning.trainer import passes_before_finishing
 from mechint.methods.method import MaskMethod, ScoringMethod
 
 Kind = Literal["default", "published learner", "iterative scorer", "one-shot scorer"]
@@ -61,6 +63,27 @@ def entries(given: Sequence[Any], what: str) -> tuple[Entry, ...]:
     return found
 
 
+def in_bases(methods: Sequence[Entry], bases: Sequence[str]) -> tuple[Entry, ...]:
+    """Every method in every basis; in other coordinates than the channels its label says so.
+
+    Raises UserError where there is no basis.
+    """
+    if not bases:
+        raise UserError("bases must name at least one option of conf/basis, e.g. [channels]")
+    return tuple(
+        method
+        if basis == "channels"
+        else replace(
+            method,
+            label=f"{method.label} in {basis}",
+            overrides=(f"basis={basis}", *method.overrides),
+        )
+        for basis in bases
+        for method in methods
+        if basis != "channels" or method.option != "energy"
+    )
+
+
 @dataclass(frozen=True)
 class Cell:
     """One run of a benchmark."""
@@ -92,17 +115,18 @@ def kind_of(method: MaskMethod, is_reference: bool) -> Kind:
     return "published learner"
 
 
-def spend(method: MaskMethod, passes: int, batch_size: int, finishing_share: float) -> list[str]:
-    """Overrides of conf/analyze.yaml with which a method takes at most `passes` batches through the model.
+def spend(recipe: Recipe, passes: int, batch_size: int, finishing_share: float) -> list[str]:
+    """Overrides of conf/analyze.yaml with which a recipe takes at most `passes` batches through the model.
 
-    A learner takes a step per pass; with a finishing pass, that gets at most `finishing_share` of them. An iterative
-    scorer divides them among its stages. One-shot scorers see every calibration row as often as they need, as far as
-    the passes reach.
+    What its basis needs and, with a finishing pass, `finishing_share` of them are kept back. Of the rest a learner
+    takes a step per pass, an iterative scorer divides them among its stages, and a one-shot scorer sees every
+    calibration sequence as often as it needs, as far as the passes reach.
     """
-    overrides = [f"trainer.passes={passes}"]
-    if isinstance(method, ScoringMethod):
-        if method.stages:
-            overrides.append(f"mask.sequences_per_stage={max(1, passes * batch_size // method.stages)}")
+    left = passes_before_finishing(passes, finishing_share, recipe)
+    overrides = [f"trainer.passes={passes}", f"trainer.finishing_share={finishing_share}"]
+    if isinstance(recipe.method, ScoringMethod):
+        if recipe.method.stages:
+            each = max(1, left * batch_size // recipe.method.stages)
+            overrides.append(f"mask.sequences_per_stage={each}")
         return overrides
-    finishing = round(passes * finishing_share) if method.finishing_trials else 0
-    return [*overrides, f"steps={max(1, passes - finishing)}"]
+    return [*overrides, f"steps={left}"]

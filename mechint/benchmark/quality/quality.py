@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from mechint.analysis.attempt import RunOptions
 from mechint.analysis.describing import Record, end_record, start_record
 from mechint.analysis.preparation import Preparation
 from mechint.analysis.single import Analysis
-from mechint.benchmark.quality.cells import Cell, Entry, entries, kind_of, spend
+from mechint.benchmark.quality.cells import Cell, Entry, entries, in_bases, kind_of, spend
 from mechint.benchmark.quality.figure import draw_quality
 from mechint.benchmark.quality.summary import summarise
 from mechint.benchmark.quality.table import as_markdown, write_tables
@@ -36,8 +37,9 @@ class QualityBenchmark:
 
     models, methods: 'NAME', 'NAME KEY=VALUE ...' or {LABEL: the same}; names are checkpoints and mask options.
     reference: the method, by label, that the others are held against. passes: batches through the model that a run may
-    take, `finishing_share` of them for a finishing pass where a method has one. overrides: for every run. compose:
-    makes an analysis from overrides.
+    take, `finishing_share` of them for a finishing pass. bases: options of conf/basis in which every method runs, but
+    `energy` only where there are directions. finishing_trials: exchanges that the finishing pass of every method may
+    try; None: each method's own. overrides: for every run. compose: makes an analysis from overrides.
 
     Raises UserError for settings that contradict each other.
     """
@@ -50,12 +52,15 @@ class QualityBenchmark:
     passes: int
     finishing_share: float
     compose: Compose
+    bases: Sequence[str] = ("channels",)
+    finishing_trials: int | None = None
     overrides: Sequence[str] = ()
     resume: bool = True
     _failed: dict[tuple[str, str | None], str] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self._models, self._methods = entries(self.models, "models"), entries(self.methods, "methods")
+        self._models = entries(self.models, "models")
+        self._methods = in_bases(entries(self.methods, "methods"), self.bases)
         if self.reference not in [method.label for method in self._methods]:
             raise UserError(f"reference={self.reference} is none of the methods; add it, or name another")
         if not self.sparsities or not self.seeds or self.passes < 1 or not 0 <= self.finishing_share < 1:
@@ -99,24 +104,28 @@ class QualityBenchmark:
 
     def _machine(self) -> str:
         analysis, _ = self.compose([*self.overrides])
-        return machine(pick_device(analysis.device), torch.get_num_threads())
+        return machine(pick_device(analysis.inputs.device), torch.get_num_threads())
 
     def _plans(self) -> dict[tuple[Entry, Entry], list[str]]:
         """What every model and method adds to the overrides; a model or method that is not there is found here."""
         plans = {}
         for model, method in product(self._models, self._methods):
-            common = [*self.overrides, *model.overrides, "ablation=zero", *method.overrides]
+            common = [*self.overrides, *model.overrides, "ablation=zero"]
+            if self.finishing_trials is not None:
+                common.append(f"mask.finishing_trials={self.finishing_trials}")
+            common += method.overrides
             overrides = [f"checkpoint={_quoted(model.option)}", f"mask={method.option}", *common]
             analysis, _ = self.compose(overrides)
             if method == self._methods[0]:
                 try:
-                    analysis.loader.fingerprint(model.option)
+                    analysis.inputs.loader.fingerprint(model.option)
                 except UserError as error:
                     raise UserError(f"models: {model.label}: {error}") from error
             batch_size = analysis.trainer.batch_size
             if not isinstance(batch_size, int):
                 raise UserError(f"trainer.batch_size={batch_size} would make passes unequal; give a number")
-            budget = spend(analysis.method, self.passes, batch_size, self.finishing_share)
+            refuse_taken(common)
+            budget = spend(analysis.recipe, self.passes, batch_size, self.finishing_share)
             plans[model, method] = [*overrides, *budget, "logger=none", "visualizer=none"]
         return plans
 
@@ -134,7 +143,8 @@ class QualityBenchmark:
         sets = [f"target_sparsity={cell.sparsity}", f"seed={cell.seed}"]
         analysis, config = self.compose([*plan, *sets])
         directory = output_dir / cell.directory
-        result = analysis.run(directory, config, bar=False, resume=self.resume, preparation=preparation)
+        options = RunOptions(bar=False, resume=self.resume, preparation=preparation)
+        result = analysis.run(directory, config, options).as_json()
         kind = kind_of(analysis.method, cell.method.label == self.reference)
         record["cells"].append(_numbers(cell, kind, result))
 
@@ -145,6 +155,14 @@ class QualityBenchmark:
         self._failed[cell.model.label, method] = f"{cell.model.label}: {error}"
         record["failed"].append({"model": cell.model.label, "method": method, "reason": str(error)})
         log.error("%s%s: %s; left out", cell.model.label, f", {method}" if method else "", error)
+
+
+def refuse_taken(overrides: Sequence[str]) -> None:
+    """Raise UserError where overrides set what follows from the passes."""
+    for given in overrides:
+        name = given.partition("=")[0].lstrip("+")
+        if name in ("steps", "mask.sequences_per_stage", "trainer.passes", "trainer.finishing_share"):
+            raise UserError(f"{name} follows from what.passes and what.finishing_share here; leave it out")
 
 
 def _numbers(cell: Cell, kind: str, result: Record) -> Record:

@@ -78,14 +78,14 @@ def tokens_fact(variant: Variant) -> str:
 
 def digest_fact(variant: Variant) -> str:
     """Which tokens exactly, for data that share a name."""
-    digests = {str((run.result.get("dataset") or {}).get("evaluation_digest") or "") for run in variant.runs}
+    digests = {run.result.dataset.evaluation_digest or "" for run in variant.runs}
     shown = sorted(digest[:8] for digest in digests if digest)
     return f"tokens {', '.join(shown)}" if shown else ""
 
 
 def part(variant: Variant, key: str) -> dict[str, Any]:
     """A section of the first run's result.json; empty where it is absent."""
-    return variant.runs[0].result.get(key) or {}
+    return variant.runs[0].result.as_json().get(key) or {}
 
 
 DESCRIPTIONS: Sequence[Callable[[Variant], str]] = (

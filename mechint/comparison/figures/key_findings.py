@@ -15,8 +15,9 @@ from mechint.comparison.figures.lettering import shortened, wrapped
 from mechint.comparison.figures.looks import variant_looks
 from mechint.comparison.figures.sheet import LEADING, MARGIN, POINTS, comparison_header, new_sheet
 from mechint.comparison.findings import Section, key_findings
+from mechint.errors import one_line
 from mechint.reporting.style import INK, QUIET, figure_style, save
-from mechint.reporting.wording import one_line, plural
+from mechint.reporting.wording import plural
 
 NARROW, WIDE = 7.2, 11.6  # inches, for one column and for two
 SIZE, HEADING, GAP = 7.8, 9.5, 24.0  # points; GAP lies between columns
