@@ -41,12 +41,12 @@ class ModelInMemory(CheckpointLoader):
         return f"memory:{type(self._model).__name__}"
 
     def load(self, source: str, device: torch.device, dtype: str) -> Checkpoint:
-        """The model, frozen, with weights shared as long as `device` and `dtype` are its own ("auto" is).
+        """The model, frozen; its weights are shared where `device` and precision are the object's own.
 
-        Raises `UserError` for everything that cannot be analysed.
+        `dtype` as for `CheckpointLoader`: "auto" is float32 on a CPU, the object's own elsewhere. Raises `UserError` for everything that cannot be analysed.
         """
         check_device(device)
-        precision = dtype_of(dtype, "auto")
+        precision = dtype_of(dtype, "auto" if device.type != "cpu" else torch.float32)
         view = _frozen_view(self._model)
         drop_code_choices(view.config)
         view, notes = text_decoder(view)
