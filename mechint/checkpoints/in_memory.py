@@ -43,7 +43,8 @@ class ModelInMemory(CheckpointLoader):
     def load(self, source: str, device: torch.device, dtype: str) -> Checkpoint:
         """The model, frozen; its weights are shared where `device` and precision are the object's own.
 
-        `dtype` as for `CheckpointLoader`: "auto" is float32 on a CPU, the object's own elsewhere. Raises `UserError` for everything that cannot be analysed.
+        `dtype` as for `CheckpointLoader`: "auto" is float32 on a CPU, the object's own elsewhere.
+        Raises `UserError` for everything that cannot be analysed.
         """
         check_device(device)
         precision = dtype_of(dtype, "auto" if device.type != "cpu" else torch.float32)
