@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,13 @@ from comparable_runs import make_masks, make_run, write_run
 
 from mechint.comparison.compare import compare, read_comparison
 from mechint.comparison.comparison import Comparison
-from mechint.comparison.difference import chance_of_exceeding, verdict
 from mechint.comparison.findings import findings_text
 from mechint.comparison.job import Output, leave_comparison
 from mechint.comparison.variant import make_variant, read_variant
 from mechint.errors import UserError
 from mechint.loggers import Logger
 from mechint.masking.masks import LayerMask
-from mechint.metrics.overlap import chance_by_layer, chance_overall, iou
+from mechint.metrics.overlap import contained, highest_iou, iou, matched_chance
 from mechint.metrics.spread import Spread
 from mechint.results import RunFiles
 
@@ -37,61 +36,50 @@ def seeds(losses: list[float], kept: list[tuple[int, int]] = EVEN, **told: Any) 
     return [make_run(kept, loss=loss, seed=seed, **told) for seed, loss in enumerate(losses)]
 
 
-def test_metrics_differ_by_their_means_and_say_whether_seeds_explain_it() -> None:
-    comparison = comparison_of(seeds([2.0, 2.2]), seeds([2.4, 2.6], checkpoint__sha256="bb"))
+def test_metrics_differ_by_their_means_with_an_interval() -> None:
+    apart = ([2.0, 2.1, 2.2, 2.05], [2.6, 2.5, 2.7, 2.55])
+    comparison = comparison_of(seeds(apart[0]), seeds(apart[1], checkpoint__sha256="bb"))
     entry = comparison.differences["B"].metrics["loss"]
-    assert entry.difference == pytest.approx(0.4)
-    assert entry.verdict == "exceeds"
-    assert comparison.differences["B"].metrics["loss_degradation_percent"].difference == pytest.approx(40)
-    assert comparison.differences["B"].metrics["dense_loss"].verdict == "unknown"
+    assert entry.difference == pytest.approx(0.5)
+    assert entry.verdict == "higher"
+    assert entry.effect.low is not None
+    assert entry.effect.low < 0.5 < (entry.effect.high or 0)
+    assert comparison.differences["B"].metrics["loss_degradation_percent"].difference == pytest.approx(50)
+    assert comparison.differences["B"].metrics["dense_loss"].verdict == "not tested"
     text = findings_text(comparison)
-    assert (
-        "B has WORSE loss degradation against own dense model: +150.00 % vs +110.00 %, 40.00 points more "
-        "(lower is better). [more than the spread between seeds]"
-    ) in text
-    assert "33.3 % of cases" in text
-    assert "weak evidence" in text
+    assert re.search(
+        r"masked loss: B 2\.58\d*, A 2\.08\d* nats/token; difference \+0\.5\d* \[\+0\.\d+, \+0\.\d+\], higher", text
+    )
     assert "several trainings of each" in text  # two checkpoints
     assert "no common numbering of channels" in text
 
 
-def test_overlapping_seeds_cannot_be_told_apart() -> None:
-    comparison = comparison_of(seeds([2.0, 2.5]), seeds([2.4, 2.6]))
-    assert comparison.differences["B"].metrics["loss"].verdict == "within"
+def test_overlapping_seeds_are_not_distinguished() -> None:
+    comparison = comparison_of(seeds([2.0, 2.5, 2.2, 2.4]), seeds([2.4, 2.6, 2.1, 2.3]))
+    assert comparison.differences["B"].metrics["loss"].verdict == "not distinguished"
     text = findings_text(comparison)
-    assert "B and A cannot be told apart by masked loss" in text
-    assert "WORSE" not in text
+    assert ", not distinguished (p = 1)" in text
     assert "several trainings" not in text  # one checkpoint
 
 
-@pytest.mark.parametrize("losses", [([2.0], [2.4]), ([2.0, 2.1], [2.4])])
-def test_without_seeds_the_text_says_that_it_cannot_tell(losses: tuple[list[float], list[float]]) -> None:
+@pytest.mark.parametrize("losses", [([2.0], [2.4]), ([2.0, 2.1], [2.4]), ([2.0, 2.1, 2.0], [9.4, 9.5, 9.4])])
+def test_below_four_seeds_nothing_is_claimed(losses: tuple[list[float], list[float]]) -> None:
     comparison = comparison_of(seeds(losses[0]), seeds(losses[1]))
-    assert comparison.differences["B"].metrics["loss"].verdict == "unknown"
-    text = findings_text(comparison)
-    assert "it cannot be told whether any of these differences exceeds the spread between seeds" in text
-    assert "[more than" not in text
+    assert comparison.differences["B"].metrics["loss"].verdict == "too few seeds"
+    assert "Below 4 runs a side nothing is claimed" in findings_text(comparison)
 
 
-def test_higher_faithfulness_is_better() -> None:
+def test_the_summary_comes_first_and_is_short() -> None:
     text = findings_text(comparison_of(seeds([2.0]), seeds([1.5])))
-    assert "B has BETTER faithfulness: 0.875 vs 0.750, 0.125 more (higher is better)." in text
-    assert "B has BETTER masked loss: 1.5000 nats/token vs 2.0000 nats/token, 0.5000 less" in text
+    first = text.split("\n\n")[1].splitlines()
+    assert first[0] == "In short"
+    assert 1 <= len(first) - 1 <= 3
 
 
-def test_touching_ranges_overlap_and_one_value_has_no_spread() -> None:
-    assert verdict(Spread((1.0, 2.0)), Spread((2.0, 3.0))) == "within"
-    assert verdict(Spread((1.0, 2.0)), Spread((2.1, 3.0))) == "exceeds"
+def test_one_value_has_no_spread() -> None:
     assert Spread((1.0,)).sd is None
     assert Spread((1.0, 3.0)).sd == pytest.approx(math.sqrt(2))
     assert Spread.of([None, math.nan]) is None
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 2), (2, 3), (3, 3), (1, 4)])
-def test_the_chance_of_exceeding_counts_orders(n: int, m: int) -> None:
-    orders = list(itertools.combinations(range(n + m), n))
-    apart = [o for o in orders if max(o) < min(set(range(n + m)) - set(o)) or min(o) >= m]
-    assert chance_of_exceeding(n, m) == pytest.approx(len(apart) / len(orders))
 
 
 def test_layers_thirds_and_kinds() -> None:
@@ -143,7 +131,8 @@ def test_overlap_of_equal_disjoint_and_empty_masks() -> None:
     assert iou(mask, mask) == 1
     assert iou(mask, inverse) == 0
     assert iou(none, none) is None
-    assert chance_overall(none, none) is None
+    assert matched_chance(none, none) is None
+    assert contained(mask, none) is None
     both = [LayerMask(m.k_mask, ~m.v_mask, m.k_importance, m.v_importance) for m in mask]
     assert iou(mask, both, "k") == 1
     assert iou(mask, both, "v") == 0
@@ -153,12 +142,34 @@ def test_overlap_of_equal_disjoint_and_empty_masks() -> None:
 def test_random_masks_overlap_as_chance_says() -> None:
     kept = [(40, 200), (10, 100), (250, 5)]
     a, b = (list(make_masks(kept, seed, heads=4, width=64).values()) for seed in (1, 2))
-    by_layer, overall = chance_by_layer(a, b), chance_overall(a, b)
-    assert by_layer is not None
-    assert iou(a, b) == pytest.approx(by_layer, abs=0.03)
-    p = sum(k + v for k, v in kept) / (6 * 256)
-    assert overall == pytest.approx(p / (2 - p))
-    assert by_layer > overall + 0.1  # equal budgets alone make masks alike
+    chance = matched_chance(a, b)
+    assert chance is not None
+    assert iou(a, b) == pytest.approx(chance, abs=0.03)
+    heads = [
+        (int(p.sum()), int(q.sum()))
+        for one, other in zip(a, b, strict=True)
+        for x, y in ((one.k_mask, other.k_mask), (one.v_mask, other.v_mask))
+        for p, q in zip(x, y, strict=True)
+    ]
+    both = sum(p * q / 64 for p, q in heads)
+    assert chance == pytest.approx(both / (sum(p + q for p, q in heads) - both))
+
+
+def test_masks_of_different_size_have_a_highest_iou() -> None:
+    large, small = (list(make_masks([(count, count)], 1).values()) for count in (8, 4))
+    inside = [
+        LayerMask(m.k_mask & n.k_mask, m.v_mask & n.v_mask, m.k_importance, m.v_importance)
+        for m, n in zip(large, small, strict=True)
+    ]
+    assert contained(large, inside) == 1
+    assert iou(large, inside) == highest_iou(large, inside)
+    assert contained(large, small) == pytest.approx(
+        sum(
+            int((m.k_mask & n.k_mask).sum() + (m.v_mask & n.v_mask).sum())
+            for m, n in zip(large, small, strict=True)
+        )
+        / 8
+    )
 
 
 def test_overlap_is_given_between_variants_and_between_seeds() -> None:
@@ -180,7 +191,7 @@ def test_different_evaluation_data_forbid_a_verdict() -> None:
     assert comparison.flags[0].startswith("DIFFERENT EVALUATION DATA")
     text = findings_text(comparison)
     assert text.index("DIFFERENT EVALUATION DATA") < text.index("B against A")
-    assert "BETTER" not in text
+    assert "difference" not in text.split("B against A: what the masks cost")[1].split("\n\n")[0]
     assert "B: dense loss 1.0000, masked loss 1.5000" in text
 
 
@@ -326,8 +337,8 @@ def test_what_a_comparison_leaves(tmp_path: Path) -> None:
     assert (last["Δ B K"], last["Δ B V"], last["Δ B kept"]) == (-0.5, 0.5, 0.0)
     content = json.loads((output.directory / "comparison.json").read_text())
     assert content["variants"]["B"]["metrics"]["loss"]["values"] == [2.4, 2.6]
-    assert content["differences"]["B"]["metrics"]["loss"]["verdict"] == "exceeds"
-    assert content["differences"]["B"]["overlap"]["chance_layers"]["mean"] > 0
+    assert content["differences"]["B"]["metrics"]["loss"]["verdict"] == "too few seeds"
+    assert content["differences"]["B"]["overlap"]["chance"]["mean"] > 0
     report = (output.directory / "variant_comparison.md").read_text()
     assert "![picture](picture.png)" in report
     assert "2.5000 ± 0.1414 (n=2)" in report

@@ -214,13 +214,12 @@ class Assessment:
 
 
 def _iou_of(agreement: Agreement) -> SeedAgreement:
-    iou, chance, layers = agreement.iou, agreement.chance, agreement.chance_layers
+    iou, chance = agreement.iou, agreement.chance
     return SeedAgreement(
         mean=None if iou is None else iou.mean,
         min=None if iou is None else iou.low,
         max=None if iou is None else iou.high,
         chance=None if chance is None else chance.mean,
-        chance_layers=None if layers is None else layers.mean,
     )
 
 

@@ -9,11 +9,8 @@ from typing import Literal, Protocol
 
 from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
+from mechint.metrics.statistics import Effect, Verdict
 from mechint.results import Result, RunFiles
-
-# Does a difference exceed the spread between seeds? "unknown": a side has fewer than two runs, or the number
-# does not depend on the seed.
-Verdict = Literal["exceeds", "within", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -106,11 +103,17 @@ METRICS = (
 
 @dataclass(frozen=True)
 class MetricDifference:
-    """variant - baseline of one metric, as difference of the means over runs."""
+    """variant - baseline of one metric, as difference of the means over runs.
+
+    effect: with its interval. p: adjusted for everything that is claimed of this variant (Holm); None where there is no
+    test. verdict: what may be claimed.
+    """
 
     metric: Metric
     baseline: Spread
     variant: Spread
+    effect: Effect
+    p: float | None
     verdict: Verdict
 
     @property
@@ -124,9 +127,9 @@ class PlaceDelta:
     """variant - baseline at one place: a layer of the baseline, or a third of the layers.
 
     title: "layer 3", or "early layers 0-1". depth: middle of the place, 0 to 1. sparsity, k_sparsity,
-    v_sparsity: differences of the fraction of channels removed (positive: the variant is sparser).
-    importance: difference of the mean importance. kept: difference in kept channels; None where the layers'
-    shapes differ. verdict: is the difference in sparsity larger than the spread between seeds.
+    v_sparsity: differences of the fraction of channels removed (positive: the variant is sparser). kept: difference in
+    kept channels; None where the layers' shapes differ. effect, verdict: of the difference in sparsity, as in
+    MetricDifference.
     """
 
     title: str
@@ -134,8 +137,8 @@ class PlaceDelta:
     sparsity: float
     k_sparsity: float
     v_sparsity: float
-    importance: float
     kept: float | None
+    effect: Effect
     verdict: Verdict
 
 
@@ -146,7 +149,7 @@ class Difference:
     metrics: only those that both sides have. layers: one entry per layer of the baseline; where the variant
     has another number of layers, its side is the mean over the same stretch of relative depth. thirds: early,
     middle, late; empty below three layers. overlap: None where channels cannot be matched; `no_overlap` then
-    says why. by_depth: depths differ.
+    says why. by_depth: depths differ. kinds: verdicts for the shares of K and of V that are kept.
     """
 
     variant: str
@@ -156,6 +159,7 @@ class Difference:
     overlap: Overlap | None
     no_overlap: str
     by_depth: bool
+    kinds: Mapping[str, Verdict]
 
 
 @dataclass(frozen=True)

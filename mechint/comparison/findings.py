@@ -8,25 +8,23 @@ from dataclasses import dataclass
 from mechint.comparison.comparison import (
     Comparison,
     Difference,
-    Metric,
     MetricDifference,
     PlaceDelta,
     Variant,
-    Verdict,
 )
-from mechint.comparison.difference import chance_of_exceeding, verdict
 from mechint.comparison.flags import different_sparsity
 from mechint.errors import one_line
+from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
+from mechint.metrics.statistics import FEWEST_SEEDS, Verdict, digits_for
 
 MARKS: dict[Verdict, str] = {
-    "exceeds": " [more than the spread between seeds]",
-    "within": " [within the spread between seeds]",
-    "unknown": "",
+    "higher": " (distinguished)",
+    "lower": " (distinguished)",
+    "not distinguished": " (not distinguished)",
+    "too few seeds": "",
+    "not tested": "",
 }
-
-# Above this probability of arising by chance, ranges that lie apart are called weak evidence.
-WEAK = 0.05
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,16 @@ class Section:
 
 
 def key_findings(comparison: Comparison) -> tuple[Section, ...]:
-    """All findings: first what stands against comparing, then each variant against the baseline."""
-    sections = [Section("Read this first", comparison.flags)] if comparison.flags else []
+    """All findings: a summary, what stands against comparing, then each variant against the baseline."""
     baseline = comparison[comparison.baseline]
+    summary = [
+        line
+        for name, difference in comparison.differences.items()
+        for line in in_short(comparison, baseline, comparison[name], difference)
+    ]
+    sections = [Section("In short", tuple(one_line(line) for line in summary))]
+    if comparison.flags:
+        sections.append(Section("Read this first", comparison.flags))
     parts: list[tuple[str, Callable[[Comparison, Variant, Variant, Difference], list[str]]]] = [
         ("what the masks cost", costs),
         ("where they remove", places),
@@ -58,9 +63,53 @@ def key_findings(comparison: Comparison) -> tuple[Section, ...]:
     return tuple(sections)
 
 
+def in_short(
+    comparison: Comparison, baseline: Variant, variant: Variant, difference: Difference
+) -> list[str]:
+    """Three sentences at most: units needed or KL, where the masks differ, how alike they are."""
+    lines = [units_needed(baseline, variant)]
+    entry = difference.metrics.get("kl") or difference.metrics.get("loss")
+    if entry is not None and comparison.comparable_loss:
+        lines.append(metric_line(entry, baseline, variant))
+    told = [delta.title for delta in difference.layers if delta.verdict in ("higher", "lower")]
+    if told:
+        lines.append(f"Sparsity is distinguished in {len(told)} of {len(difference.layers)} layers.")
+    elif min(len(baseline.runs), len(variant.runs)) >= FEWEST_SEEDS:
+        lines.append("No layer's sparsity is distinguished.")
+    found = difference.overlap
+    if found is not None and found.iou is not None and found.chance is not None:
+        lines.append(
+            f"The masks share {found.iou.mean:.2f} of what either keeps (IoU; matched random masks "
+            f"{found.chance.mean:.2f})."
+        )
+    return [line for line in lines if line][:3]
+
+
+def units_needed(baseline: Variant, variant: Variant) -> str:
+    """How many units each side needs for the target that its runs were searched for; nothing for other runs."""
+    told = []
+    for side in (variant, baseline):
+        targets = [run.result.target for run in side.runs]
+        if any(target is None or target.units is None for target in targets):
+            return ""
+        kinds = {(target.kind, target.value) for target in targets if target}
+        if len(kinds) != 1:
+            return ""
+        shares = Spread.of(
+            (target.units or 0) / run.result.sparsity.total
+            for target, run in zip(targets, side.runs, strict=True)
+            if target
+        )
+        assert shares is not None
+        spread = f" ± {100 * shares.sd:.1f}" if shares.sd else ""
+        told.append(f"{side.name} {100 * shares.mean:.1f}{spread} % of its units")
+        kind, value = kinds.pop()
+    return f"For {kind} {value:g}, needed are: {'; '.join(told)}."
+
+
 def findings_text(comparison: Comparison) -> str:
     """key_findings.txt."""
-    lines = ["KEY FINDINGS", "=" * 60]
+    lines = ["Key findings", "=" * 60]
     for section in key_findings(comparison):
         lines += ["", section.title, *(f"  • {line}" for line in section.lines)]
     return "\n".join(lines) + "\n"
@@ -113,32 +162,20 @@ def own_cost(variant: Variant) -> str:
 
 
 def metric_line(entry: MetricDifference, baseline: Variant, variant: Variant) -> str:
-    """'KV-Tying has WORSE loss degradation ...: +43.82 % vs +20.11 %, 23.71 points more.'"""
-    metric, change = entry.metric, entry.difference
-    both = f"{amount(metric, entry.variant)} vs {amount(metric, entry.baseline)}"
-    step = abs(change)
-    if round(step, metric.digits) == 0:
-        return (
-            f"{variant.name} and {baseline.name} have the same {metric.title}: {both}.{MARKS[entry.verdict]}"
-        )
-    if entry.verdict == "within":
-        return (
-            f"{variant.name} and {baseline.name} cannot be told apart by {metric.title}: {both}."
-            f"{MARKS[entry.verdict]}"
-        )
-    better = (change < 0) == (metric.better == "lower")
-    unit, more = "points " if metric.unit == "%" else "", "less" if change < 0 else "more"
-    size = f"{step:.{metric.digits}f} {unit}{more}"
-    return (
-        f"{variant.name} has {'BETTER' if better else 'WORSE'} {metric.title}: {both}, {size} "
-        f"({metric.better} is better).{MARKS[entry.verdict]}"
-    )
-
-
-def amount(metric: Metric, spread: Spread) -> str:
-    """A metric's mean with its unit; a percentage with its sign."""
-    sign = "+" if metric.unit == "%" else ""
-    return f"{spread.mean:{sign}.{metric.digits}f}{f' {metric.unit}' if metric.unit else ''}"
+    """'KL: Tied 0.812, Base 0.795; difference 0.017 [-0.011, 0.046], not distinguished (p = 0.31).'"""
+    metric, effect = entry.metric, entry.effect
+    width = None if effect.low is None or effect.high is None else (effect.high - effect.low) / 4
+    digits = digits_for(width, metric.digits)
+    unit = f" {metric.unit}" if metric.unit else ""
+    values = f"{variant.name} {entry.variant.mean:.{digits}f}, {baseline.name} {entry.baseline.mean:.{digits}f}{unit}"
+    text = f"{metric.title}: {values}; difference {effect.difference + 0.0:+.{digits}f}"
+    if width:
+        text += f" [{effect.low:+.{digits}f}, {effect.high:+.{digits}f}]"
+    if entry.verdict in ("higher", "lower") or entry.verdict != "not tested":
+        text += f", {entry.verdict}"
+    if entry.p is not None and entry.verdict != "too few seeds":
+        text += f" (p = {entry.p:.2g}{', paired by sequence' if effect.paired else ''})"
+    return f"{text}."
 
 
 def places(_: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> list[str]:
@@ -161,7 +198,7 @@ def place_line(variant: Variant, delta: PlaceDelta) -> str:
         more = "more" if delta.sparsity > 0 else "less"
         how = f"{variant.name} is {100 * abs(delta.sparsity):.1f} points {more} sparse"
     kinds_apart = f"K {points(delta.k_sparsity)}, V {points(delta.v_sparsity)}"
-    return f"{delta.title}: {how} ({kinds_apart}).{MARKS[delta.verdict]}"
+    return f"{delta.title}: {how} ({kinds_apart}){MARKS[delta.verdict]}."
 
 
 def points(fraction: float) -> str:
@@ -177,7 +214,7 @@ def biggest(_: Comparison, _baseline: Variant, variant: Variant, difference: Dif
     return [place_line(variant, delta) for delta in differing] or ["No layer differs in sparsity."]
 
 
-def kinds(_: Comparison, baseline: Variant, variant: Variant, __: Difference) -> list[str]:
+def kinds(_: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> list[str]:
     """How each side shares its channels between K and V."""
     lines = [
         f"{side.name} keeps {percent(1 - side.k_sparsity.mean)} of its K channels "
@@ -192,7 +229,7 @@ def kinds(_: Comparison, baseline: Variant, variant: Variant, __: Difference) ->
         if round(100 * abs(change), 1):
             more = "more" if change > 0 else "less"
             size = f"{100 * abs(change):.1f} points {more}"
-            lines.append(f"{variant.name} keeps {size} of {kind}.{MARKS[verdict(ours, theirs)]}")
+            lines.append(f"{variant.name} keeps {size} of {kind}{MARKS[difference.kinds[kind.lower()]]}.")
     return lines
 
 
@@ -201,13 +238,12 @@ def overlaps(_: Comparison, baseline: Variant, variant: Variant, difference: Dif
     found = difference.overlap
     if found is None:
         return [f"None is given: {difference.no_overlap}."]
-    if found.iou is None or found.chance_layers is None or found.chance_overall is None:
+    if found.iou is None or found.chance is None:
         return ["Neither mask keeps any channel."]
     lines = [
         f"IoU of the kept channels is {found.iou.mean:.2f} (K {iou_words(found.k_iou)}, V "
-        f"{iou_words(found.v_iou)}). Chance alone gives {found.chance_layers.mean:.2f} for masks that keep "
-        f"as many K and V channels of each layer, and {found.chance_overall.mean:.2f} for masks of the same "
-        "overall size.",
+        f"{iou_words(found.v_iou)}); matched random masks, with the same counts in every layer, kind and KV head, have "
+        f"{found.chance.mean:.2f}. {containment(found)}",
     ]
     between = [
         f"{side.name} {spread.mean:.2f}"
@@ -217,6 +253,16 @@ def overlaps(_: Comparison, baseline: Variant, variant: Variant, difference: Dif
     if between:
         lines.append(f"Between two seeds of one variant it is: {', '.join(between)}.")
     return [*lines, *numbering(baseline, variant)]
+
+
+def containment(found: Overlap) -> str:
+    """How much of the smaller mask lies in the larger, where their sizes keep the IoU from 1."""
+    if found.contained is None or found.highest is None or found.highest.mean > 0.95:
+        return ""
+    return (
+        f"The masks differ in size, so that no IoU above {found.highest.mean:.2f} is possible: "
+        f"{found.contained.mean:.2f} of the smaller one lies inside the larger."
+    )
 
 
 def numbering(baseline: Variant, variant: Variant) -> list[str]:
@@ -242,18 +288,14 @@ def checkpoints(variant: Variant) -> set[object]:
 def seeds(_: Comparison, baseline: Variant, variant: Variant, __: Difference) -> list[str]:
     """How far the runs can tell a difference between variants from one between seeds."""
     n, m = len(baseline.runs), len(variant.runs)
-    if min(n, m) < 2:
-        single = " and ".join(side.name for side in (baseline, variant) if len(side.runs) < 2)
-        return [
-            f"Nothing: with a single run of {single} it cannot be told whether any of these differences "
-            "exceeds the spread between seeds. Repeat with two or more seeds for each, e.g. -m seed=0,1,2."
-        ]
-    chance = chance_of_exceeding(n, m)
     lines = [
-        f"{baseline.name} has {n} runs and {variant.name} {m}. A difference is marked as more than the "
-        "spread between seeds where the ranges of the two sides, smallest to largest, do not overlap. "
-        f"Without any real difference that happens in {percent(chance)} of cases, and here for many numbers"
-        + (": weak evidence; add seeds." if chance > WEAK else ".")
+        f"{baseline.name} has {n} run{'s' * (n > 1)} and {variant.name} {m}. "
+        + (
+            f"Below {FEWEST_SEEDS} runs a side nothing is claimed; repeat with more seeds, e.g. -m seed=0,1,2,3."
+            if min(n, m) < FEWEST_SEEDS
+            else "A difference is called higher or lower where Welch's t test, adjusted for everything tested here "
+            "(Holm), has p of at most 0.05: at most one comparison in twenty claims any difference where there is none."
+        )
     ]
     for name, title in SHORT:
         a, b = baseline.metrics.get(name), variant.metrics.get(name)

@@ -3,13 +3,13 @@
 Variants: {schema_version, kind "variants", created, not_logged, baseline, comparable_loss, flags, notes,
 variants{name: {runs[directory], seeds, checkpoints[{name sha256}], metrics{name: SPREAD}, sparsity SPREAD,
 k_sparsity, v_sparsity, quoted, layers[{index name depth sparsity SPREAD ... k_total v_total}]}},
-differences{name: {metrics{name: {difference verdict better}}, layers[{title depth sparsity ... verdict}],
-thirds, overlap{iou k_iou v_iou chance_layers chance_overall baseline_iou variant_iou layers}, no_overlap,
+differences{name: {metrics{name: {difference interval p paired verdict better}}, layers[{title depth sparsity ...
+verdict}], thirds, overlap{iou k_iou v_iou chance contained highest baseline_iou variant_iou layers}, no_overlap,
 by_depth}}}.
 
 Tree: {schema_version, kind "tree", created, not_logged, root, bytes_per_element, flags, notes, groups[{label
 checkpoint method dense_loss empty_loss dense_kv_bytes_per_token points[{sparsity target kv_bytes_per_token
-loss SPREAD loss_degradation_percent kl faithfulness agreement{iou SPREAD chance chance_layers histogram
+loss SPREAD loss_degradation_percent kl faithfulness agreement{iou SPREAD chance histogram
 chance_histogram} runs[...]}]}], unfinished[{directory status reason}]}.
 
 SPREAD is {mean, sd, n, values}, or null where there is no number; sd is null for a single run. Sparsities are
@@ -69,7 +69,14 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, Spread):
         return value.as_record()
     if isinstance(value, MetricDifference):
-        return {"difference": value.difference, "verdict": value.verdict, "better": value.metric.better}
+        return {
+            "difference": value.difference,
+            "interval": [value.effect.low, value.effect.high],
+            "p": value.p,
+            "paired": value.effect.paired,
+            "verdict": value.verdict,
+            "better": value.metric.better,
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: as_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):

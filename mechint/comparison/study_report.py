@@ -21,7 +21,7 @@ def study_table(study: Study) -> tuple[list[str], list[list[Any]]]:
     """One row per point: group, sparsity, KV bytes per token, mean and standard deviation of each number."""
     columns = ["group", "checkpoint", "method", "target", "sparsity", "kv_bytes_per_token", "n", "seeds"]
     columns += [f"{name}{end}" for name in POINT_METRICS for end in ("", "_sd")]
-    columns += ["iou", "iou_chance", "iou_chance_layers"]
+    columns += ["iou", "iou_chance"]
     rows = [_row(group, point) for group in study.groups for point in group.points]
     return [*columns, "dense_loss"], rows
 
@@ -34,7 +34,7 @@ def _row(group: StudyGroup, point: StudyPoint) -> list[Any]:
         spread = point.spread(name)
         row += [spread.mean if spread else None, spread.sd if spread else None]
     found = point.agreement
-    spreads = [found.iou, found.chance, found.chance_layers] if found else [None, None, None]
+    spreads = [found.iou, found.chance] if found else [None, None]
     return [*row, *(spread.mean if spread else None for spread in spreads), group.dense_loss]
 
 
@@ -67,7 +67,7 @@ def study_markdown(study: Study, figures: Sequence[Path]) -> str:
         f"KV bytes per token: kept K and V channels of all layers at {BYTES_PER_ELEMENT} bytes each (bf16), "
         "with no padding. Sparsity is of units; losses are in nats per token, of the hard mask on "
         "evaluation data. IoU: channels that two seeds' masks share over channels that either keeps, mean over pairs; "
-        "chance: for random masks of the same counts, and of the same K and V counts of every layer.",
+        "chance: for random masks with the same counts in every layer, kind and KV head.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -107,13 +107,11 @@ def _group(group: StudyGroup) -> list[str]:
 
 
 def _agreement(found: Agreement | None) -> list[str]:
-    """'0.620 (0.053; by layer 0.110)' and '40 / 124'."""
+    """'0.620 (0.110)' and '40 / 124'."""
     if found is None:
         return [ABSENT, ABSENT]
-    iou, chance, layers = (
-        number(s.mean if s else None, 3) for s in (found.iou, found.chance, found.chance_layers)
-    )
+    iou, chance = (number(s.mean if s else None, 3) for s in (found.iou, found.chance))
     return [
-        f"{iou} ({chance}; by layer {layers})",
+        f"{iou} ({chance})",
         f"{found.histogram[-1]:,} / {sum(found.histogram[1:-1]):,}",
     ]

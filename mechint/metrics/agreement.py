@@ -18,33 +18,36 @@ class Agreement:
     """Agreement of S masks of one shape; all counts are of channels.
 
     iou: intersection over union of kept channels, over all pairs of masks; None where no mask keeps any. chance: its
-    expectation for random masks of the same counts. chance_layers: for random masks that also keep as many K and V
-    channels of every layer. histogram: [S + 1], how many channels exactly 0, 1, ..., S masks keep. chance_histogram:
-    its expectation for random masks of the same counts. All pairs at once, by the formulas of
-    `mechint.metrics.overlap`.
+    expectation for matched random masks, which keep as many channels of every layer, kind and KV head. histogram:
+    [S + 1], how many channels exactly 0, 1, ..., S masks keep. chance_histogram: its expectation for matched random
+    masks. All pairs at once, by the formulas of `mechint.metrics.overlap`.
     """
 
     iou: Spread | None
     chance: Spread | None
-    chance_layers: Spread | None
     histogram: tuple[int, ...]
     chance_histogram: tuple[float, ...]
 
     @classmethod
     def of(cls, masks: Sequence[Masks]) -> Agreement:
         """Compare masks of the same shapes, two or more, each a sequence of layers."""
-        parts = [[part.flatten() for layer in one for part in (layer.k_mask, layer.v_mask)] for one in masks]
+        parts = [
+            [head for layer in one for part in (layer.k_mask, layer.v_mask) for head in part] for one in masks
+        ]
         kept = torch.stack([torch.cat(of_mask) for of_mask in parts]).double()  # [S, N]
-        sizes, total = kept.sum(1), kept.shape[1]
-        counts = torch.stack([torch.stack([part.sum() for part in of_mask]) for of_mask in parts]).double()
-        widths = torch.tensor([max(1, part.numel()) for part in parts[0]])
+        sizes = kept.sum(1)
+        counts = torch.stack([torch.stack([head.sum() for head in of_mask]) for of_mask in parts]).double()
+        widths = torch.tensor([max(1, head.numel()) for head in parts[0]])
         histogram = torch.bincount(kept.sum(0).long(), minlength=len(masks) + 1)
+        expected = [
+            _random_histogram((of_head / width).tolist(), int(width))
+            for of_head, width in zip(counts.T, widths, strict=True)
+        ]
         return cls(
             iou=_over_pairs(kept @ kept.T, sizes),
-            chance=_over_pairs(torch.outer(sizes, sizes) / total, sizes),
-            chance_layers=_over_pairs((counts / widths) @ counts.T, sizes),
+            chance=_over_pairs((counts / widths) @ counts.T, sizes),
             histogram=tuple(histogram.tolist()),
-            chance_histogram=_random_histogram((sizes / total).tolist(), total),
+            chance_histogram=tuple(math.fsum(column) for column in zip(*expected, strict=True)),
         )
 
 

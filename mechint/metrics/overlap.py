@@ -21,17 +21,18 @@ class Overlap:
     """Intersection over union (IoU) of kept channels, over every pair of a baseline run and a variant run.
 
     iou, k_iou, v_iou: measured; K and V together, K alone, V alone; None where neither mask keeps any.
-    chance_layers: expected for two random masks that keep as many K and V channels of every layer as these
-    do. chance_overall: expected for two random masks of only the same overall counts. baseline_iou,
-    variant_iou: measured between the runs (seeds) of one side; None for a single run. layers: by layer index,
-    K and V together.
+    chance: expected of matched random masks, which keep as many channels of every layer, kind and KV head as
+    these do. contained: the share of the smaller mask that lies in the larger. highest: the highest IoU that masks of
+    these sizes can have. baseline_iou, variant_iou: measured between the runs (seeds) of one side; None for a single
+    run. layers: by layer index, K and V together.
     """
 
     iou: Spread | None
     k_iou: Spread | None
     v_iou: Spread | None
-    chance_layers: Spread | None
-    chance_overall: Spread | None
+    chance: Spread | None
+    contained: Spread | None
+    highest: Spread | None
     baseline_iou: Spread | None
     variant_iou: Spread | None
     layers: tuple[Spread | None, ...]
@@ -45,8 +46,9 @@ def overlap(baseline: Sequence[Masks], variant: Sequence[Masks]) -> Overlap:
         iou=Spread.of(iou(a, b) for a, b in pairs),
         k_iou=Spread.of(iou(a, b, "k") for a, b in pairs),
         v_iou=Spread.of(iou(a, b, "v") for a, b in pairs),
-        chance_layers=Spread.of(chance_by_layer(a, b) for a, b in pairs),
-        chance_overall=Spread.of(chance_overall(a, b) for a, b in pairs),
+        chance=Spread.of(matched_chance(a, b) for a, b in pairs),
+        contained=Spread.of(contained(a, b) for a, b in pairs),
+        highest=Spread.of(highest_iou(a, b) for a, b in pairs),
         baseline_iou=Spread.of(iou(a, b) for a, b in combinations(baseline, 2)),
         variant_iou=Spread.of(iou(a, b) for a, b in combinations(variant, 2)),
         layers=tuple(Spread.of(iou([a[i]], [b[i]]) for a, b in pairs) for i in range(depth)),
@@ -66,17 +68,28 @@ def iou(a: Masks, b: Masks, kinds: Kinds = "kv") -> float | None:
     return both / either if either else None
 
 
-def chance_by_layer(a: Masks, b: Masks) -> float | None:
-    """Expected IoU of random masks with the counts of `a` and `b` in every layer, for K and for V."""
-    counts = [(int(x.sum()), int(y.sum()), x.numel()) for x, y in _parts(a, b, "kv")]
+def contained(a: Masks, b: Masks) -> float | None:
+    """The share of the smaller mask that the larger one keeps too; None where one keeps nothing."""
+    parts = list(_parts(a, b, "kv"))
+    both = sum(int((x & y).sum()) for x, y in parts)
+    smaller = min(sum(int(x.sum()) for x, _ in parts), sum(int(y.sum()) for _, y in parts))
+    return both / smaller if smaller else None
+
+
+def highest_iou(a: Masks, b: Masks) -> float | None:
+    """The IoU of masks of these sizes where the smaller one lies inside the larger."""
+    sizes = [sum(int(part.sum()) for part in side) for side in zip(*_parts(a, b, "kv"), strict=True)]
+    return min(sizes) / max(sizes) if max(sizes) else None
+
+
+def matched_chance(a: Masks, b: Masks) -> float | None:
+    """Expected IoU of random masks with the counts of `a` and `b` in every layer, kind and KV head."""
+    counts = [
+        (int(p.sum()), int(q.sum()), p.numel())
+        for x, y in _parts(a, b, "kv")
+        for p, q in zip(x, y, strict=True)
+    ]
     return expected_iou(counts)
-
-
-def chance_overall(a: Masks, b: Masks) -> float | None:
-    """Expected IoU of random masks with the overall counts of `a` and `b`, wherever in the model."""
-    counts = [(int(x.sum()), int(y.sum()), x.numel()) for x, y in _parts(a, b, "kv")]
-    kept_a, kept_b, total = (sum(column) for column in zip(*counts, strict=True))
-    return expected_iou([(kept_a, kept_b, total)])
 
 
 def expected_iou(counts: Iterable[tuple[int, int, int]]) -> float | None:

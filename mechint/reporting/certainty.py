@@ -45,9 +45,9 @@ def agreement(stability: StabilityInfo) -> str:
         return "No seed keeps any channel, so there is nothing to agree on."
     return (
         f"Two seeds' masks share {percent(iou.mean, 0)} of the channels that either keeps (mean IoU "
-        f"{number(iou.mean, 3)}, lowest {number(iou.min, 3)}). Two random masks of this size would share "
-        f"{percent(iou.chance, 0)}, two that also keep as many K and V channels of every layer "
-        f"{percent(iou.chance_layers, 0)}. {histogram[-1]:,} channels are kept by all {seeds} seeds, "
+        f"{number(iou.mean, 3)}, lowest {number(iou.min, 3)}). Matched random masks, "
+        f"with the same counts in every layer, kind and KV head, would share {percent(iou.chance, 0)}. "
+        f"{histogram[-1]:,} channels are kept by all {seeds} seeds, "
         f"{sum(histogram[1:-1]):,} by some, {histogram[0]:,} by none; chance alone would make that "
         f"{number(stability.frequency_histogram_chance[-1], 1)}, "
         f"{number(sum(stability.frequency_histogram_chance[1:-1]), 1)} and "

@@ -278,14 +278,13 @@ class Cost(Section):
 class SeedAgreement(Section):
     """IoU of the channels that two seeds' masks keep, over all pairs; None where no mask keeps any.
 
-    chance: expected IoU of random masks of the same size; chance_layers: of matched random masks.
+    chance: expected of matched random masks, with the same counts in every layer, kind and KV head.
     """
 
     mean: float | None = None
     min: float | None = None
     max: float | None = None
     chance: float | None = None
-    chance_layers: float | None = None
 
 
 class SingleMasks(Section):
@@ -400,7 +399,7 @@ class StabilityInfo(Section):
     """What several seeds agree on, and the tests of their consensus mask.
 
     frequency_histogram: how many channels exactly 0, 1, ..., S seeds keep; frequency_histogram_chance: expected of
-    random masks of the same size.
+    matched random masks.
     """
 
     seeds: list[int]

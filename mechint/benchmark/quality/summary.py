@@ -11,7 +11,7 @@ from typing import Any
 from mechint.analysis.describing import Record
 from mechint.benchmark.quality.cells import KINDS
 from mechint.masking.masks import LayerMask
-from mechint.metrics.overlap import chance_by_layer, iou
+from mechint.metrics.overlap import iou, matched_chance
 from mechint.metrics.spread import Spread
 from mechint.results.mask_files import load_masks
 
@@ -49,11 +49,11 @@ def _spread(values: Iterable[float | None]) -> Record | None:
 
 
 def _agreement(directories: Sequence[Path]) -> Record:
-    """Mean IoU of kept channels over all pairs of seeds, and that of random masks with the same counts per layer."""
+    """Mean IoU of kept channels over all pairs of seeds, and that of matched random masks."""
     masks = [_layers(directory) for directory in directories]
     pairs = list(combinations(masks, 2))
     measured = Spread.of(iou(a, b) for a, b in pairs)
-    chance = Spread.of(chance_by_layer(a, b) for a, b in pairs)
+    chance = Spread.of(matched_chance(a, b) for a, b in pairs)
     return {"iou": measured and measured.mean, "iou_chance": chance and chance.mean}
 
 

@@ -30,7 +30,7 @@ HOW_TO_READ = (
     "**Gap** (binarization): KL of the hard mask − KL of the method's own soft gates; 0 where these are hard, — for "
     "scorers. Soft gates have no exact count, so a gap may be negative.",
     "**IoU**: channels kept by both over channels kept by either, mean over pairs of seeds; in brackets its value for "
-    "random masks with as many K and V channels in every layer.",
+    "random masks with as many channels in every layer, kind and KV head.",
 )
 
 

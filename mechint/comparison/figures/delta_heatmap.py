@@ -27,20 +27,18 @@ LAYERS_WIDE, THIRDS_WIDE = 5.9, 1.6  # inches
 # Purple and green are told apart by every common colour blindness and stand for nothing else here.
 MORE, LESS = "#1b7a37", "#6f3390"
 SPARSITY = LinearSegmentedColormap.from_list("sparsity difference", [MORE, "#f7f7f7", LESS])
-IMPORTANCE = LinearSegmentedColormap.from_list("importance difference", [LESS, "#f7f7f7", MORE])
 NUMBERED_FROM = 21  # points; narrower cells have no room for a number
-ROWS = ("K + V", "K", "V", "importance")
-TOPS = (0.0, 1.0, 2.0, 3.3)  # middles of the rows
+ROWS = ("K + V", "K", "V")
+TOPS = (0.0, 1.0, 2.0)  # middles of the rows
 
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scales:
-    """Colour scales that all panels share, symmetric around 0: percentage points, and importance."""
+    """Colour scales that all panels share, symmetric around 0: percentage points."""
 
     points: float
-    importance: float
 
     @classmethod
     def of(cls, comparison: Comparison) -> Scales:
@@ -55,11 +53,11 @@ class Scales:
             for place in places
             for value in (place.sparsity, place.k_sparsity, place.v_sparsity)
         ]
-        return cls(max([1.0, *points]), max([0.02, *(abs(place.importance) for place in places)]))
+        return cls(max([1.0, *points]))
 
 
 class DeltaHeatmap:
-    """delta_heatmap.png: variant - baseline in sparsity (K and V, K, V) and mean importance, per layer and third.
+    """delta_heatmap.png: variant - baseline in sparsity (K and V, K, V), per layer and third.
 
     A dot marks differences in sparsity of K and V together that exceed the spread between seeds.
     """
@@ -70,7 +68,7 @@ class DeltaHeatmap:
         """Draw the figure into `directory` and return its path."""
         differences = list(comparison.differences.values())
         scales = Scales.of(comparison)
-        panel = ROW * (len(ROWS) + 0.3) + TITLE_ROOM
+        panel = ROW * len(ROWS) + TITLE_ROOM
         with figure_style():
             title = f"What differs from {comparison.baseline}, layer by layer"
             header = comparison_header(comparison, title, WIDTH, notes(comparison))
@@ -97,11 +95,11 @@ class DeltaHeatmap:
 
 def notes(comparison: Comparison) -> list[str]:
     """What dots mean and how layers were matched."""
-    lines = ["Green: the variant keeps more, or finds it more important; purple: less."]
+    lines = ["Green: the variant keeps more; purple: less."]
     if several_runs(comparison):
-        lines[0] += " Dot: the difference in K + V exceeds the spread between seeds."
+        lines[0] += " Dot: the difference in K + V is distinguished (adjusted t test; 4 seeds or more)."
     else:
-        lines[0] += " One run each: whether a difference exceeds the spread between seeds cannot be told."
+        lines[0] += " One run each: no difference can be told from noise."
     if any(difference.by_depth for difference in comparison.differences.values()):
         lines.append(
             "Numbers of layers differ: a variant's side is its mean over the same stretch of relative depth."
@@ -114,7 +112,7 @@ def draw_cells(axes: Axes, places: Sequence[PlaceDelta], scales: Scales, wide: f
     axes.spines[:].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.set_yticks([])
-    axes.set(ylim=(len(ROWS) - 0.5 + 0.3, -0.5))
+    axes.set(ylim=(len(ROWS) - 0.5, -0.5))
     if not places:
         axes.axis("off")
         return
@@ -129,7 +127,7 @@ def draw_cells(axes: Axes, places: Sequence[PlaceDelta], scales: Scales, wide: f
         if cell >= NUMBERED_FROM:
             write_values(axes, TOPS[row], values, limit, form)
     for column, place in enumerate(places):
-        if place.verdict == "exceeds":
+        if place.verdict in ("higher", "lower"):
             shift = min(0.36, 0.5 - 3 / cell) if cell >= NUMBERED_FROM else 0
             axes.plot(
                 [column + shift], [0], marker="o", markersize=min(3.2, 0.5 * cell), color=INK, linestyle=""
@@ -151,9 +149,7 @@ def table(places: Sequence[PlaceDelta], scales: Scales) -> list[tuple[Values, fl
         np.array([100 * getattr(place, name) for place in places])
         for name in ("sparsity", "k_sparsity", "v_sparsity")
     ]
-    importance = np.array([place.importance for place in places])
-    rows = [(values, scales.points, SPARSITY, "{:+.1f}") for values in points]
-    return [*rows, (importance, scales.importance, IMPORTANCE, "{:+.2f}")]
+    return [(values, scales.points, SPARSITY, "{:+.1f}") for values in points]
 
 
 def label_rows(axes: Axes, comparison: Comparison, difference: Difference) -> None:
@@ -161,7 +157,7 @@ def label_rows(axes: Axes, comparison: Comparison, difference: Difference) -> No
     colour = variant_looks(comparison)[difference.variant].colour
     axes.set_title(shortened(difference.variant, 8.5, 400, True), color=colour, weight="bold", size=8.5)
     axes.set_yticks(TOPS, ROWS)
-    colours = (INK, ACCENT["K"], ACCENT["V"], INK)
+    colours = (INK, ACCENT["K"], ACCENT["V"])
     for label, row_colour in zip(axes.get_yticklabels(), colours, strict=True):
         label.set_color(row_colour)
 
@@ -177,17 +173,12 @@ def layer_axis(axes: Axes, comparison: Comparison, difference: Difference, last:
 
 
 def draw_scales(place: SubFigure, spot: SubplotSpec, scales: Scales) -> None:
-    """Two colour bars."""
-    grid = spot.subgridspec(2, 2, height_ratios=[0.55, 0.25])
-    bars = [
-        (SPARSITY, scales.points, "sparsity: percentage points more (+) or less (−) removed"),
-        (IMPORTANCE, scales.importance, "mean importance: more (+) or less (−), each scaled within its run"),
-    ]
-    for column, (colours, limit, title) in enumerate(bars):
-        axes = place.add_subplot(grid[1, column])
-        bar = place.figure.colorbar(
-            ScalarMappable(Normalize(-limit, limit), colours), cax=axes, orientation="horizontal"
-        )
-        bar.outline.set_edgecolor(LINE)
-        bar.outline.set_linewidth(0.4)
-        axes.set_xlabel(title, size=7)
+    """The colour bar."""
+    grid = spot.subgridspec(2, 1, height_ratios=[0.55, 0.25])
+    axes = place.add_subplot(grid[1, 0])
+    bar = place.figure.colorbar(
+        ScalarMappable(Normalize(-scales.points, scales.points), SPARSITY), cax=axes, orientation="horizontal"
+    )
+    bar.outline.set_edgecolor(LINE)
+    bar.outline.set_linewidth(0.4)
+    axes.set_xlabel("sparsity: percentage points more (+) or less (−) removed", size=7)

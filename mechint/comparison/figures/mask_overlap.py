@@ -62,8 +62,7 @@ def reach(comparison: Comparison) -> float:
                 o.iou,
                 o.k_iou,
                 o.v_iou,
-                o.chance_layers,
-                o.chance_overall,
+                o.chance,
                 o.baseline_iou,
                 o.variant_iou,
             )
@@ -73,9 +72,8 @@ def reach(comparison: Comparison) -> float:
 
 def draw_overlap(axes: Axes, row: int, overlap: Overlap, iou: Spread, look: Look) -> None:
     """One variant: K and V together as its mark, K and V alone as letters, chance as lines, seeds as bars."""
-    for spread, style in ((overlap.chance_overall, ":"), (overlap.chance_layers, "-")):
-        if spread:
-            axes.plot([spread.mean] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=1.1, linestyle=style)
+    if overlap.chance:
+        axes.plot([overlap.chance.mean] * 2, [row - 0.32, row + 0.32], color=INK, linewidth=1.1)
     for spread in (overlap.baseline_iou, overlap.variant_iou):
         if spread:
             place = row + (0.27 if spread is overlap.variant_iou else -0.27)
@@ -97,7 +95,7 @@ def draw_overlap(axes: Axes, row: int, overlap: Overlap, iou: Spread, look: Look
     axes.plot([iou.low, iou.high], [row, row], color=look.colour, linewidth=1.4, alpha=0.6)
     mark: dict[str, Any] = {"marker": look.marker, "markersize": 6, "markeredgecolor": "white"}
     axes.plot([iou.mean], [row], color=look.colour, linestyle="", markeredgewidth=0.6, zorder=3, **mark)
-    chance = f" (chance {overlap.chance_layers.mean:.3f})" if overlap.chance_layers else ""
+    chance = f" (chance {overlap.chance.mean:.3f})" if overlap.chance else ""
     axes.annotate(
         f"{iou.mean:.3f}{chance}", (1, row), xytext=(3, 0), xycoords=("axes fraction", "data"),
         textcoords="offset points", va="center", size=6.5, annotation_clip=False,
@@ -109,7 +107,6 @@ def handles() -> list[Line2D]:
     mark: dict[str, Any] = {"color": QUIET, "linestyle": "", "marker": "s", "markersize": 5}
     return [
         Line2D([], [], label="K and V together; K, V: alone", **mark),
-        Line2D([], [], color=INK, linewidth=1.1, label="chance, same counts in every layer"),
-        Line2D([], [], color=INK, linewidth=1.1, linestyle=":", label="chance, same counts overall"),
+        Line2D([], [], color=INK, linewidth=1.1, label="matched random masks"),
         Line2D([], [], color=SEEDS, linewidth=3, label="between seeds: baseline above, variant below"),
     ]

@@ -83,9 +83,9 @@ def notes(comparison: Comparison) -> list[str]:
         return []
     line = "In brackets: difference from the baseline (of the means)."
     if not several_runs(comparison):
-        return [f"{line} One run each: whether it exceeds the spread between seeds cannot be told."]
+        return [f"{line} One run each: no difference can be told from noise."]
     return [
-        f"{line} Bold: it exceeds the spread between seeds.",
+        f"{line} Bold: distinguished (t test over seeds and data, adjusted for all claims; 4 seeds or more).",
         "Large mark: mean; small dots: single runs; line: from the lowest to the highest.",
     ]
 
@@ -125,7 +125,7 @@ def draw_metric(axes: Axes, comparison: Comparison, rows: list[Row], metric: Met
         draw_spread(axes, row.place, spread, row.look)
         difference = comparison.differences.get(row.variant.name)
         change = difference.metrics.get(metric.name) if difference and comparison.comparable_loss else None
-        strong = change is not None and change.verdict == "exceeds"
+        strong = change is not None and change.verdict in ("higher", "lower")
         label(axes, row, in_words(metric, spread, change), INK, strong)
     if not comparison.comparable_loss:
         axes.set_xlabel("⚠ different evaluation data: not comparable", color=WARNING)
