@@ -8,19 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import tiny_model
-from mechint.learning.batch_size import largest_batch
 from tiny_training import ROWS, SmallMemory, learn
 
 from mechint import analyze
 from mechint.data import PythonDocs
 from mechint.data.batch import Batch
 from mechint.errors import UserError
-<<<<<<< HEAD
-from mechint.learning import MaskTrainer, batch_size
-=======
 from mechint.learning import MaskTrainer, fit
 from mechint.learning.fit import largest_batch
->>>>>>> main
 from mechint.learning.trainer import Training
 from mechint.masking import MaskedModel
 from mechint.methods import TopK
