@@ -40,7 +40,8 @@ from mechint.learning import MaskTrainer, Recipe
 from mechint.loggers import Logger, WandbLogger
 from mechint.masking.ablation import ZERO, Ablation
 from mechint.methods import TopK
-from mechint.methods.method import MakeOptimizer, MaskMethod, Schedule
+from mechint.methods.method import MakeOptimizer, MaskMethod
+from mechint.methods.schedules import Schedule
 from mechint.metrics import KL, Metric
 from mechint.reporting import (
     ImportanceOverview,

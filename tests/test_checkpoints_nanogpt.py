@@ -54,7 +54,8 @@ def test_nanogpt_maps_onto_gpt2_exactly(tmp_path, bias, qkv):
     torch.testing.assert_close(logits, nanogpt_logits(weights, TOKENS), atol=1e-4, rtol=1e-5)
     assert (checkpoint.format, checkpoint.architecture, checkpoint.tokenizer) == ("nanogpt", "gpt2", None)
     assert (checkpoint.vocab_size, checkpoint.max_positions) == (VOCABULARY, POSITIONS)
-    assert any("tied" in note for note in checkpoint.notes) == (qkv == 2)
+    assert any("K = V in layers 0-1" in note for note in checkpoint.notes) == (qkv == 2)
+    assert checkpoint.attention.tied_layers == ((0, 1) if qkv == 2 else ())
 
 
 @pytest.mark.parametrize("container", ["model", "model_state_dict", "state_dict", None])

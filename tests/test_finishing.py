@@ -59,7 +59,9 @@ def value_of(metric: Metric, finishing: Exchange, keep: Tensor) -> float:
     return (log.exp() * (log - other)).sum(-1).mean().item()
 
 
-@pytest.mark.parametrize(("objective", "share"), [("kl", 0.9), ("nll", 0.97)])  # nothing predicts random tokens
+@pytest.mark.parametrize(
+    ("objective", "share"), [("kl", 0.9), ("nll", 0.97)]
+)  # nothing predicts random tokens
 def test_a_random_mask_gets_better(objective: str, share: float) -> None:
     done = exchange(MaskedModel(tiny_model("gpt2")), trials=30, objective=OBJECTIVES[objective])
     finished = done.run(done.pools.select(torch.rand(192, generator=torch.Generator().manual_seed(0))))

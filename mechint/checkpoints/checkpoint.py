@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mechint.masking.examining import AttentionFacts
+
 # Names that say nothing about the model: the directory's name goes in front of them.
 _GENERIC_NAME = re.compile(
     r"(ckpt|checkpoint|model|weights|final|best|latest|last|step|iter|epoch)?([-_]?\d+)?", re.IGNORECASE
@@ -40,7 +42,8 @@ class Checkpoint:
 
     `source` is what the user typed (an absolute path for files and directories); `sha256` is that of the
     weight file, or of the shards one after the other in the order of their names; `name` is short and made of
-    `A-Za-z0-9._-` only; `notes` are facts that a reader of the results must know.
+    `A-Za-z0-9._-` only; `notes` are facts that a reader of the results must know; `attention` says what masks cannot
+    change, and which layers have K = V.
     """
 
     model: PreTrainedModel
@@ -49,6 +52,7 @@ class Checkpoint:
     sha256: str
     format: str
     name: str
+    attention: AttentionFacts
     notes: tuple[str, ...] = ()
 
     @property
@@ -71,7 +75,7 @@ class Checkpoint:
     @property
     def max_positions(self) -> int | None:
         """The longest sequence the model was made for, in tokens; None where it names no limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def short_name(source: str) -> str:

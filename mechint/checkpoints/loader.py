@@ -17,6 +17,8 @@ from mechint.checkpoints.sharding import shard
 from mechint.checkpoints.tokenizer import find_tokenizer
 from mechint.checkpoints.weights import weight_files
 from mechint.errors import UserError, one_line
+from mechint.masking import MaskedModel
+from mechint.masking.examining import AttentionFacts, examine
 
 # Files that decide, with the weights beside them, what a model computes and which tokens it reads.
 _DESCRIPTIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -62,6 +64,7 @@ class CheckpointLoader:
         _refuse_not_finite(loaded.model, location.source)
         if self.shard:
             shard(loaded.model, device)
+        facts = _examine(loaded.model)
         return Checkpoint(
             model=loaded.model,
             tokenizer=loaded.tokenizer if tokenizer is None else tokenizer,
@@ -69,7 +72,8 @@ class CheckpointLoader:
             sha256=_sha256(loaded.weight_files),
             format=location.format,
             name=short_name(location.source),
-            notes=(*loaded.notes, *self._settings_without_effect(location)),
+            attention=facts,
+            notes=(*loaded.notes, *facts.notes(), *self._settings_without_effect(location)),
         )
 
     def fingerprint(self, source: str) -> str:
@@ -124,6 +128,14 @@ def _check_device(device: torch.device) -> None:
         raise UserError(
             f"device={device} cannot be used ({one_line(error, 120)}); use device=cpu or auto"
         ) from error
+
+
+def _examine(model: PreTrainedModel) -> AttentionFacts:
+    masked = MaskedModel(model)
+    try:
+        return examine(masked)
+    finally:
+        masked.close()
 
 
 def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:

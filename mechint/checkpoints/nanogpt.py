@@ -43,8 +43,6 @@ def load_nanogpt(path: Path, options: LoadOptions) -> LoadedModel:
     _refuse_other_models(weights, settings, path)
     config = _config(path, weights, _num_heads(weights, settings, options.num_heads, path))
     notes = []
-    if weights[_FIRST_QKV].shape[0] == 2 * config.n_embd:
-        notes.append("K and V weights are tied (one projection for both); they are masked separately")
     if unpadded := _unpadded_vocabulary(settings, config.vocab_size):
         notes.append(f"vocabulary padded from {unpadded} to {config.vocab_size}")
     model, unused = instantiate(config, _gpt2_weights(weights, config, path), options, path)

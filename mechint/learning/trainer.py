@@ -74,9 +74,10 @@ class MaskTrainer:
     dense_cache_gib: up to this size the dense model's outputs are kept and not computed again. selection_fraction:
     share of the calibration sequences that a finishing pass selects on and the steps do not see. passes: at most so
     many batches go through the model in all, which shows scorers fewer rows and ends a finishing pass early; None: no
-    limit. finishing_share: of these passes, kept for a finishing pass where a method has one. activation_checkpointing: layers keep only their input for the backward pass and are computed again there.
-    compile: steps go through torch.compile, which takes a minute at first. deterministic: only algorithms whose result
-    is the same bits every time, which on CUDA costs some speed.
+    limit. finishing_share: of these passes, kept for a finishing pass where a method has one. activation_checkpointing:
+    layers keep only their input for the backward pass and are computed again there. compile: steps go through
+    torch.compile, which takes a minute at first. deterministic: only algorithms whose result is the same bits every
+    time, which on CUDA costs some speed.
     """
 
     batch_size: int | str = 8

@@ -84,11 +84,15 @@ class Evaluator:
         positions = self.batch.positions
         return (values * positions).sum(-1) / positions.sum()
 
-    def gradients(self, gates: Tensor, metric: Metric) -> Tensor:
-        """Gradient of every sequence's mean of a metric in gates [N], float [M, N]."""
-        found = torch.zeros(len(self.batch), len(gates), device=self.masked.device)
-        for chosen, weight in distributed.shares(len(self.batch), self.at_once):
-            gradients = self.part_gradients(chosen, gates, metric)
+    def gradients(self, gates: Tensor, metric: Metric, sequences: Tensor | None = None) -> Tensor:
+        """Gradient of every sequence's mean of a metric in gates [N], float [M, N].
+
+        sequences: the numbers of M sequences; None: all.
+        """
+        numbers = torch.arange(len(self.batch)) if sequences is None else sequences
+        found = torch.zeros(len(numbers), len(gates), device=self.masked.device)
+        for chosen, weight in distributed.shares(len(numbers), self.at_once):
+            gradients = self.part_gradients(numbers[chosen], gates, metric)
             found[chosen.to(found.device)] += gradients * weight.to(gradients)[:, None]
             self.tokens += distributed.size() * len(chosen) * self.batch.length
         return distributed.total(found)

@@ -118,9 +118,9 @@ def kind_of(method: MaskMethod, is_reference: bool) -> Kind:
 def spend(recipe: Recipe, passes: int, batch_size: int, finishing_share: float) -> list[str]:
     """Overrides of conf/analyze.yaml with which a recipe takes at most `passes` batches through the model.
 
-    What its basis needs and, with a finishing pass, `finishing_share` of them are kept back. Of the rest a learner takes
-    a step per pass, an iterative scorer divides them among its stages, and a one-shot scorer sees every calibration
-    sequence as often as it needs, as far as the passes reach.
+    What its basis needs and, with a finishing pass, `finishing_share` of them are kept back. Of the rest a learner
+    takes a step per pass, an iterative scorer divides them among its stages, and a one-shot scorer sees every
+    calibration sequence as often as it needs, as far as the passes reach.
     """
     left = passes_before_finishing(passes, finishing_share, recipe)
     overrides = [f"trainer.passes={passes}", f"trainer.finishing_share={finishing_share}"]
