@@ -24,6 +24,8 @@ class LoadOptions:
     attention: str | None = None
     own_tokenizer: bool = True
     num_heads: int | None = None
+    kv_tying: bool | None = None
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class LoadedModel:
     weight_files: tuple[Path, ...]
     tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
+    stated_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Checkpoint:
     `source` is what the user typed (an absolute path for files and directories); `sha256` is that of the
     weight file, or of the shards one after the other in the order of their names; `name` is short and made of
     `A-Za-z0-9._-` only; `notes` are facts that a reader of the results must know; `attention` says what masks cannot
-    change, and which layers have K = V.
+    change, and which layers have K = V. `stated_loss` is the validation loss that the file itself names, in nats per
+    token.
     """
 
     model: PreTrainedModel
@@ -54,6 +58,7 @@ class Checkpoint:
     name: str
     attention: AttentionFacts
     notes: tuple[str, ...] = ()
+    stated_loss: float | None = None
 
     @property
     def architecture(self) -> str:
@@ -81,7 +86,7 @@ class Checkpoint:
 def short_name(source: str) -> str:
     """A name for directories and titles, e.g. `gpt2` for `openai/gpt2`, `run3-ckpt` for `run3/ckpt.pt`."""
     path = Path(source.removeprefix("bundled:"))
-    is_file = path.suffix.lower() in {".pt", ".pth", ".safetensors", ".gguf"}
+    is_file = path.suffix.lower() in {".pt", ".pth", ".safetensors", ".gguf", ".ckpt"}
     name = path.stem if is_file else path.name
     if _GENERIC_NAME.fullmatch(name):
         name = f"{path.parent.name}-{name}"
