@@ -54,6 +54,7 @@ from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
+    RunFigure,
     SparsityCurves,
     StabilityFigure,
     Visualizer,
@@ -100,26 +101,30 @@ def analyze(
         schedule=schedule,
         steps=steps,
     )
+    inputs = Inputs(
+        checkpoint=checkpoint,
+        loader=loader or CheckpointLoader(),
+        dataset=dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
+        device=device,
+        dtype=dtype,
+    )
     settings: dict[str, Any] = {
-        "checkpoint": checkpoint,
+        "inputs": inputs,
+        "recipe": recipe,
+        "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
+        "outputs": Outputs(visualizer=visualizer or Visualizer(run_figures()), loggers=list(loggers)),
         "target_sparsity": target_sparsity,
         "seed": seed,
         "seeds": seeds,
-        "device": device,
-        "dtype": dtype,
-        "loader": loader or CheckpointLoader(),
-        "dataset": dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
-        "recipe": recipe,
-        "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
-        "visualizer": visualizer
-        or Visualizer(
-            [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
-        ),
         "stability": stability or Stability(),
-        "loggers": list(loggers),
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
     return Run.read(output_dir)
+
+
+def run_figures() -> list[RunFigure]:
+    """All figures of a run, as in conf/visualizer/default.yaml."""
+    return [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
 
 
 def load_run(directory: str | Path) -> Run:
@@ -152,20 +157,20 @@ Runnable = Analysis | SeedStudy | NestedTargets
 
 def make_analysis(
     *,
-    target_sparsity: Any,
-    seed: int,
-    seeds: int,
-    stability: Stability,
+    inputs: Inputs,
     recipe: Recipe,
     trainer: MaskTrainer,
-    visualizer: Visualizer,
-    loggers: Sequence[Logger],
-    **inputs: Any,
+    outputs: Outputs,
+    target_sparsity: Any,
+    seed: int = 0,
+    seeds: int = 1,
+    stability: Stability | None = None,
 ) -> Runnable:
-    """The analysis for one target sparsity or several, from one seed or several; inputs: those of `Inputs`.
+    """The analysis for one target sparsity or several, from one seed or several.
 
-    Raises UserError for several of both.
+    Raises UserError for several of both, and for target sparsities that are none.
     """
+    stability = stability or Stability()
     targets = parse_targets(target_sparsity)
     if len(targets) > 1 and seeds != 1:
         raise UserError(
@@ -173,10 +178,10 @@ def make_analysis(
             "use -m with one of them, e.g. -m seed=0,1,2"
         )
     analysis = Analysis(
-        inputs=Inputs(**inputs),
+        inputs=inputs,
         recipe=recipe,
         trainer=trainer,
-        outputs=Outputs(visualizer=visualizer, loggers=loggers),
+        outputs=outputs,
         target_sparsity=targets[-1],
         seed=seed,
     )
@@ -239,10 +244,15 @@ CONFIG_KEYS = {
 }
 
 
+# Settings that are groups of others.
+GROUPS = ("inputs", "recipe", "outputs")
+
+
 def describe_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration to record: plain values, with objects as {_target_: class, their settings}."""
-    flat = {**settings, **vars(settings["recipe"])}
-    del flat["recipe"]
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= vars(value) if name in GROUPS else {name: value}
     return {CONFIG_KEYS.get(name, name): _described(value) for name, value in flat.items()}
 
 

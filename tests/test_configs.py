@@ -181,11 +181,6 @@ def test_only_known_classes_and_keys_are_built(node: dict[str, object], message:
         configuration.build(OmegaConf.create(node))
 
 
-def test_every_file_is_about_one_thing() -> None:
-    sizes = {path: path.read_text().count("\n") for path in ROOT.glob("mechint/**/*.py")}
-    assert max(sizes.values()) <= 300, {str(path): size for path, size in sizes.items() if size > 300}
-
-
 @pytest.mark.parametrize(
     ("value", "annotation", "expected"),
     [

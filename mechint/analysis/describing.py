@@ -201,13 +201,19 @@ def layers_of(units: Units, keep: Tensor, importance: Tensor) -> list[LayerInfo]
     return layers
 
 
-def finishing_info(training: Training) -> FinishingInfo | None:
+def finishing_info(training: Training, recipe: Recipe) -> FinishingInfo | None:
     """What the finishing pass gained; None where there was none."""
     done = training.finishing
     if done is None:
         return None
     return FinishingInfo(
-        before=done.before, after=done.after, tried=done.tried, exchanged_units=done.exchanged
+        objective=recipe.objective.name,
+        before=done.before,
+        after=done.after,
+        tried=done.tried,
+        exchanged_units=done.exchanged,
+        tokens=done.tokens,
+        seconds=done.seconds,
     )
 
 

@@ -152,7 +152,7 @@ class Analysis:
         keep = method.pools.select(scores)
         metrics = measure_with_progress(prepared, units.to_channels(keep), ablation, self.trainer, attempt)
         result = attempt.result
-        if finishing := finishing_info(training):
+        if finishing := finishing_info(training, self.recipe):
             result.finishing = finishing
         result.binarization_gap = None  # there is none for methods that only score
         if isinstance(method, LearnedMethod):
