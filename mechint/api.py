@@ -21,10 +21,11 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from mechint.analysis import Stability
+from mechint.analysis import Controls, Stability
 from mechint.analysis.attempt import Outputs, RunOptions
 from mechint.analysis.preparation import Inputs
 from mechint.analysis.saved import Evaluation, Run
+from mechint.analysis.search import Kind, TargetSearch
 from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets
@@ -46,7 +47,8 @@ from mechint.errors import UserError
 from mechint.learning import MaskTrainer, Recipe
 from mechint.loggers import Logger, WandbLogger
 from mechint.masking.ablation import ZERO, Ablation
-from mechint.methods import TopK
+from mechint.methods import ChannelBasis, TopK
+from mechint.methods.bases import BasisMethod
 from mechint.methods.method import MakeOptimizer, MaskMethod
 from mechint.methods.schedules import Schedule
 from mechint.metrics import KL, Metric
@@ -67,7 +69,9 @@ def analyze(
     checkpoint: str = "bundled:baseline",
     output_dir: str | Path = "outputs/runs/python",
     *,
-    target_sparsity: float | str | Sequence[float] = 0.95,
+    target_sparsity: float | str | Sequence[float] | None = None,
+    target_faithfulness: float | None = None,
+    target_kl: float | None = None,
     steps: int = 500,
     seed: int = 0,
     seeds: int = 1,
@@ -78,18 +82,22 @@ def analyze(
     method: MaskMethod | None = None,
     objective: Metric = KL,
     ablation: Ablation = ZERO,
+    basis: BasisMethod | None = None,
     make_optimizer: MakeOptimizer | None = None,
     schedule: Schedule | None = None,
     trainer: MaskTrainer | None = None,
     visualizer: Visualizer | None = None,
     stability: Stability | None = None,
+    controls: Controls | None = None,
     loggers: Sequence[Logger] = (),
     resume: bool = True,
 ) -> Run:
     """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
     With `seeds` above 1, runs from as many seeds are in seed_<n>/ below it, and the run is their consensus. With
-    several target sparsities, nested runs are in sparsity_<target>/, and the run has the highest target's mask.
+    several target sparsities, nested runs are in sparsity_<target>/, and the run has the highest target's mask. With
+    `target_faithfulness` or `target_kl` instead, the smallest mask that reaches it is searched; without any target
+    `target_sparsity` is 0.95.
     Whatever is None is as in conf/analyze.yaml and conf/mask. A finished run of the same settings in `output_dir` is
     returned as it is unless `resume` is False. Raises UserError for errors that you can fix.
     """
@@ -97,6 +105,7 @@ def analyze(
         method=method or TopK(),
         objective=objective,
         ablation=ablation,
+        basis=basis or ChannelBasis(),
         make_optimizer=make_optimizer,
         schedule=schedule,
         steps=steps,
@@ -114,9 +123,12 @@ def analyze(
         "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
         "outputs": Outputs(visualizer=visualizer or Visualizer(run_figures()), loggers=list(loggers)),
         "target_sparsity": target_sparsity,
+        "target_faithfulness": target_faithfulness,
+        "target_kl": target_kl,
         "seed": seed,
         "seeds": seeds,
         "stability": stability or Stability(),
+        "controls": controls or Controls(),
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
     return Run.read(output_dir)
@@ -152,7 +164,10 @@ def evaluate(
     return found.evaluate(dataset, device, dtype, batch_size)
 
 
-Runnable = Analysis | SeedStudy | NestedTargets
+Runnable = Analysis | SeedStudy | NestedTargets | TargetSearch
+
+# Where no target is given.
+DEFAULT_SPARSITY = 0.95
 
 
 def make_analysis(
@@ -161,17 +176,28 @@ def make_analysis(
     recipe: Recipe,
     trainer: MaskTrainer,
     outputs: Outputs,
-    target_sparsity: Any,
+    target_sparsity: Any = None,
+    target_faithfulness: float | None = None,
+    target_kl: float | None = None,
     seed: int = 0,
     seeds: int = 1,
     stability: Stability | None = None,
+    controls: Controls | None = None,
 ) -> Runnable:
-    """The analysis for one target sparsity or several, from one seed or several.
+    """The analysis for one target or several sparsities, from one seed or several.
 
-    Raises UserError for several of both, and for target sparsities that are none.
+    Raises UserError for targets that contradict each other, and for several sparsities from several seeds.
     """
+    given = {
+        "target_sparsity": target_sparsity,
+        "target_faithfulness": target_faithfulness,
+        "target_kl": target_kl,
+    }
+    wanted = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if len(wanted) > 1:
+        raise UserError(f"{' and '.join(wanted)}: give one target, and leave the others out")
     stability = stability or Stability()
-    targets = parse_targets(target_sparsity)
+    targets = parse_targets(DEFAULT_SPARSITY if target_sparsity is None else target_sparsity)
     if len(targets) > 1 and seeds != 1:
         raise UserError(
             f"seeds={seeds} and {len(targets)} values of target_sparsity in one run are not supported; "
@@ -184,7 +210,15 @@ def make_analysis(
         outputs=outputs,
         target_sparsity=targets[-1],
         seed=seed,
+        controls=controls or Controls(),
     )
+    if target_faithfulness is not None or target_kl is not None:
+        if seeds != 1:
+            raise UserError(f"a search from seeds={seeds} is not supported; use -m with seed=0,1,2")
+        kind: Kind = "kl" if target_kl is not None else "faithfulness"
+        return TargetSearch(
+            analysis=analysis, kind=kind, value=float(target_kl or target_faithfulness or 0.0)
+        )
     if len(targets) > 1:
         return NestedTargets(analysis=analysis, targets=targets)
     if seeds != 1:

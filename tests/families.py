@@ -63,6 +63,7 @@ SIZES: dict[str, Any] = {
 LATENT = {"num_key_value_heads": 4}
 ROTATED_PART = LATENT | {"head_dim": 4}  # of the latent keys: head_dim is that of what is rotated
 HYBRID = {"layer_types": ["linear_attention", "full_attention"] * 2}
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 WINDOWS = {"layer_types": ["sliding_attention", "full_attention"] * 2}
 
 # What the general sizes do not fit.
@@ -135,6 +136,8 @@ OTHERS: dict[str, dict[str, Any]] = {
         "ple_embed_dim": 8,
         "hc_count": 2,
     },
+    "qwen2_vl_text": {"rope_parameters": MROPE},
+    "qwen2_5_vl_text": {"rope_parameters": MROPE},
     "dbrx": {
         "attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8.0},
         "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},

@@ -33,19 +33,24 @@ class Ended:
 
 
 class Experiment:
-    """`python experiments/analyze.py ...`, started in `directory`."""
+    """`python experiments/analyze.py ...`, or another program, started in `directory`."""
 
     def __init__(
-        self, directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+        self,
+        directory: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        program: str = "analyze.py",
     ) -> None:
         self.directory, self._monkeypatch, self._capsys = directory, monkeypatch, capsys
+        self._program = program
 
     def __call__(self, *arguments: str | Path, small: bool = True) -> Ended:
         """Run it; the settings of a small run are added."""
         words = [str(argument) for argument in arguments] + (SMALL if small else [])
-        self._monkeypatch.setattr(sys, "argv", ["analyze.py", *words])
+        self._monkeypatch.setattr(sys, "argv", [self._program, *words])
         self._capsys.readouterr()
-        return Ended(_exit_code(ROOT / "experiments" / "analyze.py"), *self._capsys.readouterr())
+        return Ended(_exit_code(ROOT / "experiments" / self._program), *self._capsys.readouterr())
 
 
 def _exit_code(script: Path) -> int:
@@ -58,13 +63,16 @@ def _exit_code(script: Path) -> int:
 
 @contextmanager
 def experiment(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    program: str = "analyze.py",
 ) -> Iterator[Experiment]:
-    """Runs experiments/analyze.py below a directory; what Hydra does to logging ends with the block."""
+    """Runs experiments/analyze.py, or another program, below a directory; what Hydra does to logging ends with it."""
     monkeypatch.chdir(directory)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
-    yield Experiment(directory, monkeypatch, capsys)
+    yield Experiment(directory, monkeypatch, capsys, program)
     for handler in root.handlers:
         if handler not in handlers:
             handler.close()

@@ -4,6 +4,7 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_limits_of_control_groups_count(tmp_path: Path, monkeypatch: pytest.Monk
     (groups / "memory" / "old" / "memory.limit_in_bytes").write_text("3000\n")
     (groups / "memory" / "old" / "memory.usage_in_bytes").write_text("4000\n")
     (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable: 100 kB\n")
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=102_400))
     monkeypatch.setattr(memory, "CGROUPS", groups)
     monkeypatch.setattr(memory, "PROC", proc)
     monkeypatch.setattr(sys, "platform", "linux")

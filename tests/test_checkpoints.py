@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tiny_checkpoints import assert_refused, byte_tokenizer, load, nanogpt_weights, save_llama, save_nanogpt
+from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from mechint.checkpoints import CheckpointLoader, bundled, bundled_names
@@ -70,6 +71,23 @@ def test_tokenizer_of_another_directory(tmp_path):
     tokenizer = load(path, tokenizer=str(tmp_path)).tokenizer
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     assert tokenizer("ab").input_ids == byte_tokenizer().encode("ab").ids
+
+
+def test_a_tokenizer_file_is_that_file(tmp_path):
+    """Not the tokenizer.json beside it."""
+    path = save_nanogpt(tmp_path / "c.pt", nanogpt_weights(bias=False))
+    byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    other = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1, "ab": 2}, unk_token="<unk>"))
+    other.save(str(tmp_path / "words.json"))
+    assert load(path, tokenizer=str(tmp_path / "words.json")).tokenizer("ab").input_ids == [2]
+    assert load(path, tokenizer=str(tmp_path / "tokenizer.json")).tokenizer("ab").input_ids == [
+        97 - 33,
+        98 - 33,
+    ]
+    (tmp_path / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>")
+    assert_refused(
+        "spm.model is no tokenizer of the `tokenizers` library", path, tokenizer=str(tmp_path / "spm.model")
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Hugging Face directories, safetensors and GGUF files load to the model that was saved, or are refused."""
 
 import hashlib
+import inspect
 import json
 import logging
 import socket
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from families import family_model
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import (
@@ -21,10 +23,12 @@ from tiny_checkpoints import (
     write_gguf,
 )
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from mechint.checkpoints import gguf
 from mechint.checkpoints.checkpoint import LoadOptions
-from mechint.checkpoints.huggingface import load_directory
+from mechint.checkpoints.huggingface import DEQUANTIZING, UNPACKING, load_directory
+from mechint.masking import MaskedModel
 
 
 @pytest.fixture
@@ -152,7 +156,7 @@ def as_shards(directory: Path) -> None:
         (lambda d: change_config(d, model_type="t5"), "t5 is an encoder-decoder"),
         (lambda d: (d / "config.json").write_text('{"model_type": "mamba"}'), "mamba has no attention heads"),
         (lambda d: change_config(d, model_type="vit"), "vit is not a decoder-only language model"),
-        (lambda d: change_config(d, model_type="gemma3"), "gemma3 is a multimodal model"),
+        (lambda d: change_config(d, model_type="whisper"), "whisper is an encoder-decoder model"),
         (lambda d: change_config(d, model_type="nonesuch"), "does not implement model_type 'nonesuch'"),
         (
             lambda d: change_config(d, model_type="own", auto_map={"AutoConfig": "own.Config"}),
@@ -160,7 +164,15 @@ def as_shards(directory: Path) -> None:
         ),
         (
             lambda d: change_config(d, quantization_config={"quant_method": "gptq"}),
-            r"stored quantised \(gptq\)",
+            r"stored quantised \(gptq\), which transformers cannot undo; give the unquantised model",
+        ),
+        (
+            lambda d: change_config(d, quantization_config={"quant_method": "mxfp4"}),
+            r"\(mxfp4\); .*quantization_config=transformers.Mxfp4Config\(dequantize=True\)\).save_pretrained",
+        ),
+        (
+            lambda d: change_config(d, quantization_config={"load_in_4bit": True}),
+            r"\(bitsandbytes\); .*\.dequantize\(\)\.save_pretrained\('unquantised'\) \(needs the package bits",
         ),
         (lambda d: (d / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda d: (d / "config.json").write_text("[]"), "does not hold a JSON object"),
@@ -185,6 +197,113 @@ def as_shards(directory: Path) -> None:
 def test_damaged_directories_are_refused(llama_directory, damage, message):
     damage(llama_directory)
     assert_refused(message, llama_directory)
+
+
+def test_remedies_for_quantised_directories_exist_in_transformers():
+    for name in DEQUANTIZING.values():
+        assert "dequantize" in inspect.signature(getattr(transformers, name).__init__).parameters
+    for method in UNPACKING:
+        quantizers = [
+            AUTO_QUANTIZER_MAPPING[name] for name in AUTO_QUANTIZER_MAPPING if name.startswith(method)
+        ]
+        assert quantizers
+        assert all("_dequantize" in vars(quantizer) for quantizer in quantizers)
+
+
+@pytest.mark.parametrize(
+    ("rename", "noted"),
+    [
+        (lambda name: f"_orig_mod.{name}", True),
+        (lambda name: f"module.{name}", True),
+        (lambda name: f"module._orig_mod.{name}", True),
+        (lambda name: f"lightning.net.{name}", True),
+        (lambda name: name.replace("self_attn.", "self_attn._checkpoint_wrapped_module."), True),
+        (lambda name: name.replace("layers.", "layers._fsdp_wrapped_module."), True),
+        (lambda name: name, False),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_prefixes_of_wrappers_are_removed(llama_directory, rename, noted, suffix):
+    file = llama_directory / "model.safetensors"
+    renamed = {rename(name): tensor for name, tensor in load_file(file).items()}
+    if suffix == "bin":
+        file.unlink()
+        torch.save(renamed, llama_directory / "pytorch_model.bin")
+    else:
+        save_file(renamed, file, {"format": "pt"})
+    checkpoint = load(llama_directory)
+    assert torch.equal(checkpoint.model(TOKENS).logits, tiny_llama()(TOKENS).logits)
+    assert any("cleaned of a wrapper's prefix" in note for note in checkpoint.notes) == noted
+
+
+def test_what_comes_back_is_not_the_checkpoints_choice(llama_directory):
+    change_config(llama_directory, return_dict=False, output_hidden_states=True, output_attentions=True)
+    checkpoint = load(llama_directory)
+    output = checkpoint.model(TOKENS)
+    assert torch.equal(output.logits, tiny_llama()(TOKENS).logits)
+    assert output.hidden_states is None
+    assert checkpoint.model.config._attn_implementation == "sdpa"
+
+
+MULTIMODAL = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "mistral3": "mistral",
+    "llava": "llama",
+    "llava_onevision": "qwen2",
+    "idefics3": "llama",
+    "smolvlm": "llama",
+    "internvl": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "kimi_k25": "deepseek_v3",
+    "lfm2_vl": "lfm2",
+    "qwen2_vl": None,
+    "qwen2_5_vl": None,
+    "qwen3_vl": None,
+    "mllama": None,
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", MULTIMODAL)
+def test_multimodal_models_give_their_text_decoder(tmp_path, kind):
+    model = family_model(kind)
+    tokens = TOKENS % 80 + 4
+    expected = model(input_ids=tokens, use_cache=False).logits
+    model.save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    assert torch.equal(checkpoint.model(input_ids=tokens).logits, expected)
+    assert checkpoint.architecture == (MULTIMODAL[kind] or kind)
+    assert checkpoint.notes[0].startswith(f"{kind} is multimodal: ")
+    vision = [name for name, _ in checkpoint.model.named_parameters() if "vis" in name]
+    assert bool(vision) == (MULTIMODAL[kind] is None)
+    masked = MaskedModel(checkpoint.model)
+    gates = torch.zeros(masked.space.num_channels)
+    assert torch.equal(masked.logits(tokens), expected)
+    assert not torch.allclose(masked.logits(tokens, gates), expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_text_decoder_saved_under_its_wrappers_name_is_loaded(tmp_path):
+    """As people do who train the text part alone: the class in `architectures` tells."""
+    model = family_model("qwen3_5_text")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "qwen3_5", "architectures": config["architectures"], "text_config": config})
+    )
+    tokens = TOKENS % 80 + 4
+    assert torch.equal(load(tmp_path).model(input_ids=tokens).logits, model(input_ids=tokens).logits)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_that_do_not_read_text_alone_are_refused(tmp_path):
+    family_model("blip-2").save_pretrained(tmp_path / "blip")
+    assert_refused("blip-2 does not read text alone|no attention heads", tmp_path / "blip")
+    family_model("paligemma").save_pretrained(
+        tmp_path / "prefix"
+    )  # what it is given is a prefix, read as a whole
+    assert_refused("paligemma reads in both directions", tmp_path / "prefix")
 
 
 @pytest.mark.parametrize("kind", ["bert", "llama"])

@@ -12,8 +12,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mechint import config as configuration
-from mechint.config.fitting import misfit
-from mechint.config.jobs import ON_SLURM, error_line
+from mechint.config.checking import misfit
+from mechint.config.errors import error_line
+from mechint.config.jobs import ON_SLURM
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 
@@ -63,12 +64,7 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [
-        (group, option)
-        for group in ANALYZE_GROUPS
-        for option in options(group)
-        if (group, option) != ("mask", "options")
-    ],
+    [(group, option) for group in ANALYZE_GROUPS for option in options(group)],
 )
 def test_every_option_fits_its_class(
     group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -111,7 +107,7 @@ def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert configuration.job_directory(None, "outputs/runs/x") == "outputs/runs/x-2"
 
 
-@pytest.mark.parametrize("option", [name for name in options("mask") if name != "options"])
+@pytest.mark.parametrize("option", options("mask"))
 def test_a_methods_file_and_the_python_interface_agree(option: str) -> None:
     config = composed("analyze", [f"mask={option}"])
     method = configuration.build(config.mask)

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import psutil
 import pytest
 from test_kills import SETTINGS, result
 from warm_programs import ended, start, wait_for
@@ -164,12 +167,22 @@ def test_a_run_whose_process_is_gone_has_died(arguments: list[str], tmp_path: Pa
 def test_processes_are_told_apart() -> None:
     me = this_process()
     assert not has_died(me)
-    assert has_died({**me, "started": "another boot"})
+    assert not has_died({**me, "started": me["started"] + 1})  # the clock was set right
+    assert has_died({**me, "started": me["started"] - 3600})
     assert not has_died({**me, "started": None})
     assert has_died({**me, "pid": 2**30})
     assert not has_died({**me, "host": "elsewhere", "pid": 2**30})
     for strange in (None, 7, {}, {**me, "pid": "one"}, {**me, "pid": -1}):
         assert not has_died(strange)
+
+
+def test_a_process_that_has_ended_but_was_not_asked_for_is_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        child = {**this_process(), "pid": process.pid, "started": psutil.Process(process.pid).create_time()}
+        assert not has_died(child)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert has_died(child)
 
 
 def test_the_lock_leaves_nothing_and_lets_the_next_one_in(tmp_path: Path) -> None:

@@ -199,30 +199,40 @@ def test_a_preempted_job_starts_over_and_a_killed_one_stops_no_other(
     assert 0 < resumed[0] < 2000
 
 
-def test_after_a_job_died_the_others_are_waited_for() -> None:
+@submitit
+def test_after_a_job_died_the_others_are_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     """Job 1 above may be faster than submitit finds out about job 0."""
+    from submitit import Job
+    from submitit.core.utils import UncompletedJobError
+
     waited = []
 
-    class Job:
+    class Waiting(Job):  # type: ignore[type-arg]
+        def __init__(self) -> None:
+            pass
+
         def wait(self) -> None:
             waited.append(self)
 
-    class UncompletedJobError(RuntimeError):
-        __module__ = "submitit.core.utils"
+        def __del__(self) -> None:
+            pass
 
-    def launch(error: type[Exception]) -> None:
-        jobs = [Job(), Job()]
+    def launch(error: type[Exception], count: int) -> None:
+        jobs = [Waiting() for _ in range(count)]
         raise error(f"{len(jobs)} jobs, the first died")
 
-    def main(error: type[Exception]) -> BaseException:
+    def main(error: type[Exception], count: int = 2) -> BaseException:
         with pytest.raises(error) as caught:
-            launch(error)
+            launch(error, count)
         return caught.value
 
     launching._wait_for_the_others(main(ValueError))
     assert len(waited) == 0
     launching._wait_for_the_others(main(UncompletedJobError))
     assert len(waited) == 2
+    assert capsys.readouterr().err == ""
+    launching._wait_for_the_others(main(UncompletedJobError, count=0))
+    assert "may still be queued or running" in capsys.readouterr().err
 
 
 def test_a_requeue_whose_command_ends_with_the_job_leaves_no_result(

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,6 @@ from mechint.loggers import (
     TensorboardLogger,
     WandbLogger,
 )
-from mechint.loggers.wandb_file import where_cut_off
 
 ROOT = Path(__file__).parent.parent
 STAGES = ["start", "log", "summary", "table", "figures", "masks", "finish"]
@@ -217,6 +217,26 @@ def test_wandb_run_read_back(run, figure, mask, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # nothing that could break a progress bar or a pipe
 
 
+def test_wandb_settings_are_the_loggers_then_the_environments_then_the_runs(run, tmp_path, monkeypatch):
+    def stored(**settings):
+        logger = WandbLogger(mode="offline", **settings)
+        directory = tmp_path / str(len(list(tmp_path.iterdir())))
+        logger.start(replace(run, output_dir=directory))
+        logger.finish(True)
+        return read_offline_run(directory / "wandb")
+
+    plain = stored()
+    assert (plain.project, plain.group, plain.name) == ("mechint", "sweep-1", "docs_baseline")
+    for name in ("PROJECT", "RUN_GROUP", "NAME", "JOB_TYPE"):
+        monkeypatch.setenv(f"WANDB_{name}", f"my-{name}")
+    found = stored()
+    assert (found.project, found.group, found.name) == ("my-PROJECT", "my-RUN_GROUP", "my-NAME")
+    assert found.job_type == "my-JOB_TYPE"
+    explicit = stored(project="mine", group="ours", tags=["paper"])
+    assert (explicit.project, explicit.group, explicit.tags) == ("mine", "ours", ["paper"])
+    assert explicit.name == "my-NAME"
+
+
 def test_two_wandb_runs_in_one_process_stay_apart(tmp_path):
     loggers = []
     for index in range(2):
@@ -237,20 +257,6 @@ def test_two_wandb_runs_in_one_process_stay_apart(tmp_path):
 def test_wandb_refuses_an_unknown_mode():
     with pytest.raises(UserError, match=r"mode='on' .* auto, online, offline"):
         WandbLogger(mode="on")  # type: ignore[arg-type]
-
-
-def test_a_cut_off_run_file_is_noticed(run, figure, mask, tmp_path):
-    report_all(WandbLogger(mode="offline"), run, figure, mask, steps=300)
-    (path,) = (run.output_dir / "wandb").glob("offline-run-*/run-*.wandb")
-    assert where_cut_off(path) is None
-
-    cut = tmp_path / "cut.wandb"
-    cut.write_bytes(path.read_bytes()[:40_000])
-    message = where_cut_off(cut)
-    assert message is not None
-    assert 0 < int(message.removeprefix("after step ")) < 299
-    cut.write_bytes(b"")
-    assert where_cut_off(cut) == "before the first step"
 
 
 @pytest.fixture
@@ -295,7 +301,7 @@ def test_wandb_on_a_disk_that_fills_up_before_the_figures(small_disk, run, figur
     group.finish(True)
 
     assert group.not_logged[0] == "wandb: figures, masks (No space left on device)"
-    assert "is cut off" in group.not_logged[1]
+    assert "the disk is full" in group.not_logged[1]
     assert len(caplog.records) == 1
     assert capfd.readouterr().err == ""
 
@@ -308,8 +314,7 @@ def test_wandb_on_a_disk_that_fills_up_after_all_was_given(small_disk, run, capl
         group.log({"loss": 1.0, "sparsity": 0.5}, step)
     assert group.finish(True) is None
     (missing,) = group.not_logged
-    assert missing.startswith("wandb: end of the run (run-")
-    assert "is cut off" in missing
+    assert missing.startswith("wandb: end of the run (the disk is full, so run-")
     assert len(caplog.records) == 1
 
 

@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from mechint.errors import UserError
 from mechint.masking import MaskedModel
-from mechint.masking.examining import check_routing, examine
+from mechint.masking.examining import check_routing, examine, stored_channels
 from mechint.masking.rotary import rotary_partners
 from mechint.masking.routing import enable_hooks, restore_attention
 from mechint.masking.weights import input_rows
@@ -150,6 +150,18 @@ def test_equal_keys_and_values_are_found_layer_by_layer() -> None:
     assert "mask.tie_kv=true" in facts.notes()[0]
     attention.v_proj.weight[3, 3] += 0.01
     assert examine(MaskedModel(model)).tied_layers == ()
+
+
+def test_a_cache_stores_equal_keys_and_values_once() -> None:
+    space = MaskedModel(family_model("llama")).space  # 4 layers, 2 heads of 8 channels
+    keep = torch.zeros(space.num_channels, dtype=torch.bool)
+    space.view(keep, 1, "k")[0, :3] = True
+    space.view(keep, 1, "v")[0, 1:6] = True
+    assert stored_channels(space, keep, ()) == 8
+    assert stored_channels(space, keep, (1,)) == 6
+    assert stored_channels(space, keep, (0, 2)) == 8
+    everything = torch.ones_like(keep)
+    assert stored_channels(space, everything, (0, 1, 2, 3)) == space.num_channels // 2
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt_neox"])

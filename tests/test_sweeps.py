@@ -16,7 +16,7 @@ from hydra_application import Ended, Experiment, experiment
 from mechint import config as configuration
 from mechint.analysis import preparation
 from mechint.checkpoints import CheckpointLoader
-from mechint.config import jobs
+from mechint.config import errors
 from mechint.config.sweeps import Sweep, slurm_threads, succeeded, table, threads_per_job
 from mechint.learning import MaskTrainer
 from mechint.loggers import WandbLogger
@@ -357,7 +357,7 @@ def test_a_sweep_without_output_dir_has_a_directory_of_its_own(
 def test_what_cannot_be_swept_is_one_line_and_exit_code_2(
     analyze: Experiment, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(jobs.LAUNCHER_EXTRAS, "joblibb", "parallel")  # as if it were not installed
+    monkeypatch.setitem(errors.LAUNCHER_EXTRAS, "joblibb", "parallel")  # as if it were not installed
     ended = analyze(*arguments)
     assert ended.code == 2
     assert message in ended.err

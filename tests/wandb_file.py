@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 import json
+import struct
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mechint.loggers.wandb_file import read_records
+from wandb.proto import wandb_internal_pb2 as protocol
+
+FILE_HEADER = 7
+BLOCK = 32768
+WHOLE, LAST = 1, 4
+FLUSH_SECONDS = 15.0
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file in the order of writing, up to the first one that is cut off.
+
+    The file is framed like a LevelDB log: a header, then blocks of 32 KiB filled with pieces of
+    `<crc u32><length u16><kind u8><payload>`, where a piece is a whole record or its first, middle or last
+    part. A record is a protobuf message.
+    """
+    data, position, payload = path.read_bytes(), FILE_HEADER, b""
+    while position + 7 <= len(data):
+        left_in_block = BLOCK - position % BLOCK
+        if left_in_block < 7:
+            position += left_in_block
+            continue
+        _crc, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        piece = data[position + 7 : position + 7 + length]
+        if len(piece) < length:
+            return
+        payload += piece
+        position += 7 + length
+        if kind in (WHOLE, LAST):
+            yield protocol.Record.FromString(payload)  # type: ignore[attr-defined]  # made at import
+            payload = b""
+
+
+def ended_records(path: Path) -> list[Any]:
+    """The records of a run that has ended; W&B's own process may still be writing when finish() returns."""
+    give_up = time.monotonic() + FLUSH_SECONDS
+    while True:
+        records = list(read_records(path))
+        if time.monotonic() > give_up or any(r.WhichOneof("record_type") == "exit" for r in records):
+            return records
+        time.sleep(0.02)
 
 
 @dataclass
@@ -35,7 +77,7 @@ def read_offline_run(wandb_dir: Path) -> OfflineRun:
     """The one offline run below `wandb_dir`."""
     (path,) = wandb_dir.glob("offline-run-*/run-*.wandb")
     run = OfflineRun(directory=path.parent)
-    for record in read_records(path):
+    for record in ended_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
             _read_run(run, record.run)

@@ -22,19 +22,21 @@ from mechint.analysis.describing import (
     dataset_info,
     end_result,
     layers_of,
+    leakage_info,
     mask_info,
     settings_without_effect,
     sparsity_of,
     started_result,
 )
-from mechint.analysis.preparation import Inputs, Measurements, Preparation, Prepared
+from mechint.analysis.preparation import Inputs, Preparation, Prepared
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 from mechint.learning.resume import SavedStates
 from mechint.learning.trainer import MaskTrainer
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
 from mechint.masking import Units, masks_by_layer
-from mechint.metrics.evaluation import faithfulness, loss_degradation_percent
+from mechint.masking.basis import Basis
+from mechint.metrics.evaluation import Measured, faithfulness, faithfulness_error, loss_degradation_percent
 from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles, save_masks
 from mechint.results.directories import (
@@ -46,7 +48,9 @@ from mechint.results.directories import (
 )
 from mechint.results.evidence import Evidence, save_evidence
 from mechint.results.identity import config_digest
+from mechint.results.mask_files import save_basis
 from mechint.results.result import RESULT, Cost, Metrics
+from mechint.results.sequences import save_sequences
 from mechint.runtime import distributed
 from mechint.runtime.signals import Interrupted, Interruption
 
@@ -96,14 +100,18 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run found: keep, bool [U], and importance, float [U], of its units, what that does, and what it took."""
+    """What a run found: keep, bool [U], and importance, float [U], of its units, what that does, and what it took.
+
+    basis: the coordinates that units are made of; None: the channels.
+    """
 
     units: Units
     target: float
     keep: Tensor
     importance: Tensor
-    metrics: Measurements
+    measured: Measured
     cost: Cost
+    basis: Basis | None = None
     history: Sequence[Record] = ()
     evidence: Evidence | None = None
 
@@ -122,13 +130,14 @@ class Attempt:
     options: RunOptions
     started: float
 
-    def describe(self, prepared: Prepared, recipe: Recipe, trainer: MaskTrainer) -> None:
-        """Add what is known once the checkpoint and the tokens are loaded."""
+    def describe(self, prepared: Prepared, recipe: Recipe, trainer: MaskTrainer, target: float) -> None:
+        """Add what is known once the checkpoint and the tokens are loaded and the method is prepared for a target."""
         checkpoint, data, result = prepared.checkpoint, prepared.data, self.result
         result.checkpoint = checkpoint_info(checkpoint, prepared.masked)
         result.dataset = dataset_info(data)
         result.mask = mask_info(recipe)
-        without_effect = settings_without_effect(recipe, prepared.masked, trainer)
+        result.leakage = leakage_info(data)
+        without_effect = settings_without_effect(recipe, prepared.masked, trainer, target)
         result.notes = [*checkpoint.notes, *data.notes, *without_effect]
 
     def continued(self, step: int, history: list[Record]) -> None:
@@ -142,20 +151,24 @@ class Attempt:
     def finish(self, outcome: Outcome) -> None:
         """Add what was found, and leave masks, table, figures and report; the caller of `work` writes result.json."""
         units, keep, result = outcome.units, outcome.keep, self.result
-        dense, empty, masked = (outcome.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
+        measured = outcome.measured
+        dense, empty, masked = (measured.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
         result.sparsity = sparsity_of(units, outcome.target, keep)
         result.channels = channels_of(units, keep)
         result.layers = layers_of(units, keep, outcome.importance)
-        result.metrics = Metrics.model_validate(outcome.metrics)
+        result.metrics = Metrics.model_validate(measured.metrics)
         result.loss_degradation_percent = loss_degradation_percent(dense, masked)
         result.faithfulness = faithfulness(dense, empty, masked)
+        result.faithfulness_se = faithfulness_error(measured.sequences["loss"][:3], measured.positions)
         result.cost = outcome.cost
         result.cost.total_seconds = time.perf_counter() - self.started
         result.cost.threads = torch.get_num_threads()
 
         masks = masks_by_layer(units.space, units.to_channels(keep), units.to_channels(outcome.importance))
         identity = {"checkpoint_sha256": result.checkpoint.sha256 or ""}
-        files = save_masks(masks, self.directory, identity)
+        files = [*save_masks(masks, self.directory, identity), save_sequences(measured, self.directory)]
+        if outcome.basis is not None:
+            files.append(save_basis(units.space, outcome.basis, self.directory))
         if outcome.evidence is not None:
             files.append(save_evidence(outcome.evidence, self.directory, identity))
         end_result(result, "done")

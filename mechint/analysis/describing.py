@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import platform
+import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -15,16 +16,19 @@ from mechint.checkpoints import Checkpoint
 from mechint.data import TokenData
 from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
-from mechint.masking import MaskedModel, Units
+from mechint.masking import ChannelSpace, MaskedModel, Units
+from mechint.masking.basis import Basis
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
-from mechint.methods.method import LearnedMethod, ScoringMethod
+from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.results.result import (
     SCHEMA_VERSION,
+    BasisInfo,
     BinarizationGap,
     Channels,
     CheckpointInfo,
     Cost,
+    CostPart,
     Count,
     DatasetInfo,
     FinishingInfo,
@@ -33,6 +37,9 @@ from mechint.results.result import (
     Result,
     Sparsity,
     Status,
+)
+from mechint.results.result import (
+    Leakage as LeakageInfo,
 )
 from mechint.runtime.processes import this_process
 
@@ -120,6 +127,41 @@ def dataset_info(data: TokenData) -> DatasetInfo:
     )
 
 
+def leakage_info(data: TokenData) -> LeakageInfo | None:
+    """How much of the evaluation data also stands in the calibration data; None where nobody looked."""
+    if data.leakage is None:
+        return None
+    return LeakageInfo(shared_ngrams=data.leakage.shared_ngrams, n=data.leakage.n)
+
+
+def basis_info(basis: Basis | None, space: ChannelSpace, recipe: Recipe) -> BasisInfo:
+    """The coordinates that units are made of."""
+    if basis is None:
+        return BasisInfo()
+    ranks = None if basis.energy is None else effective_ranks(basis.energy, space)
+    return BasisInfo(
+        keys=basis.names[0],
+        values=basis.names[1],
+        where=basis.keys,
+        error=basis.error(),
+        passes=recipe.basis.passes,
+        parameters=sum(maps.read.numel() for maps in basis.maps) if recipe.basis.learned else 0,
+        effective_rank=ranks,
+    )
+
+
+def effective_ranks(energy: Tensor, space: ChannelSpace) -> list[dict[str, Any]]:
+    """Of every layer and kind, for each KV head: exp(entropy) of what its directions are worth [N], 1 to C."""
+    found = []
+    for position, kind in space.slices:
+        worth = space.view(energy.double().cpu(), position, kind).clamp_min(0)  # [G, C]
+        share = worth / worth.sum(-1, keepdim=True).clamp_min(1e-300)
+        entropy = -(share * share.clamp_min(1e-300).log()).sum(-1)
+        layer = space.layers[position]
+        found.append({"layer": layer.index, "name": layer.name, "kind": kind, "rank": entropy.exp().tolist()})
+    return found
+
+
 def mask_info(recipe: Recipe) -> MaskInfo:
     """What is learned and how, in the names of the classes."""
     method = recipe.method
@@ -134,7 +176,9 @@ def mask_info(recipe: Recipe) -> MaskInfo:
     )
 
 
-def settings_without_effect(recipe: Recipe, masked: MaskedModel, trainer: MaskTrainer) -> list[str]:
+def settings_without_effect(
+    recipe: Recipe, masked: MaskedModel, trainer: MaskTrainer, target_sparsity: float
+) -> list[str]:
     """Settings that do nothing in this combination, in words."""
     method = recipe.method
     notes = []
@@ -145,6 +189,19 @@ def settings_without_effect(recipe: Recipe, masked: MaskedModel, trainer: MaskTr
             f"the head of architecture {masked.model.config.model_type!r} is not understood: whole logits are kept and "
             "computed, which takes more memory"
         )
+    if method.unit == "rope_pair" and masked.basis is not None:
+        notes.append(
+            "mask.unit=rope_pair pairs channels after the rotation; in a basis it joins directions of the same numbers"
+        )
+    if method.key_sparsity is not None and method.value_sparsity is not None:
+        given = units_target(method)
+        if given is not None and abs(given - target_sparsity) > 0.5 / method.units.count:
+            notes.append(
+                f"target_sparsity={target_sparsity:g} has no effect: mask.key_sparsity={method.key_sparsity:g} and "
+                f"mask.value_sparsity={method.value_sparsity:g} give {given:.4g}"
+            )
+    if trainer.finishing_share != MaskTrainer.finishing_share and trainer.passes is None:
+        notes.append("trainer.finishing_share has no effect without trainer.passes")
     if method.unit == "rope_pair" and not has_rotary_embedding(masked):
         notes.append(
             "mask.unit=rope_pair has no effect: the model rotates no keys, so every unit is a channel"
@@ -160,6 +217,12 @@ def settings_without_effect(recipe: Recipe, masked: MaskedModel, trainer: MaskTr
     if isinstance(method, ScoringMethod):
         notes.append(f"objective, optimizer, sparsity_schedule and steps have no effect: {name} only scores")
     return notes
+
+
+def units_target(method: MaskMethod) -> float | None:
+    """The fraction of units that a method prepared with targets for K and V removes in all."""
+    kept = int(method.pools.quotas(1.0).sum())
+    return 1 - kept / method.units.count
 
 
 def sparsity_of(units: Units, target: float, keep: Tensor) -> Sparsity:
@@ -201,13 +264,13 @@ def layers_of(units: Units, keep: Tensor, importance: Tensor) -> list[LayerInfo]
     return layers
 
 
-def finishing_info(training: Training, recipe: Recipe) -> FinishingInfo | None:
+def finishing_info(training: Training, objective: str) -> FinishingInfo | None:
     """What the finishing pass gained; None where there was none."""
     done = training.finishing
     if done is None:
         return None
     return FinishingInfo(
-        objective=recipe.objective.name,
+        objective=objective,
         before=done.before,
         after=done.after,
         tried=done.tried,
@@ -235,22 +298,50 @@ def cost_of(training: Training) -> Cost:
         batch_size=training.batch_size or None,
         tokens=training.tokens,
         seconds=training.seconds,
-        step_seconds=training.seconds / max(training.steps, 1),
+        step_seconds=training.step_seconds,
         peak_memory_bytes=training.peak_memory_bytes,
         dense_cache_bytes=training.dense_cache_bytes,
+        parts=_parts(training),
     )
+
+
+def add_part(cost: Cost, name: str, started: float, tokens: int) -> None:
+    """Add what a part of a run took that began at a time of `time.perf_counter`."""
+    part = CostPart(name=name, seconds=time.perf_counter() - started, tokens=tokens)
+    cost.parts = [*cost.parts, part]
+
+
+def _parts(training: Training) -> list[CostPart]:
+    """Steps or scores, and the finishing pass."""
+    done = training.finishing
+    finishing = [] if done is None else [CostPart(name="finishing", seconds=done.seconds, tokens=done.tokens)]
+    seconds = training.seconds - (0.0 if done is None else done.seconds)
+    tokens = training.tokens - (0 if done is None else done.tokens)
+    name = "steps" if training.steps else "scores"
+    return [CostPart(name=name, seconds=seconds, tokens=tokens), *finishing]
 
 
 def total_cost(costs: Sequence[Cost]) -> Cost:
     """What several runs took together."""
     steps, seconds = sum(cost.steps for cost in costs), sum(cost.seconds or 0.0 for cost in costs)
+    in_steps = sum((cost.step_seconds or 0.0) * cost.steps for cost in costs)
+    names = dict.fromkeys(part.name for cost in costs for part in cost.parts)
+    parts = [
+        CostPart(
+            name=name,
+            seconds=sum(part.seconds or 0.0 for cost in costs for part in cost.parts if part.name == name),
+            tokens=sum(part.tokens for cost in costs for part in cost.parts if part.name == name),
+        )
+        for name in names
+    ]
     peaks = [cost.peak_memory_bytes for cost in costs if cost.peak_memory_bytes]
     return Cost(
         steps=steps,
         batch_size=None,
         tokens=sum(cost.tokens for cost in costs),
         seconds=seconds,
-        step_seconds=seconds / max(steps, 1),
+        step_seconds=in_steps / max(steps, 1),
+        parts=parts,
         peak_memory_bytes=max(peaks, default=None),
         dense_cache_bytes=0,
     )

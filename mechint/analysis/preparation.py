@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,12 +14,9 @@ from mechint.checkpoints import Checkpoint, CheckpointLoader
 from mechint.data import Dataset, TokenData
 from mechint.masking import MaskedModel
 from mechint.masking.ablation import Ablation
-from mechint.metrics.evaluation import Evaluator, measure
+from mechint.metrics.evaluation import Evaluator, Measured, measure
 from mechint.metrics.metric import KL
 from mechint.runtime.device import pick_device
-
-# Model -> name -> number, see `mechint.metrics.evaluation.measure`.
-Measurements = dict[str, dict[str, float]]
 
 # Called with the number of evaluation sequences that are done.
 OnSequences = Callable[[int], None]
@@ -50,14 +47,18 @@ class Prepared:
     checkpoint: Checkpoint
     masked: MaskedModel
     data: TokenData
-    _baselines: dict[Any, Measurements] = field(default_factory=dict)
+    _baselines: dict[Any, Measured] = field(default_factory=dict)
+
+    def seen_in(self, view: MaskedModel) -> Prepared:
+        """The same with the model in another basis."""
+        return replace(self, masked=view)
 
     def measure(
         self, kept: Tensor, ablation: Ablation, batch_size: int, on_sequences: OnSequences | None = None
-    ) -> Measurements:
-        """Metrics of the dense, empty, masked and complement model on evaluation data, for kept channels bool [N].
+    ) -> Measured:
+        """The dense, empty, masked and complement model on evaluation data, in this order, for kept channels bool [N].
 
-        Those of the dense and empty model do not depend on the mask and are measured once.
+        What the dense and the empty model do does not depend on the mask and is measured once.
         """
         key = (self.data.evaluation_digest, batch_size, ablation.identity)
         variants: dict[str, Tensor | None] = {"masked": kept, "complement": ~kept}
@@ -67,9 +68,11 @@ class Prepared:
         evaluator = Evaluator(
             self.masked, self.data.evaluation, ablation, batch_size, on_sequences=on_sequences
         )
-        metrics = {**(known or {}), **measure(evaluator, variants, self.data.evaluation_bytes).metrics}
-        self._baselines[key] = {name: metrics[name] for name in ("dense", "empty")}
-        return metrics
+        measured = measure(evaluator, variants, self.data.evaluation_bytes)
+        if known is not None:
+            measured = known.and_then(measured)
+        self._baselines[key] = measured.first(2)
+        return measured
 
     def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> float:
         """KL(dense || gated) on evaluation data, nats per token, for gates float [N]."""

@@ -123,7 +123,7 @@ class Run(RunFiles):
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
             data = self._own_data(checkpoint) if dataset is None else _tokens_of(dataset, checkpoint, 0)
-            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
+            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size).metrics
         finally:
             masked.close()
         dense, empty, mask = (measured[name]["loss"] for name in ("dense", "empty", "masked"))
@@ -155,7 +155,9 @@ class Run(RunFiles):
             raise UserError(f"{self.directory} was run with ablation={name}, which needs its prompts")
         ablation = kinds[name]()
         if name != ZeroAblation.name:
-            ablation = ablation.fit(view, self._own_data(checkpoint).calibration, AT_ONCE)
+            calibration = self._own_data(checkpoint).calibration
+            learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
+            ablation = ablation.fit(view, learned_on, AT_ONCE)
         return view, kept, ablation
 
     def _own_data(self, checkpoint: Checkpoint) -> TokenData:

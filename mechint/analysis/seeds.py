@@ -16,7 +16,7 @@ from mechint.analysis.attempt import (
     attempt_run,
     child_config,
 )
-from mechint.analysis.describing import Record, total_cost
+from mechint.analysis.describing import Record, basis_info, total_cost
 from mechint.analysis.preparation import Prepared
 from mechint.analysis.single import Analysis, measure_with_progress
 from mechint.analysis.stability import (
@@ -28,8 +28,10 @@ from mechint.analysis.stability import (
 )
 from mechint.errors import UserError
 from mechint.loggers import LoggerGroup
+from mechint.masking.sites import in_basis
 from mechint.methods.method import importance
 from mechint.results import Result, RunFiles
+from mechint.results.mask_files import load_basis
 from mechint.results.result import NullControl
 from mechint.runtime.seeds import deterministic, seed_everything
 
@@ -68,7 +70,9 @@ class SeedStudy:
         """As Analysis.run, after a run for each seed."""
         first = self.analysis
         # Now, before any logger has something open.
-        singles = [first.another(seed=first.seed + number) for number in range(self.seeds)]
+        singles = [
+            first.another(seed=first.seed + number, basis_seed=first.seed) for number in range(self.seeds)
+        ]
         work = partial(self._work, singles)
         return attempt_run(output_dir, config, first.inputs, first.outputs, options or RunOptions(), work)
 
@@ -77,14 +81,14 @@ class SeedStudy:
         with deterministic(trainer.deterministic):
             runs = self._run_seeds(singles, attempt)
             prepared = attempt.options.preparation(first.inputs, first.seed)
-            first.prepare(prepared, seed_everything(first.seed))  # for its units
+            prepared = self._in_first_basis(first.prepare(prepared, seed_everything(first.seed)), runs[0])
             units, pools, ablation = first.method.units, first.method.pools, recipe.ablation
-            attempt.describe(prepared, recipe, trainer)
+            attempt.describe(prepared, recipe, trainer, first.target_sparsity)
 
             selections = Selections.of(units, [run.masks for run in runs])
             scores = selections.scores(pools)
             keep = pools.select(scores)
-            metrics = measure_with_progress(prepared, units.to_channels(keep), ablation, trainer, attempt)
+            measured = measure_with_progress(prepared, units.to_channels(keep), ablation, trainer, attempt)
             assessment = Assessment(
                 self.stability,
                 prepared,
@@ -96,13 +100,28 @@ class SeedStudy:
                 ablation,
                 attempt.progress,
             )
-            attempt.result.stability = assessment.info(metrics, first.seed)
+            attempt.result.stability = assessment.info(measured.metrics, first.seed)
             if self.stability.null_control:
                 attempt.result.stability.null = self._null_control(prepared, attempt)
         attempt.result.binarization_gap = None
         cost, evidence = total_cost([run.result.cost for run in runs]), assessment.evidence
         target, worth = first.target_sparsity, importance(scores)
-        attempt.finish(Outcome(units, target, keep, worth, metrics, cost, evidence=evidence))
+        basis = prepared.masked.basis
+        attempt.result.basis = basis_info(basis, units.space, recipe)
+        attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, evidence=evidence))
+
+    def _in_first_basis(self, prepared: Prepared, run: RunFiles) -> Prepared:
+        """The model in the basis of the first seed's run, in which the consensus is measured."""
+        basis = load_basis(prepared.masked.space, run.directory)
+        if basis is None:
+            return prepared
+        view, recipe, calibration = (
+            in_basis(prepared.masked, basis),
+            self.analysis.recipe,
+            prepared.data.calibration,
+        )
+        recipe.ablation = self.analysis.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
+        return prepared.seen_in(view)
 
     def _run_seeds(self, singles: Sequence[Analysis], attempt: Attempt) -> list[RunFiles]:
         """An ordinary run for every seed, unless it is done already."""
@@ -124,8 +143,8 @@ class SeedStudy:
         permuted = Prepared(prepared.checkpoint, prepared.masked, prepared.data)
         with permuted_weights(prepared.masked.model, first.seed) as matrices:
             generator = seed_everything(first.seed)
-            control.prepare(permuted, generator)
-            training = control.learn(permuted, generator, replace(attempt, logger=LoggerGroup()))
+            permuted = control.prepare(permuted, generator)
+            training, permuted = control.learn(permuted, generator, replace(attempt, logger=LoggerGroup()))
             keep = control.method.units.to_channels(control.method.pools.select(training.scores.cpu()))
-            metrics = measure_with_progress(permuted, keep, control.recipe.ablation, first.trainer, attempt)
-        return null_control(metrics, first.seed, matrices, training.seconds)
+            measured = measure_with_progress(permuted, keep, control.recipe.ablation, first.trainer, attempt)
+        return null_control(measured.metrics, first.seed, matrices, training.seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,30 @@ import torch
 from torch import Tensor
 
 from mechint.analysis.attempt import Attempt, Outcome, Outputs, RunOptions, attempt_run
-from mechint.analysis.describing import Record, binarization_gap, cost_of, finishing_info
-from mechint.analysis.preparation import Inputs, Measurements, Prepared
+from mechint.analysis.chance import Controls
+from mechint.analysis.describing import (
+    Record,
+    add_part,
+    basis_info,
+    binarization_gap,
+    cost_of,
+    finishing_info,
+)
+from mechint.analysis.preparation import Inputs, Prepared
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.learning.learner import StepMetrics
 from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
-from mechint.masking import MaskSet
-from mechint.masking.ablation import Ablation
+from mechint.masking.ablation import ZERO, Ablation
 from mechint.masking.masks import flat_keep
+from mechint.masking.sites import in_basis
+from mechint.methods.bases import ChannelBasis
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod, importance
-from mechint.results import Result
+from mechint.metrics.evaluation import Evaluator, Measured
+from mechint.results import Result, RunFiles
+from mechint.results.mask_files import load_basis
 from mechint.runtime.seeds import deterministic, seed_everything
 from mechint.runtime.signals import PATIENCE
 
@@ -35,7 +48,9 @@ class Analysis:
     """One mask for one checkpoint.
 
     target_sparsity: fraction of units removed, in [0, 1). seed: of which calibration sequences are drawn and of every
-    random draw of the method. within: the masks of a run whose kept units are the only ones that this run may keep.
+    random draw of the method. within: a run whose kept units are the only ones that this run may keep, and whose basis
+    this run begins with. basis_seed: of the calibration sequences that a basis is fitted to; None: as `seed`. held_out:
+    calibration sequences, the last ones, that nothing is learned from.
 
     Raises UserError for values out of range.
     """
@@ -46,7 +61,10 @@ class Analysis:
     outputs: Outputs
     target_sparsity: float
     seed: int = 0
-    within: MaskSet | None = field(default=None, repr=False)
+    controls: Controls = field(default_factory=Controls)
+    within: RunFiles | None = field(default=None, repr=False)
+    basis_seed: int | None = None
+    held_out: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_sparsity < 1:
@@ -89,23 +107,46 @@ class Analysis:
             prepared = attempt.options.preparation(self.inputs, self.seed)
             # Here, so that a run draws the same numbers whether or not it had to load the model.
             generator = seed_everything(self.seed)
-            attempt.describe(prepared, self.recipe, self.trainer)
+            prepared = self.prepare(prepared, generator)
+            attempt.describe(prepared, self.recipe, self.trainer, self.target_sparsity)
             attempt.result.write(attempt.directory)
-            self.prepare(prepared, generator)
             self._announce(prepared, attempt)
-            training = self.learn(prepared, generator, attempt)
+            training, prepared = self.learn(prepared, generator, attempt)
             outcome = self._measure(prepared, training, attempt)
         attempt.finish(outcome)
 
-    def prepare(self, prepared: Prepared, generator: torch.Generator) -> None:
-        """Let the method and the ablation see the model."""
-        masked, recipe, calibration = prepared.masked, self.recipe, prepared.data.calibration
-        within = None if self.within is None else flat_keep(masked.space, self.within)
-        recipe.method.prepare(masked, self.target_sparsity, generator, within)
-        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(masked, calibration, size))
+    def prepare(self, prepared: Prepared, generator: torch.Generator) -> Prepared:
+        """Let basis, method and ablation see the model; the same with the model in its basis."""
+        masked, recipe, calibration = prepared.masked, self.recipe, self.calibration(prepared)
+        space, moments = masked.space, calibration
+        if self.basis_seed not in (None, self.seed) and not isinstance(recipe.basis, ChannelBasis):
+            checkpoint = prepared.checkpoint
+            moments = self.inputs.dataset.load(
+                checkpoint.tokenizer,
+                checkpoint.name,
+                checkpoint.vocab_size,
+                checkpoint.max_positions,
+                self.basis_seed or 0,
+            ).calibration
+        start = None if self.within is None else load_basis(space, self.within.directory)
+        fitted_with = self.seed if self.basis_seed is None else self.basis_seed
+        view = self.trainer.fit(
+            lambda size: recipe.basis.fit(Evaluator(masked, moments, ZERO, size), fitted_with, start)
+        )
+        within = None if self.within is None else flat_keep(space, self.within.masks)
+        recipe.method.prepare(view, self.target_sparsity, generator, within)
+        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
+        return prepared.seen_in(view)
 
-    def learn(self, prepared: Prepared, generator: torch.Generator, attempt: Attempt) -> Training:
-        """Find the scores of all units, from calibration data alone."""
+    def calibration(self, prepared: Prepared) -> Batch:
+        """The sequences that this run may learn from."""
+        data = prepared.data.calibration
+        return data[: len(data) - self.held_out]
+
+    def learn(
+        self, prepared: Prepared, generator: torch.Generator, attempt: Attempt
+    ) -> tuple[Training, Prepared]:
+        """Find the scores of all units, from calibration data alone; and the model in the basis as it was learned."""
         method, recipe = self.method, self.recipe
         progress, trials = attempt.progress, method.finishing_trials
 
@@ -124,15 +165,19 @@ class Analysis:
         with progress, attempt.interruption.held(PATIENCE):
             if not isinstance(method, ScoringMethod):
                 progress.start(recipe.steps)
-            return self.trainer.train(
+            training = self.trainer.train(
                 prepared.masked,
-                prepared.data.calibration,
+                self.calibration(prepared),
                 recipe,
                 generator,
                 on_step,
                 Saver(attempt.states, attempt.interruption, attempt.continued),
                 on_trial,
             )
+        basis = prepared.masked.basis
+        return training, prepared if basis is None else prepared.seen_in(
+            in_basis(prepared.masked, basis.frozen())
+        )
 
     def _announce(self, prepared: Prepared, attempt: Attempt) -> None:
         """Say what is about to be done: model, device, tokens, units, directory."""
@@ -150,10 +195,22 @@ class Analysis:
         method, units, ablation = self.method, self.method.units, self.recipe.ablation
         scores = training.scores.cpu()
         keep = method.pools.select(scores)
-        metrics = measure_with_progress(prepared, units.to_channels(keep), ablation, self.trainer, attempt)
-        result = attempt.result
-        if finishing := finishing_info(training, self.recipe):
+        result, cost, started = attempt.result, cost_of(training), time.perf_counter()
+        measured = measure_with_progress(prepared, units.to_channels(keep), ablation, self.trainer, attempt)
+        add_part(cost, "measuring", started, 4 * prepared.data.evaluation.size)
+        if finishing := finishing_info(training, self.recipe.objective.name):
             result.finishing = finishing
+        started = time.perf_counter()
+        result.random_masks = self.trainer.fit(
+            lambda size: self.controls.measure(
+                prepared, units, keep, ablation, size, training.tokens, self.seed
+            )
+        )
+        if result.random_masks is not None:
+            add_part(
+                cost, "random masks", started, (result.random_masks.count + 2) * result.random_masks.tokens
+            )
+        result.basis = basis_info(prepared.masked.basis, units.space, self.recipe)
         result.binarization_gap = None  # there is none for methods that only score
         if isinstance(method, LearnedMethod):
             soft = method.soft_gates()
@@ -161,15 +218,23 @@ class Analysis:
             if soft is not None:
                 gates = units.to_channels(soft)
                 soft_kl = self.trainer.fit(lambda size: prepared.kl(gates, ablation, size))
-            kl, kept = metrics["masked"]["kl"], int(keep.sum())
+            kl, kept = measured.metrics["masked"]["kl"], int(keep.sum())
             result.binarization_gap = binarization_gap(kl, kept, soft, soft_kl)
-        target, cost = self.target_sparsity, cost_of(training)
-        return Outcome(units, target, keep, importance(scores), metrics, cost, training.history)
+        return Outcome(
+            units,
+            self.target_sparsity,
+            keep,
+            importance(scores),
+            measured,
+            cost,
+            prepared.masked.basis,
+            training.history,
+        )
 
 
 def measure_with_progress(
     prepared: Prepared, kept: Tensor, ablation: Ablation, trainer: MaskTrainer, attempt: Attempt
-) -> Measurements:
+) -> Measured:
     """The four models on evaluation data for kept channels bool [N], with progress over the sequences."""
     progress = attempt.progress
     with progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mechint.analysis.preparation import Measurements, Prepared
+from mechint.analysis.preparation import Prepared
 from mechint.analysis.trials import (
     Necessity,
     Trials,
@@ -41,6 +41,9 @@ from mechint.results.result import (
     SingleMasks,
     StabilityInfo,
 )
+
+# Model -> name -> number, see `mechint.metrics.evaluation.measure`.
+Measurements = Mapping[str, Mapping[str, float]]
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,11 @@ from mechint.errors import UserError
 from mechint.masking import Units
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.methods.method import importance
+from mechint.metrics.evaluation import Measured
 from mechint.results import Result, RunFiles
+from mechint.results.mask_files import load_basis
 from mechint.results.result import Metrics, NestedPoint
+from mechint.results.sequences import load_sequences
 
 log = logging.getLogger(__name__)
 
@@ -65,14 +68,16 @@ class NestedTargets:
         prepared = attempt.options.preparation(highest.inputs, highest.seed)
         highest.method.prepare(prepared.masked, highest.target_sparsity, torch.Generator())  # for its units
         units, last = highest.method.units, runs[-1]
-        attempt.describe(prepared, recipe, highest.trainer)
+        attempt.describe(prepared, recipe, highest.trainer, highest.target_sparsity)
 
         ranking = one_ranking(units, runs)
         keep = units.of_channels(flat_keep(units.space, last.masks))
         result.nested = [point(run) for run in runs]
         result.binarization_gap = None
-        metrics, cost = last.result.as_json()["metrics"], total_cost([run.result.cost for run in runs])
-        attempt.finish(Outcome(units, highest.target_sparsity, keep, importance(ranking), metrics, cost))
+        basis, cost = load_basis(units.space, last.directory), total_cost([run.result.cost for run in runs])
+        result.basis, result.random_masks = last.result.basis, last.result.random_masks
+        target, worth = highest.target_sparsity, importance(ranking)
+        attempt.finish(Outcome(units, target, keep, worth, measured_by(last), cost, basis))
 
     def _single(self, number: int) -> Analysis:
         """The analysis of one target."""
@@ -99,10 +104,19 @@ class NestedTargets:
             changes["nested_in"] = list(self.targets[: number - 1])
             if isinstance(config.get("mask"), dict):
                 changes["mask"] = {**config["mask"], "finishing_trials": trials}
-            single.within = runs[-1].masks if runs else None
+            single.within = runs[-1] if runs else None
             single.run(directory, child_config(config, directory, **changes), options)
             runs.append(RunFiles.read(directory))
         return runs
+
+
+def measured_by(run: RunFiles) -> Measured:
+    """What a run measured, from its files."""
+    sequences = load_sequences(run.directory)
+    assert sequences is not None, "runs of this version keep their sequences"
+    positions = sequences.pop("positions")
+    metrics = run.result.as_json()["metrics"]
+    return Measured(metrics, sequences, positions)
 
 
 def one_ranking(units: Units, runs: Sequence[RunFiles]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from mechint.checkpoints.bundled import bundled_names
 from mechint.checkpoints.checkpoint import Checkpoint
+from mechint.checkpoints.in_memory import ModelInMemory
 from mechint.checkpoints.loader import CheckpointLoader
 
-__all__ = ["Checkpoint", "CheckpointLoader", "bundled_names"]
+__all__ = ["Checkpoint", "CheckpointLoader", "ModelInMemory", "bundled_names"]

@@ -14,6 +14,16 @@ from mechint.checkpoints.tokenizer import read_tokenizer
 from mechint.checkpoints.weights import read_json, read_weights, weight_files
 from mechint.errors import UserError, one_line
 
+# Methods whose configuration class in transformers unpacks weights while it loads them.
+DEQUANTIZING = {
+    "mxfp4": "Mxfp4Config",
+    "fp8": "FineGrainedFP8Config",
+    "metal": "MetalConfig",
+    "compressed-tensors": "CompressedTensorsConfig",
+}
+# Methods whose loaded models can be unpacked, and the package that does it.
+UNPACKING = {"bitsandbytes": "bitsandbytes", "higgs": "flute-kernel"}
+
 
 def load_directory(directory: Path, options: LoadOptions) -> LoadedModel:
     """The model and tokenizer that `save_pretrained` left in a directory.
@@ -89,7 +99,7 @@ def _read_config(directory: Path) -> tuple[PreTrainedConfig, list[str]]:
             f"{directory}/config.json is not a valid {kind} configuration ({one_line(error)})"
         ) from error
     causal_class(config)  # refuses other kinds of models before their weights are read
-    _drop_code_choices(config)
+    drop_code_choices(config)
     notes = architecture_notes(config)
     if "auto_map" in content:
         notes.append(f"the checkpoint brings its own code; transformers' {kind} was used instead")
@@ -105,16 +115,40 @@ def _config_content(directory: Path) -> dict[str, Any]:
         raise UserError(f"{directory} has no config.json, so it is not a Hugging Face directory; {advice}")
     content = read_json(directory / "config.json")
     if quantization := content.get("quantization_config"):
-        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
-        raise UserError(
-            f"{directory} is stored quantised ({method}); save it unquantised first (in transformers: "
-            "model.dequantize(), then model.save_pretrained) and give that directory"
-        )
+        raise UserError(_unquantise(directory, quantization))
     return content
 
 
-def _drop_code_choices(config: PreTrainedConfig) -> None:
-    """Which kernels and patches run is not the checkpoint's choice (attention is chosen on loading)."""
+def _unquantise(directory: Path, quantization: Any) -> str:
+    """What to do with a directory whose weights are packed, by the method that packed them."""
+    stated = quantization if isinstance(quantization, dict) else {"quant_method": quantization}
+    method = stated.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in stated else "unknown")
+    found = f"{directory} is stored quantised ({method})"
+    if name := DEQUANTIZING.get(method):
+        return (
+            f"{found}; save it unquantised and give that: AutoModelForCausalLM.from_pretrained('{directory}', "
+            f"quantization_config=transformers.{name}(dequantize=True)).save_pretrained('unquantised')"
+        )
+    if method in UNPACKING:
+        return (
+            f"{found}; save it unquantised and give that: AutoModelForCausalLM.from_pretrained('{directory}')"
+            f".dequantize().save_pretrained('unquantised') (needs the package {UNPACKING[method]})"
+        )
+    return f"{found}, which transformers cannot undo; give the unquantised model that it was made from"
+
+
+def drop_code_choices(config: PreTrainedConfig) -> None:
+    """What runs, and what comes back beside the logits, is not the checkpoint's choice; attention is chosen on loading.
+
+    Parts of a configuration, such as those of a multimodal model, are treated alike.
+    """
+    for name in config.sub_configs:
+        if isinstance(part := getattr(config, name, None), PreTrainedConfig):
+            drop_code_choices(part)
+    config.return_dict = True
+    for name in ("output_attentions", "output_hidden_states", "torchscript"):
+        if getattr(config, name, False):
+            setattr(config, name, False)
     config._experts_implementation = None
     if hasattr(config, "fusion_config"):
         delattr(config, "fusion_config")

@@ -6,38 +6,51 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import __version__ as transformers_version
 
 from mechint.checkpoints.checkpoint import LoadOptions
+from mechint.checkpoints.multimodal import text_decoder
 from mechint.checkpoints.quiet import quiet
 from mechint.errors import UserError, one_line
 
 # Parameters that one stored number may stand for: tied embeddings are stored once.
 MOST_SHARED = 4
 
+# What wrappers of a training run put into the names of weights, at any place.
+WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+
 
 def causal_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
-    """transformers' language model class for a configuration, and the (text) configuration it takes.
+    """transformers' language model class for a configuration, and the configuration it takes.
 
-    Raises `UserError` for models that are not decoder-only language models with attention.
+    For a multimodal model it is the class of the whole. Raises `UserError` for models that are not decoder-only
+    language models with attention.
     """
-    kind = config.model_type
+    kind, text = config.model_type, config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise UserError(f"{kind} is an encoder-decoder model; give a decoder-only language model")
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    whole: Any = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    if causal is None and whole is None:
         raise UserError(
             f"{kind} is not a decoder-only language model in transformers {transformers_version}; give one that is"
         )
-    model_class = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
-    text_config = config.get_text_config()
-    if text_config is not config and model_class.config_class is not type(text_config):
-        raise UserError(f"{kind} is a multimodal model; save its text decoder alone and give that")
-    if not _has_attention_heads(text_config):
+    if not _has_attention_heads(text):
         raise UserError(
             f"{kind} has no attention heads in its configuration, so no keys and values to mask; give another"
         )
-    return model_class, text_config
+    if whole is None:
+        return causal, text if causal.config_class is type(text) else config
+    of_text_alone = causal is not None and causal.config_class is type(text)
+    if of_text_alone and causal.__name__ in (config.architectures or ()):
+        return causal, text
+    return whole, config
 
 
 def instantiate(
@@ -45,15 +58,18 @@ def instantiate(
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
     """The model with these weights, on the CPU, and notes; errors as `from_pretrained`."""
     model_class, config = causal_class(config)
-    _refuse_larger(model_class, config, weights, source)
-    return from_pretrained(model_class, source, options, None, config=config, state_dict=weights)
+    empty = _empty(model_class, config, weights, source)
+    weights, notes = _plain_names(weights, empty)
+    model, unused = from_pretrained(model_class, source, options, None, config=config, state_dict=weights)
+    model, said = text_decoder(model)
+    return model, (*said, *notes, *unused)
 
 
-def _refuse_larger(
+def _empty(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, weights: dict[str, Tensor], source: Path
-) -> None:
-    """Raise UserError, before memory is taken, where a configuration asks for much more than its weights fill."""
-    layers = getattr(config, "num_hidden_layers", None)
+) -> PreTrainedModel:
+    """The model without memory. Raise UserError where a configuration asks for much more than its weights fill."""
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
     if not isinstance(layers, int) or not 1 <= layers <= len(weights):
         raise UserError(
             f"{source}: its configuration says num_hidden_layers={layers}, which does not fit its {len(weights)} "
@@ -74,6 +90,25 @@ def _refuse_larger(
             f"{source} does not fit its configuration, which asks for {wanted:,} parameters where the weights hold "
             f"{there:,}; check that the two belong together"
         )
+    return empty
+
+
+def _plain_names(
+    weights: dict[str, Tensor], empty: PreTrainedModel
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Weights without what wrappers of a training run (compile, DDP, FSDP, Lightning, ...) put into their names."""
+    names = empty.state_dict().keys()
+    plain = {name if name in names else WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
+    embedding = empty.get_input_embeddings()
+    wanted = next(f"{name}.weight" for name, module in empty.named_modules() if module is embedding)
+    ends = [name for name in plain if name.endswith(f".{wanted}")]
+    if wanted not in plain and len(ends) == 1:
+        prefix = ends[0].removesuffix(wanted)
+        plain = {name.removeprefix(prefix): tensor for name, tensor in plain.items()}
+    changed = next((name for name in weights if name not in plain), None)
+    if changed is None:
+        return weights, ()
+    return plain, (f"names of weights were cleaned of a wrapper's prefix, e.g. {changed}",)
 
 
 def from_pretrained(

@@ -1,5 +1,6 @@
 """From what the user typed as `checkpoint=` to a frozen model."""
 
+import dataclasses
 import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from mechint.checkpoints.checkpoint import Checkpoint, LoadOptions, sha256_of, short_name
+from mechint.checkpoints.checkpoint import Checkpoint, LoadedModel, LoadOptions, sha256_of, short_name
 from mechint.checkpoints.gguf import load_gguf
 from mechint.checkpoints.gguf_split import gguf_parts
 from mechint.checkpoints.huggingface import load_directory, load_safetensors
@@ -60,25 +61,15 @@ class CheckpointLoader:
         Raises `UserError` for everything that cannot be loaded or analysed.
         """
         options = self._options(device, dtype)
-        _check_device(device)
+        check_device(device)
         tokenizer = None if self.tokenizer is None else find_tokenizer(self.tokenizer)
         location = locate(source, self.revision)
         loaded = _READERS[location.format](location.path, options)
-        _freeze(loaded.model, torch.device("cpu") if self.shard else device)
-        _refuse_not_finite(loaded.model, location.source)
-        if self.shard:
-            shard(loaded.model, device)
-        facts = _examine(loaded.model)
-        return Checkpoint(
-            model=loaded.model,
-            tokenizer=loaded.tokenizer if tokenizer is None else tokenizer,
-            source=location.source,
-            sha256=_sha256(loaded.weight_files),
-            format=location.format,
-            name=short_name(location.source),
-            attention=facts,
-            stated_loss=loaded.stated_loss,
-            notes=(*loaded.notes, *facts.notes(), *self._settings_without_effect(location)),
+        if tokenizer is not None:
+            loaded = dataclasses.replace(loaded, tokenizer=tokenizer)
+        loaded = dataclasses.replace(loaded, notes=(*loaded.notes, *self._settings_without_effect(location)))
+        return as_checkpoint(
+            loaded, location, device, _sha256(loaded.weight_files), location.source, self.shard
         )
 
     def fingerprint(self, source: str) -> str:
@@ -97,10 +88,7 @@ class CheckpointLoader:
         return hashlib.sha256("\n".join(digests).encode()).hexdigest() if len(digests) > 1 else digests[0]
 
     def _options(self, device: torch.device, dtype: str) -> LoadOptions:
-        if dtype != "auto" and dtype not in _DTYPES:
-            raise UserError(f"dtype={dtype} is not known; use auto, {', '.join(_DTYPES)}")
-        own_dtype = "auto" if device.type != "cpu" else torch.float32
-        precision = _DTYPES.get(dtype, own_dtype)
+        precision = dtype_of(dtype, "auto" if device.type != "cpu" else torch.float32)
         if self.attention not in _ATTENTION:
             raise UserError(f"model.attention={self.attention} is not known; use {', '.join(_ATTENTION)}")
         attention = None if self.attention == "auto" else self.attention
@@ -122,6 +110,39 @@ class CheckpointLoader:
         return notes
 
 
+def as_checkpoint(
+    loaded: LoadedModel, location: Location, device: torch.device, sha256: str, name: str, split: bool = False
+) -> Checkpoint:
+    """A loaded model frozen and on its device, once it is known to be one that can be analysed.
+
+    split: over the processes of torchrun. Raises `UserError` for weights that are not numbers, and for models that
+    cannot be masked or see later tokens.
+    """
+    _freeze(loaded.model, torch.device("cpu") if split else device)
+    _refuse_not_finite(loaded.model, location.source)
+    if split:
+        shard(loaded.model, device)
+    facts = _examine(loaded.model)
+    return Checkpoint(
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        source=location.source,
+        sha256=sha256,
+        format=location.format,
+        name=short_name(name),
+        attention=facts,
+        stated_loss=loaded.stated_loss,
+        notes=(*loaded.notes, *facts.notes()),
+    )
+
+
+def dtype_of(name: str, auto: torch.dtype | str) -> torch.dtype | str:
+    """The precision of a name, `auto` for "auto". Raises `UserError` for another name."""
+    if name != "auto" and name not in _DTYPES:
+        raise UserError(f"dtype={name} is not known; use auto, {', '.join(_DTYPES)}")
+    return _DTYPES.get(name, auto)
+
+
 def _sha256(files: tuple[Path, ...]) -> str:
     """`sha256_of`, which takes seconds per gigabyte, without reading unchanged files again."""
     stats = [file.stat() for file in files]
@@ -133,7 +154,7 @@ def _sha256_when(files: tuple[Path, ...], stamps: tuple[tuple[int, ...], ...]) -
     return sha256_of(files)
 
 
-def _check_device(device: torch.device) -> None:
+def check_device(device: torch.device) -> None:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import GPT2Config
 
 from mechint.checkpoints.checkpoint import LoadedModel, LoadOptions
-from mechint.checkpoints.instantiate import instantiate
+from mechint.checkpoints.instantiate import WRAPPERS, instantiate
 from mechint.checkpoints.nanogpt_settings import (
     HEADS,
     LAYERS,
@@ -29,7 +29,6 @@ from mechint.errors import UserError
 
 _CONTAINERS = ("model", "model_state_dict", "state_dict")
 _STATED_LOSSES = ("best_val_loss", "val_loss")
-_WRAPPERS = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 _EMBEDDING = "transformer.wte.weight"
 _POSITIONS = "transformer.wpe.weight"
 _FIRST_QKV = "transformer.h.0.attn.c_attn.weight"
@@ -94,7 +93,7 @@ def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights without the prefixes of torch.compile and distributed training and without causal masks."""
     plain = {}
     for name, tensor in weights.items():
-        name = re.sub(r"^(module\.|model\.|net\.|gpt\.)+", "", re.sub(_WRAPPERS, "", name))
+        name = re.sub(r"^(module\.|model\.|net\.|gpt\.)+", "", WRAPPERS.sub("", name))
         if not re.search(r"\.attn\.(masked_)?bias$", name):
             plain[name] = tensor
     return plain

@@ -1,5 +1,6 @@
 """Reading PyTorch pickles without running anything that is in them."""
 
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,12 @@ from typing import Any
 from mechint.checkpoints.quiet import quiet
 from mechint.errors import UserError
 from mechint.runtime.pickles import PickleRefusedError, load_plain
+
+# What torch and the system say of files that end too early.
+CUT_SHORT = re.compile(
+    r"miniz|PytorchStreamReader|central directory|unexpected EOF|ran out of|Invalid argument|truncated",
+    re.IGNORECASE,
+)
 
 
 def read_pickle(path: Path) -> Mapping[str, Any]:
@@ -24,8 +31,10 @@ def read_pickle(path: Path) -> Mapping[str, Any]:
     except PickleRefusedError as error:
         if error.needed:
             raise UserError(_needs_code(path, error.needed)) from error
+        cut = CUT_SHORT.search(str(error))
+        reason = "it is cut short or damaged" if cut else str(error)
         raise UserError(
-            f"{path} is not a PyTorch checkpoint, or a damaged one ({error}); copy or save it again"
+            f"{path} is not a PyTorch checkpoint, or a damaged one ({reason}); copy or save it again"
         ) from error
     if not isinstance(loaded, Mapping):
         raise UserError(f"{path} holds a {type(loaded).__name__}, not a state dict; save model.state_dict()")

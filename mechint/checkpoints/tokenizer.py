@@ -38,12 +38,14 @@ def read_tokenizer(directory: Path) -> PreTrainedTokenizerBase | None:
 
 
 def find_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    """The tokenizer in a directory, in a `tokenizer.json` file or on the hub.
+    """The tokenizer in a directory, in a file of the `tokenizers` library or on the hub.
 
-    Raises `UserError` if there is none.
+    A file counts alone, unless it is a directory's `tokenizer.json`. Raises `UserError` if there is none.
     """
     path = Path(source).expanduser()
     if path.is_file():
+        if path.name != "tokenizer.json":
+            return _read_file(path)
         path = path.parent
     elif not path.is_dir():
         if not looks_like_hub_id(source):
@@ -53,6 +55,18 @@ def find_tokenizer(source: str) -> PreTrainedTokenizerBase:
     if tokenizer is None:
         raise UserError(f"model.tokenizer={source}: {path} holds no tokenizer (tokenizer.json)")
     return tokenizer
+
+
+def _read_file(file: Path) -> PreTrainedTokenizerBase:
+    try:
+        with quiet():
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
+    except Exception as error:
+        raise UserError(
+            f"model.tokenizer={file} is no tokenizer of the `tokenizers` library ({one_line(error, 80)}); give its "
+            "directory, or a file written by Tokenizer.save"
+        ) from error
+    return checked(tokenizer, str(file))
 
 
 def checked(tokenizer: PreTrainedTokenizerBase, where: str) -> PreTrainedTokenizerBase:

@@ -3,9 +3,11 @@
 The rest of the package takes plain typed values and works without Hydra.
 """
 
-from mechint.config.building import build, build_analysis, build_recipe, check, plain_config
-from mechint.config.composing import compose_analysis
-from mechint.config.jobs import choice, fail, is_sweep, output_directory, sweep_name
+from mechint.config.building import build, build_analysis, build_recipe, compose_analysis, plain_config
+from mechint.config.checking import check
+from mechint.config.errors import fail
+from mechint.config.guard import Guard
+from mechint.config.jobs import choice, is_sweep, output_directory, sweep_name
 from mechint.config.launching import launch
 from mechint.config.naming import files, job_directory, slug
 from mechint.config.schema import VERSION_BASE, AnalyzeSchema, PretrainSchema, register
@@ -14,6 +16,7 @@ from mechint.config.tracking import JobTracker, entry
 __all__ = [
     "VERSION_BASE",
     "AnalyzeSchema",
+    "Guard",
     "JobTracker",
     "PretrainSchema",
     "build",

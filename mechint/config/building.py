@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
+from collections.abc import Sequence
 from typing import Any
 
+from hydra import compose
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from mechint.config.fitting import misfit, parameter_kinds
+from mechint.config.checking import check, check_keys, nothing_to_build
 from mechint.errors import UserError
 from mechint.results.identity import config_digest
-
-# Nothing outside these modules is ever built from a configuration.
-ALLOWED_TARGETS = ("mechint.", "torch.optim.")
 
 
 def build(node: Any, **runtime: Any) -> Any:
     """Build the object a configuration node describes; keyword arguments given here are added to the node's.
 
-    Only classes of this package and torch's optimizers are allowed. Raises UserError for others, and for keys
-    that the class does not know.
+    Only classes of this package and torch's optimizers are allowed. Raises UserError for others, for keys that the
+    class does not know, and for a node that names no class.
     """
-    check(node, str(node._get_full_key(None) or "") if isinstance(node, DictConfig) else "")
+    path = str(node._get_full_key(None) or "") if isinstance(node, DictConfig) else ""
+    check(node, path)
+    if not isinstance(node, DictConfig) or node.get("_target_") is None:
+        raise nothing_to_build(path, node)
     try:
         return instantiate(node, **runtime, _convert_="all")
     except InstantiationException as error:
@@ -34,61 +34,6 @@ def build(node: Any, **runtime: Any) -> Any:
         if isinstance(cause, UserError):  # our own words say enough
             raise cause from error
         raise
-
-
-def check(node: Any, path: str = "") -> None:
-    """Check every `_target_` below a node: allowed, existing, and with no unknown keyword argument."""
-    if isinstance(node, ListConfig):
-        for number, item in enumerate(node):
-            check(item, f"{path}[{number}]")
-    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
-        return
-    for key in node:
-        if not OmegaConf.is_missing(node, key):
-            check(node[key], f"{path}.{key!s}" if path else str(key))
-    target = node.get("_target_")
-    if target is None:
-        return
-    if not str(target).startswith(ALLOWED_TARGETS):
-        raise UserError(
-            f"{path or 'config'}: _target_ {target} is not allowed; use a class of mechint or torch.optim"
-        )
-    keywords = dict.fromkeys(_keywords(node))
-    try:
-        made = _class(str(target))
-        inspect.signature(made).bind_partial(**keywords)
-    except (ImportError, ValueError) as error:
-        raise UserError(
-            f"{path or 'config'}: there is no class {target}; see conf/ for those there are"
-        ) from error
-    except TypeError as error:
-        raise UserError(f"{path or 'config'}: {error} ({target}); see conf/ for the known keys") from error
-    if str(target).startswith("mechint."):
-        _check_kinds(node, parameter_kinds(made), path)
-
-
-def _class(path: str) -> Any:
-    """What a class path names; unlike Hydra's own function it does not log what it cannot find."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except AttributeError as error:
-        raise ImportError(path) from error
-
-
-def _keywords(node: DictConfig) -> list[str]:
-    """The keys of a node that are keyword arguments."""
-    return [str(key) for key in node if not str(key).startswith("_")]
-
-
-def _check_kinds(node: DictConfig, kinds: dict[str, Any], path: str) -> None:
-    """Raise UserError for a value that is not what the class annotates."""
-    for key in _keywords(node):
-        if key not in kinds or OmegaConf.is_missing(node, key):
-            continue
-        if expected := misfit(node[key], kinds[key]):
-            value = "null" if node[key] is None else node[key]
-            raise UserError(f"{path}.{key}={value} must be {expected}".lstrip("."))
 
 
 def build_analysis(config: DictConfig) -> Any:
@@ -114,9 +59,12 @@ def build_analysis(config: DictConfig) -> Any:
             loggers=[build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
         ),
         target_sparsity=OmegaConf.to_container(target) if isinstance(target, ListConfig) else target,
+        target_faithfulness=config.target_faithfulness,
+        target_kl=config.target_kl,
         seed=config.seed,
         seeds=config.seeds,
         stability=build(config.stability),
+        controls=build(config.controls),
     )
 
 
@@ -133,6 +81,13 @@ def build_recipe(config: DictConfig) -> Any:
         schedule=build(config.sparsity_schedule),
         steps=config.steps,
     )
+
+
+def compose_analysis(overrides: Sequence[str]) -> tuple[Any, dict[str, Any]]:
+    """The `Analysis` of conf/analyze.yaml under overrides, composed inside another job, and its plain configuration."""
+    config = compose("analyze", list(overrides))
+    check_keys(config)
+    return build_analysis(config), plain_config(config)
 
 
 def plain_config(config: DictConfig, resolve: bool = True) -> dict[str, Any]:

@@ -1,24 +1,19 @@
-"""The current Hydra job, and how a program ends on a user's error."""
+"""The current Hydra job, and the jobs of a sweep that is about to start."""
 
 from __future__ import annotations
 
-import errno
-import re
-import sys
+import itertools
 from pathlib import Path
-from typing import NoReturn
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import filter_overrides
 from hydra.types import RunMode
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
-from mechint.errors import UserError, one_line
-
-# What is the user's to mend: the message is enough.
-USER_ERRORS = (UserError, HydraException, OmegaConfBaseException)
-
-LONGEST_NAME = 200
+from mechint.errors import UserError
 
 # Launchers whose jobs are processes of their own, and those of them on a cluster.
 ON_SLURM = ("submitit_slurm", "slurm_gpu")
@@ -26,34 +21,6 @@ OWN_PROCESS = (*ON_SLURM, "submitit_local")
 
 # Launchers whose jobs share the devices of this machine.
 SIDE_BY_SIDE = ("joblib", "submitit_local")
-
-# The extra that brings each launcher.
-LAUNCHER_EXTRAS = {"joblib": "parallel", "submitit_local": "slurm", "submitit_slurm": "slurm"}
-
-
-# What the system refuses because of a path or a disk that the user chose.
-SYSTEM_REFUSALS = {
-    number: remedy
-    for numbers, remedy in (
-        (("ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENOENT", "EINVAL"), "give another path"),
-        (("EACCES", "EPERM", "EROFS"), "give a path that can be used, or change its rights"),
-        (("ENOSPC", "EDQUOT"), "make room, and repeat the command"),
-    )
-    for number in (getattr(errno, name) for name in numbers)
-}
-
-
-def in_user_words(error: BaseException) -> BaseException:
-    """The error itself, or a UserError where it only says what the system or Hydra has against what the user gave."""
-    if isinstance(error, OSError) and error.errno in SYSTEM_REFUSALS and error.filename:
-        name = str(error.filename)
-        name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
-        return UserError(f"{name}: {error.strerror}; {SYSTEM_REFUSALS[error.errno]}")
-    if isinstance(error, ValueError) and "embedded null byte" in str(error):
-        return UserError("a path holds a NUL character; give another path")
-    if isinstance(error, ValueError) and "Config group override" in str(error):
-        return UserError(f"{error}; name one of its options, conf/ has them")
-    return error
 
 
 def output_directory() -> Path:
@@ -76,23 +43,48 @@ def is_sweep() -> bool:
     return HydraConfig.get().mode == RunMode.MULTIRUN
 
 
-def fail(error: BaseException) -> NoReturn:
-    """Print an error as one line and leave with exit code 2."""
-    print(f"error: {error_line(error)}", file=sys.stderr)
-    raise SystemExit(2)
+def swept(hydra: DictConfig) -> list[list[str]] | None:
+    """The values that each key takes in a sweep, as overrides; a job has one of each.
+
+    None where not Hydra's own sweeper but another one chooses them, perhaps while the sweep goes on. Raises UserError
+    for a key without any value, of which Hydra would make a sweep without jobs and call it a success.
+    """
+    if not str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper"):
+        return None
+    lines = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+    values: dict[str, list[str]] = {}
+    for override in parser.parse_overrides(lines + list(hydra.overrides.task)):
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            values[key] = [f"{key}={override.get_value_element_as_str()}"]
+        elif override.is_discrete_sweep():
+            values[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        else:
+            raise UserError(f"{override.input_line}: only listed values can be swept, as in {key}=1,2,3")
+        if not values[key]:
+            raise UserError(_no_value(override))
+    return list(values.values())
 
 
-def error_line(error: BaseException) -> str:
-    """An error's message in one line, without what Hydra puts around a message of ours."""
-    text = one_line(str(error))
-    if ours := re.search(r"UserError raised while resolving interpolation: (.*?)( full_key:.*)?$", text):
-        return ours.group(1)
-    launcher = re.search(r"Could not find 'hydra/launcher/(\w+)'", text)
-    if launcher and (extra := LAUNCHER_EXTRAS.get(launcher.group(1))):
-        return f"hydra/launcher={launcher.group(1)} needs a package: pip install -e '.[{extra}]'"
-    if "'mask.ablation'" in text or "mask.ablation" in text:
-        return "mask.ablation is a group of its own now: use ablation=zero or ablation=mean"
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        # Hydra's message says only what it could not do.
-        return f"{text}: {str(error.__cause__).splitlines()[0]}"
-    return text
+def _no_value(override: Override) -> str:
+    line = override.input_line or override.key_or_group
+    pattern = line.partition("=")[2].removeprefix("glob(").removesuffix(")")
+    remedy = f"; to analyse several: -m sweep=checkpoints 'checkpoint_glob={pattern}'"
+    return f"{line} stands for no value at all" + (remedy if line.startswith("checkpoint=") else "")
+
+
+def job_names(values: list[list[str]]) -> list[str]:
+    """What is peculiar to each job of a sweep."""
+    jobs = [list(job) for job in itertools.product(*values)]
+    common: set[str] = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
+    return [" ".join(word for word in filter_overrides(job) if word not in common) for job in jobs]
+
+
+def one_at_a_time(values: list[list[str]]) -> list[list[str]]:
+    """Jobs in which every value of every key occurs, as few as may be: all keys but one have their first value."""
+    first = [key[0] for key in values]
+    others = [
+        [*first[:index], value, *first[index + 1 :]] for index, key in enumerate(values) for value in key[1:]
+    ]
+    return [first, *others]

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mechint.config.followers import followers_aside
-from mechint.config.jobs import USER_ERRORS, error_line, fail, in_user_words
+from mechint.config.errors import USER_ERRORS, error_line, fail, in_user_words
 from mechint.config.schema import register
 from mechint.config.sweeps import Sweep, succeeded, table
 from mechint.config.tracking import current_sweep, forget_sweep
+from mechint.errors import UserError
 from mechint.runtime.signals import EXIT_CODE, Interrupted
 
 CTRL_C = 130  # the exit code that shells give to it
@@ -26,12 +28,12 @@ def launch(main: Callable[[], Any], several: bool = False) -> None:
 
     A tracked sweep ends with a table of its jobs, and with exit code 1 unless all of them are done.
     """
-    register()
+    register(str(inspect.unwrap(main).__globals__["__doc__"]))
     forget_sweep()
     problem: BaseException | None = None
     with _errors_raised() as wanted_trace:
         try:
-            with followers_aside(several):
+            with _followers_aside(several):
                 main()
         except (Exception, KeyboardInterrupt) as error:
             problem = in_user_words(error)
@@ -59,16 +61,44 @@ def _errors_raised() -> Iterator[bool]:
             del os.environ[name]
 
 
+@contextmanager
+def _followers_aside(several: bool) -> Iterator[None]:
+    """Let every process of torchrun but the first work in a directory of its own that is then thrown away.
+
+    several: whether the program can be run by several processes. Raises UserError where it cannot.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
+        yield
+        return
+    if not several or {"-m", "--multirun"} & set(sys.argv):
+        raise UserError("torchrun is for a single run of experiments/analyze.py; start this with python")
+    if os.environ["RANK"] == "0":
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="mechint-follower-") as directory:
+        sys.argv += [f"output_dir={directory}", "hydra.output_subdir=null", "hydra/job_logging=disabled"]
+        yield
+
+
 def _wait_for_the_others(problem: BaseException | None) -> None:
     """Wait for the Slurm jobs of a sweep that submitit gave up on because one of them died.
 
-    They go on, but only its launcher, which the error has left, knows them.
+    They go on, but only the launcher, which the error has left, knew them. Neither Hydra nor submitit hands them to
+    anyone, so they are looked up among the variables that the error came through, by their class.
     """
     if problem is None or _origin(problem) != "submitit":
         return
-    for frame, _ in traceback.walk_tb(problem.__traceback__):
-        for job in frame.f_locals.get("jobs", []) if frame.f_code.co_name == "launch" else []:
-            job.wait()
+    from submitit import Job
+
+    variables = [
+        value for frame, _ in traceback.walk_tb(problem.__traceback__) for value in frame.f_locals.values()
+    ]
+    lists = [value for value in variables if isinstance(value, list)]
+    jobs = {id(job): job for found in lists for job in found if isinstance(job, Job)}
+    if not jobs:
+        print("other jobs of the sweep may still be queued or running; squeue shows them", file=sys.stderr)
+    for job in jobs.values():
+        job.wait()
 
 
 def _origin(problem: BaseException) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from mechint.config import naming
 from mechint.config.building import run_digest
+from mechint.config.help import program_help
 from mechint.results.directories import job_name
 from mechint.results.result import RESULT
 
 # Hydra 1.5 drops the keyword; it is named in this one place.
 VERSION_BASE = "1.3"
+
+# Marks a key that holds what an object is built from.
+PART = {"part": True}
 
 
 @dataclass
@@ -25,6 +29,8 @@ class AnalyzeSchema:
 
     checkpoint: str
     target_sparsity: Any  # a number, a list of them, or a range first:last:step
+    target_faithfulness: float | None
+    target_kl: float | None
     steps: int
     seed: int
     seeds: int
@@ -32,17 +38,18 @@ class AnalyzeSchema:
     dtype: str
     output_dir: str | None
     resume: bool
-    model: Any
-    dataset: Any
-    optimizer: Any
-    sparsity_schedule: Any
-    mask: Any
-    objective: Any
-    ablation: Any
-    basis: Any
-    visualizer: Any
-    trainer: Any
-    stability: Any
+    model: Any = field(metadata=PART)
+    dataset: Any = field(metadata=PART)
+    optimizer: Any = field(metadata=PART)
+    sparsity_schedule: Any = field(metadata=PART)
+    mask: Any = field(metadata=PART)
+    objective: Any = field(metadata=PART)
+    ablation: Any = field(metadata=PART)
+    basis: Any = field(metadata=PART)
+    visualizer: Any = field(metadata=PART)
+    trainer: Any = field(metadata=PART)
+    stability: Any = field(metadata=PART)
+    controls: Any = field(metadata=PART)
     logger: Any = None  # logger=[] chooses none
     checkpoint_glob: str | None = None  # sweep=checkpoints
 
@@ -58,9 +65,9 @@ class PretrainSchema:
     device: str
     tokenizer: str | None
     output_dir: str | None
-    architecture: Any
-    dataset: Any
-    pretrainer: Any
+    architecture: Any = field(metadata=PART)
+    dataset: Any = field(metadata=PART)
+    pretrainer: Any = field(metadata=PART)
 
 
 @dataclass
@@ -84,37 +91,40 @@ class VisualizeSchema:
     run: str | None
     tree: str | None
     output_dir: str | None
-    visualizer: Any
+    visualizer: Any = field(metadata=PART)
 
 
 @dataclass
 class ValidateSchema:
     """Types of the root keys of `conf/validate.yaml`. planted: {name: keyword arguments of a planted model}."""
 
-    planted: Any
+    planted: Any = field(metadata=PART)
     steps: int
     seed: int
     seeds: int
     output_dir: str | None
-    optimizer: Any
-    sparsity_schedule: Any
-    mask: Any
-    objective: Any
-    ablation: Any
-    basis: Any
-    trainer: Any
+    optimizer: Any = field(metadata=PART)
+    sparsity_schedule: Any = field(metadata=PART)
+    mask: Any = field(metadata=PART)
+    objective: Any = field(metadata=PART)
+    ablation: Any = field(metadata=PART)
+    basis: Any = field(metadata=PART)
+    trainer: Any = field(metadata=PART)
 
 
 @dataclass
 class BenchmarkSchema:
     """Types of the root keys of `conf/benchmark.yaml`. what: keyword arguments of the class that measures."""
 
-    what: Any
+    what: Any = field(metadata=PART)
     output_dir: str | None
 
 
-def register() -> None:
-    """Make the schemas and resolvers known to Hydra; safe to call more than once."""
+def register(about: str = "") -> None:
+    """Make the schemas and resolvers known to Hydra; safe to call more than once.
+
+    about: what the program is for, as its --help begins.
+    """
     store = ConfigStore.instance()
     store.store(name="analyze_schema", node=AnalyzeSchema)
     store.store(name="pretrain_schema", node=PretrainSchema)
@@ -127,6 +137,9 @@ def register() -> None:
     # cached, so that a directory stays the same for the whole job once it has been made
     OmegaConf.register_new_resolver("job_directory", naming.job_directory, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("job_name", _job_name, replace=True)
+    OmegaConf.register_new_resolver(
+        "program_help", lambda *, _root_: program_help(about, _root_), replace=True
+    )
 
 
 def _job_name(sweep: str, number: int, *, _root_: DictConfig) -> str:

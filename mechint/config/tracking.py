@@ -13,26 +13,22 @@ from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import filter_overrides
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from mechint.config.building import plain_config, run_config, run_digest
+from mechint.config.errors import USER_ERRORS, error_line, fail, in_user_words
+from mechint.config.guard import or_leave
 from mechint.config.jobs import (
     ON_SLURM,
     OWN_PROCESS,
     SIDE_BY_SIDE,
-    USER_ERRORS,
     choice,
-    error_line,
-    fail,
-    in_user_words,
     is_sweep,
+    job_names,
     output_directory,
+    swept,
 )
 from mechint.config.sweeps import Sweep, slurm_threads, threads_per_job
 from mechint.errors import UserError
@@ -58,38 +54,24 @@ def forget_sweep() -> None:
 
 
 class JobTracker(Callback):
-    """Hydra tells it when runs, sweeps and jobs begin; it goes to the processes of parallel launchers with them.
-
-    Hydra turns a callback's exceptions into warnings, so what must stop the program leaves it at once.
-    """
+    """Hydra tells it when runs, sweeps and jobs begin; it goes to the processes of parallel launchers with them."""
 
     def __init__(self) -> None:
         self.sweep: Sweep | None = None
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse what Hydra would only find out, or never, after it has written to the directory."""
-        _begin(_check_run, config)
+        or_leave(_check_run, config)
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Find out which jobs there will be."""
         global _sweep
-        self.sweep = _sweep = _begin(_plan, config)
+        self.sweep = _sweep = or_leave(_plan, config)
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """Tell the process of a job which sweep it works for."""
         global _sweep
         _sweep = self.sweep
-
-
-def _begin(step: Callable[[DictConfig], Any], config: DictConfig) -> Any:
-    try:
-        return step(config)
-    except Exception as error:
-        told = in_user_words(error)
-        if isinstance(told, USER_ERRORS):
-            fail(told)
-        traceback.print_exc()
-        raise SystemExit(1) from None
 
 
 def _check_run(config: DictConfig) -> None:
@@ -99,39 +81,17 @@ def _check_run(config: DictConfig) -> None:
         return
     refuse_occupied(Path(config.output_dir))
     if Occupant.of(Path(config.output_dir)).status != "free":
-        HydraConfig.instance().set_config(config)  # for interpolations of ${hydra:...}
         refuse_other_run(Path(config.output_dir), run_config(config), run_digest(config))
 
 
 def _plan(config: DictConfig) -> Sweep:
-    """The sweep that a configuration describes.
-
-    Raises UserError where it has no job at all, which Hydra takes for success.
-    """
+    """The sweep that a configuration describes."""
     hydra = config.hydra
-    jobs = _jobs(hydra) if str(hydra.sweeper.get("_target_")).endswith(".BasicSweeper") else None
+    values = swept(hydra)
+    jobs = None if values is None else job_names(values)
     launcher, count = str(hydra.runtime.choices["hydra/launcher"]), len(jobs or [""])
     parallel = hydra.launcher.get("n_jobs", count) or 1
     return Sweep(Path(hydra.sweep.dir).absolute(), jobs, threads_per_job(launcher, int(parallel), count))
-
-
-def _jobs(hydra: DictConfig) -> list[str]:
-    """What is peculiar to each job that Hydra's own sweeper will start."""
-    lines = [f"{key}={value}" for key, value in (hydra.sweeper.params or {}).items()]
-    parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-    overrides = parser.parse_overrides(lines + list(hydra.overrides.task))
-    batch = BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
-    if not batch:
-        empty = [o for o in overrides if o.is_discrete_sweep() and not list(o.sweep_string_iterator())]
-        raise UserError(_no_value(empty[0].input_line or empty[0].key_or_group))
-    common: set[str] = set.intersection(*map(set, batch)) if len(batch) > 1 else set()
-    return [" ".join(word for word in filter_overrides(job) if word not in common) for job in batch]
-
-
-def _no_value(override: str) -> str:
-    pattern = override.partition("=")[2].removeprefix("glob(").removesuffix(")")
-    remedy = f"; to analyse several: -m sweep=checkpoints 'checkpoint_glob={pattern}'"
-    return f"{override} stands for no value at all" + (remedy if override.startswith("checkpoint=") else "")
 
 
 def entry(task: Callable[[DictConfig], Any]) -> Callable[[DictConfig], Any]:

@@ -42,7 +42,8 @@ class Training:
     """What a training run leaves: its history and what it cost.
 
     history: one entry per logged step. batch_size: sequences per step. tokens: tokens that went through the model.
-    scores: final scores [U]. dense_cache_bytes: size of the dense model's outputs that were kept.
+    scores: final scores [U]. step_seconds: of a step, without finishing.
+    dense_cache_bytes: size of the dense model's outputs that were kept.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -50,6 +51,7 @@ class Training:
     batch_size: int = 0
     tokens: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0
     peak_memory_bytes: int | None = None
     dense_cache_bytes: int = 0
     scores: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -206,7 +208,7 @@ class MaskTrainer:
         return Training(tokens=tokens, batch_size=batch_size)
 
     def _learn(self, learner: Learner, steps: int, on_step: OnStep, saver: Saver | None) -> Training:
-        run = Training(steps=steps)
+        run, started = Training(steps=steps), time.perf_counter()
         for step in saver.steps(learner, run, steps, self.save_every) if saver else range(steps):
             metrics = learner.step(step)
             logged = step % self.log_every == 0 or step == steps - 1
@@ -214,6 +216,8 @@ class MaskTrainer:
                 run.history.append({"step": step, **metrics})
             run.tokens += learner.tokens_of_a_step()
             on_step(step, metrics, logged)
+        in_steps = time.perf_counter() - started + (saver.seconds if saver else 0)
+        run.step_seconds = in_steps / max(steps, 1)
         run.batch_size = learner.batches.size  # of the attempt that chose it
         run.dense_cache_bytes = learner.dense.kept_bytes
         return run

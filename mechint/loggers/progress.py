@@ -29,6 +29,11 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{po
 NOTHING: Mapping[str, Any] = {}
 
 
+def lines_every(steps: int, lines: int) -> int:
+    """So many steps apart are about as many lines as wanted in a run; each step has one where there are fewer."""
+    return max(1, round(steps / lines))
+
+
 class Progress:
     """The step, a few numbers and the time left: a bar on a terminal, otherwise about ten log lines per run, and one
     every ten seconds for what comes after its steps.
@@ -103,7 +108,7 @@ class Progress:
 
     @property
     def _line_every(self) -> int:
-        return max(1, round(self._total / LINES_PER_RUN))
+        return lines_every(self._total, LINES_PER_RUN)
 
     def _line(self, step: int, values: Mapping[str, Any]) -> str:
         seconds_left = (time.monotonic() - self._started) / max(step, 1) * (self._total - step)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from mechint.errors import UserError
 from mechint.loggers.logger import Logger, RunInfo
 from mechint.loggers.values import flatten, plain
-from mechint.loggers.wandb_file import wait_for_end
 from mechint.runtime.files import require_room
 
 if TYPE_CHECKING:
     from wandb import Run
 
 log = logging.getLogger(__name__)
+
+PROJECT = "mechint"
 
 Mode = Literal["auto", "online", "offline"]
 
@@ -29,16 +30,18 @@ class WandbLogger(Logger):
 
     `mode` "auto" is online where a login exists (and WANDB_MODE does not say otherwise), else offline. An
     online run that cannot begin, because the network or the login does not work, becomes an offline one.
-    `group` falls back to the run's own group. `init_timeout` and `finish_timeout` are seconds to wait for
-    the server at the start and for the upload at the end. Files lie in `wandb/` in the output directory, or
-    in WANDB_DIR.
+    What is given here wins over W&B's environment variables, and they over what the run itself proposes: None leaves
+    `project` to WANDB_PROJECT or "mechint", `group` to WANDB_RUN_GROUP or the run's sweep, `entity` to WANDB_ENTITY or
+    the login, no `tags` to WANDB_TAGS. WANDB_NAME, WANDB_JOB_TYPE and WANDB_DIR win over the run's name, its kind and
+    its output directory. `init_timeout` and `finish_timeout` are seconds to wait for the server at the start and for
+    the upload at the end.
     """
 
     name = "wandb"
 
     def __init__(
         self,
-        project: str = "mechint",
+        project: str | None = None,
         group: str | None = None,
         mode: Mode = "auto",
         entity: str | None = None,
@@ -110,11 +113,11 @@ class WandbLogger(Logger):
             finish_timeout_raises=True,
         )
         return wandb.init(
-            project=self.project,
+            project=self.project or os.environ.get("WANDB_PROJECT") or PROJECT,
             entity=self.entity,
-            group=self.group or run.group,
-            job_type=run.job_type,
-            name=run.name,
+            group=self.group or os.environ.get("WANDB_RUN_GROUP") or run.group,
+            job_type=os.environ.get("WANDB_JOB_TYPE") or run.job_type,
+            name=os.environ.get("WANDB_NAME") or run.name,
             tags=self.tags or None,
             config=run.config,
             dir=self._directory,
@@ -162,8 +165,8 @@ class WandbLogger(Logger):
     def finish(self, succeeded: bool) -> str | None:
         """Close the run, with a failed exit code unless it succeeded; how to see or to upload it.
 
-        Raises OSError when the run file lacks its end (a full disk), TimeoutError when the
-        upload takes too long.
+        Raises OSError when the disk is full, so that the run file may lack its end, TimeoutError when the upload takes
+        too long.
         """
         if self._run is None:
             return None
@@ -180,8 +183,10 @@ class WandbLogger(Logger):
             raise TimeoutError(f"not uploaded within {self.finish_timeout:g} s; to go on: {sync}") from None
         if not offline:
             return f"W&B run: {url}"
-        if last := wait_for_end(file):
-            raise OSError(f"{file.name} is cut off {last}, the disk may be full")
+        try:  # W&B writes from a process of its own, which says nothing of a full disk
+            require_room(file.parent)
+        except OSError as error:
+            raise OSError(f"the disk is full, so {file.name} may lack its end") from error
         why = f" ({self._why_offline})" if self._why_offline else ""
         return f"The W&B run was kept offline{why}; upload it with: {sync}"
 

@@ -55,6 +55,12 @@ class Basis:
         """A basis that does not change."""
         return cls(names, keys, lambda: maps, energy)
 
+    @torch.no_grad()
+    def frozen(self) -> Basis:
+        """The basis as it is now."""
+        maps = [Maps(one.read.detach().clone(), one.write.detach().clone()) for one in self.maps]
+        return Basis.fixed(self.names, self.keys, maps, self.energy)
+
     @property
     def maps(self) -> Sequence[Maps]:
         """The maps as they are now."""

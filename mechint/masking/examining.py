@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mechint.errors import UserError
+from mechint.masking.head import WholeLogits
 from mechint.masking.layers import other_layers, shared_layers, some_tokens
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.routing import enable_hooks, restore_attention
+from mechint.masking.space import KINDS, ChannelSpace
 
 NUM_TOKENS = 8
 
@@ -80,10 +83,10 @@ def check_routing(masked: MaskedModel, tokens: Tensor) -> None:
 
     To be called with the length that a run uses: some architectures change with the length.
     """
-    routed = masked.model(input_ids=tokens, use_cache=False).logits
+    routed = _outputs(masked, tokens)
     restore_attention(masked.model, masked.implementation)
     try:
-        untouched = masked.model(input_ids=tokens, use_cache=False).logits
+        untouched = _outputs(masked, tokens)
     finally:
         enable_hooks(masked.model)
     if not _same(routed, untouched):
@@ -91,6 +94,25 @@ def check_routing(masked: MaskedModel, tokens: Tensor) -> None:
             f"architecture {masked.model.config.model_type!r} computes something else when its attention is made "
             f"ready for masks (sequences of {tokens.shape[1]} tokens); it is not supported"
         )
+
+
+def stored_channels(space: ChannelSpace, keep: Tensor, tied_layers: Sequence[int]) -> int:
+    """How many numbers a cache holds for each token where the channels `keep`, bool [N], are kept.
+
+    Where K = V (`AttentionFacts.tied_layers`), a channel that both or one of them need is stored once.
+    """
+    count = 0
+    for position, layer in enumerate(space.layers):
+        key, value = (space.view(keep, position, kind) for kind in KINDS)
+        count += int((key | value).sum()) if layer.index in tied_layers else int(key.sum() + value.sum())
+    return count
+
+
+def _outputs(masked: MaskedModel, tokens: Tensor) -> Tensor:
+    """Final hidden states [B, T, D], or logits [B, T, V] where the head is not understood."""
+    if isinstance(masked.head, WholeLogits):
+        return masked.model(input_ids=tokens, use_cache=False).logits
+    return masked.model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
 
 def _refuse_two_ways(masked: MaskedModel) -> None:

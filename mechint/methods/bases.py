@@ -45,8 +45,12 @@ class BasisMethod(ABC):
     passes: int = 0
 
     @abstractmethod
-    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
-        """The model, with gates that refer to the coordinates chosen; seed: of whatever is drawn at random."""
+    def fit(self, calibration: Evaluator, seed: int, start: Basis | None = None) -> MaskedModel:
+        """The model, with gates that refer to the coordinates chosen.
+
+        seed: of whatever is drawn at random. start: coordinates to begin with, where a run continues with the masks of
+        another.
+        """
 
 
 @dataclass(kw_only=True)
@@ -55,7 +59,7 @@ class ChannelBasis(BasisMethod):
 
     name: ClassVar[str] = "channels"
 
-    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
+    def fit(self, calibration: Evaluator, seed: int, start: Basis | None = None) -> MaskedModel:
         """The model itself."""
         return in_basis(calibration.masked, None)
 
@@ -88,9 +92,11 @@ class PrincipalBasis(BasisMethod):
         if self.passes < 1:
             raise UserError(f"basis.passes={self.passes} must be at least 1")
 
-    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
+    def fit(self, calibration: Evaluator, seed: int, start: Basis | None = None) -> MaskedModel:
         """Measure moments and solve for the maps, head by head."""
         masked = calibration.masked
+        if start is not None:
+            return in_basis(masked, start)
         rotary = has_rotary_embedding(masked)
         keys: Where = ("before_rope" if rotary else "after_rope") if self.keys == "auto" else self.keys
         generator = torch.Generator().manual_seed(seed)
@@ -130,9 +136,9 @@ class LearnedBasis(PrincipalBasis):
                 "basis.learning_rate must be positive, basis.last_rate in [0, 1] and basis.score_share in (0, 1]"
             )
 
-    def fit(self, calibration: Evaluator, seed: int) -> MaskedModel:
-        """Start from the closed form."""
-        view = super().fit(calibration, seed)
+    def fit(self, calibration: Evaluator, seed: int, start: Basis | None = None) -> MaskedModel:
+        """Start from the closed form, or where another run's directions ended."""
+        view = super().fit(calibration, seed, start)
         assert view.basis is not None
         self._start = [one.read for one in view.basis.maps]
         self._change = [torch.zeros_like(read).requires_grad_() for read in self._start]

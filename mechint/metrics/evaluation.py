@@ -147,6 +147,19 @@ class Measured:
     sequences: dict[str, Tensor]
     positions: Tensor
 
+    def first(self, count: int) -> Measured:
+        """The first models alone."""
+        names = list(self.metrics)[:count]
+        sequences = {name: values[:count] for name, values in self.sequences.items()}
+        return Measured({name: self.metrics[name] for name in names}, sequences, self.positions)
+
+    def and_then(self, others: Measured) -> Measured:
+        """These models and then others, on the same data."""
+        sequences = {
+            name: torch.cat([values, others.sequences[name]]) for name, values in self.sequences.items()
+        }
+        return Measured({**self.metrics, **others.metrics}, sequences, self.positions)
+
 
 def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_bytes: int | None) -> Measured:
     """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from mechint.checkpoints.quiet import quiet
 from mechint.data import TokenData
 from mechint.errors import UserError
 from mechint.pretraining.architectures import settle
@@ -57,7 +59,8 @@ def pretrain(
     """Train a model, save it in bf16 as a Hugging Face directory, and measure what was saved on the evaluation side.
 
     The evaluation side is the same that an analysis of the model on this dataset measures on, and is never trained
-    on. Returns the record that is written to training.json.
+    on. Returns the record that is written to training.json: `training_tokens` went through the model, repeats counted,
+    `text_tokens` is the size of the text that they were drawn from.
     """
     if steps < 1 or positions < 2:
         raise UserError("steps must be at least 1 and positions at least 2")
@@ -78,14 +81,17 @@ def pretrain(
     model = architecture.build(tokenizer, positions)
     model.to(device)  # type: ignore[arg-type]  # transformers wraps to() and loses its signature
     num_parameters = sum(p.numel() for p in model.parameters())
-    log.info("%d parameters, %d training tokens", num_parameters, training.calibration_tokens)
+    seen = steps * pretrainer.batch_size * positions
+    log.info(
+        "%d parameters; %d tokens seen, of a text of %d", num_parameters, seen, training.calibration_tokens
+    )
     start = time.perf_counter()
     pretrainer.train(model, training.calibration.rows(), positions, steps, seed)
     seconds = time.perf_counter() - start
     settle(model)
-    model.bfloat16().save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-    saved = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32).eval()
+    with quiet():
+        _save(model, tokenizer, output_dir)
+        saved = AutoModelForCausalLM.from_pretrained(output_dir, dtype=torch.float32).eval()
     saved.to(device)
     measured = held_out(
         saved, evaluation.evaluation.rows(), evaluation.evaluation_bytes, pretrainer.batch_size
@@ -93,10 +99,18 @@ def pretrain(
     record = {
         "recipe": recipe,
         "parameters": saved.num_parameters(),
-        "training_tokens": training.calibration_tokens,
+        "training_tokens": seen,
+        "text_tokens": training.calibration_tokens,
         "training_seconds": seconds,
         "held_out": measured,
         "held_out_digest": evaluation.evaluation_digest,
     }
     write_json(output_dir / "training.json", record)
     return record
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    model.bfloat16().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    for weights in directory.glob("*.safetensors"):  # which are written for their owner alone
+        shutil.copymode(directory / "config.json", weights)

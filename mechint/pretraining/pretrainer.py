@@ -15,8 +15,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mechint.errors import UserError
+from mechint.loggers.progress import lines_every
 
 log = logging.getLogger(__name__)
+
+LINES = 30  # in the log of a run
 
 EMBEDDINGS = ("wte", "wpe", "embed_tokens", "lm_head")
 
@@ -26,8 +29,8 @@ class Pretrainer:
     """Next-token training with Muon on the matrices and AdamW on embeddings, norms and biases.
 
     Muon (Jordan et al. 2024) reaches the same held-out loss in about half the steps of AdamW at this size. The
-    learning rate rises over `warmup` steps, stays, and falls linearly to 2 % over the last `decay` fraction of the
-    steps.
+    learning rate rises over `warmup` steps, but at most a tenth of all, stays, and falls linearly to 2 % over the last
+    `decay` fraction of the steps. log_every: steps between two log lines; `auto`: as many as make LINES of them.
     """
 
     batch_size: int
@@ -36,11 +39,13 @@ class Pretrainer:
     weight_decay: float
     warmup: int
     decay: float
-    log_every: int
+    log_every: int | str = "auto"
 
     def __post_init__(self) -> None:
-        if min(self.batch_size, self.log_every, self.warmup) < 1:
-            raise UserError("pretrainer.batch_size, log_every and warmup must be at least 1 each")
+        for name in ("batch_size", "warmup", "log_every"):
+            value = getattr(self, name)
+            if not (value == "auto" and name == "log_every") and not (isinstance(value, int) and value >= 1):
+                raise UserError(f"pretrainer.{name}={value} must be a whole number of at least 1")
         for name in ("learning_rate", "embedding_learning_rate", "weight_decay", "decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"pretrainer.{name}={getattr(self, name)} must be at least 0 and finite")
@@ -56,6 +61,7 @@ class Pretrainer:
         schedulers = [
             torch.optim.lr_scheduler.LambdaLR(o, lambda s: self._rate(s, steps)) for o in optimizers
         ]
+        every = lines_every(steps, LINES) if isinstance(self.log_every, str) else self.log_every
         model.train()
         start = time.perf_counter()
         for step, window in enumerate(self._windows(documents, positions, generator, steps), 1):
@@ -69,7 +75,7 @@ class Pretrainer:
                 optimizer.step()
                 scheduler.step()
                 optimizer.zero_grad()
-            if step % self.log_every == 0 or step == steps:
+            if step % every == 0 or step == steps:
                 seconds = time.perf_counter() - start
                 log.info(
                     "step %d of %d: training loss %.3f nats per token, %.0f s",
@@ -105,7 +111,8 @@ class Pretrainer:
 
     def _rate(self, step: int, steps: int) -> float:
         left = (steps - step) / max(1.0, self.decay * steps)
-        return min(1.0, (step + 1) / self.warmup) * min(1.0, 0.02 + 0.98 * left)
+        warmup = max(1, min(self.warmup, steps // 10))
+        return min(1.0, (step + 1) / warmup) * min(1.0, 0.02 + 0.98 * left)
 
 
 def next_token_loss(model: PreTrainedModel, rows: Tensor, reduction: str = "mean") -> Tensor:

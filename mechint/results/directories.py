@@ -36,6 +36,8 @@ RUN_FILES = (
     "nested_sparsities.png",
     "stability.png",
     "stability.safetensors",
+    "evaluation.safetensors",
+    "basis.safetensors",
     "*_importance.png",
     "tensorboard/events.out.tfevents.*",
 )

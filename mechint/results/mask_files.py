@@ -112,6 +112,8 @@ def save_basis(space: ChannelSpace, basis: Basis, directory: Path) -> Path:
             tensors[f"{space.layers[position].name}.{kind}_{name}"] = (
                 getattr(maps, name).detach().cpu().contiguous()
             )
+    if basis.energy is not None:
+        tensors["energy"] = basis.energy.float().cpu().contiguous()
     told = {"keys": basis.keys, "names": list(basis.names), "layers": [layer.name for layer in space.layers]}
     path = directory / BASIS
     with write_atomically(path) as temporary:
@@ -137,6 +139,7 @@ def load_basis(space: ChannelSpace, directory: Path) -> Basis | None:
                 for i, kind in space.slices
             ]
             first, second = told["names"]
+            energy = file.get_tensor("energy") if "energy" in file.keys() else None  # noqa: SIM118
             if told["keys"] not in get_args(Where):
                 raise ValueError(f"keys={told['keys']}")
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -148,4 +151,4 @@ def load_basis(space: ChannelSpace, directory: Path) -> Basis | None:
         width = layer.width(kind)
         if not tuple(one.read.shape) == tuple(one.write.shape) == (layer.num_kv_heads, width, width):
             raise UserError(f"{path} is the basis of another model; use the checkpoint it was made for")
-    return Basis.fixed((str(first), str(second)), told["keys"], maps)
+    return Basis.fixed((str(first), str(second)), told["keys"], maps, energy)

@@ -198,6 +198,7 @@ class RandomMasks(Section):
     kl_of_mask: float | None = None
     faithfulness: list[float | None] = Field(default_factory=list)
     faithfulness_mean: float | None = None
+    faithfulness_of_mask: float | None = None
     p: float | None = None
 
 

@@ -6,10 +6,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import torch
 
 CGROUPS = Path("/sys/fs/cgroup")
-PROC = Path("/proc")
+PROC = Path("/proc")  # for what psutil does not have: control groups and a peak that can be reset
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -23,7 +24,7 @@ def free_bytes(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + unused
     if sys.platform != "linux":
         return None
-    return min([_number(PROC / "meminfo", "MemAvailable"), *_left_in_groups()])
+    return min([psutil.virtual_memory().available, *_left_in_groups()])
 
 
 def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
@@ -41,20 +42,15 @@ def peak_bytes(work: Callable[[], object], device: torch.device) -> int | None:
         return None
     (PROC / "self/clear_refs").write_text("5", encoding="ascii")  # proc(5): resets VmHWM
     work()
-    return _number(PROC / "self/status", "VmHWM")
+    lines = (PROC / "self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))  # counted in kB
 
 
 def held_bytes(device: torch.device) -> int | None:
     """Bytes that this process holds now; None as above."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
-    return _number(PROC / "self/status", "VmRSS") if sys.platform == "linux" else None
-
-
-def _number(path: Path, key: str) -> int:
-    """Bytes under a key of one of the kernel's tables, which counts in kB."""
-    lines = path.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:"))
+    return psutil.Process().memory_info().rss if sys.platform == "linux" else None
 
 
 def _left_in_groups() -> list[int]:

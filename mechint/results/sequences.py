@@ -1,0 +1,42 @@
+"""What the four models do on every evaluation sequence, beside a run's result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from mechint.errors import UserError
+from mechint.metrics.evaluation import Measured
+from mechint.runtime.files import write_atomically
+
+FILENAME = "evaluation.safetensors"
+
+
+def save_sequences(measured: Measured, directory: Path) -> Path:
+    """Write evaluation.safetensors, atomically: loss, kl and top1_agreement, double [4, M], of the dense, empty, masked
+    and complement model on M evaluation sequences, means over their positions; and `positions`, how many count, [M].
+    """
+    path = directory / FILENAME
+    tensors = {name: values.contiguous() for name, values in measured.sequences.items()}
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(save({**tensors, "positions": measured.positions.contiguous()}))
+    return path
+
+
+def load_sequences(directory: Path) -> dict[str, Tensor] | None:
+    """What `save_sequences` wrote; None for runs that have no such file. Raises UserError where it is damaged."""
+    path = directory / FILENAME
+    if not path.exists():
+        return None
+    try:
+        tensors = load(path.read_bytes())
+        shapes = {tuple(tensors[name].shape) for name in ("loss", "kl", "top1_agreement")}
+        if len(shapes) != 1 or len(tensors["positions"]) != next(iter(shapes))[-1]:
+            raise ValueError("shapes differ")
+    except (OSError, SafetensorError, KeyError, ValueError, torch.OutOfMemoryError) as error:
+        raise UserError(f"{path} cannot be read ({error}); run the analysis again") from error
+    return tensors
