@@ -1,8 +1,14 @@
-"""The two functions for use from Python; they do what the experiments do, without Hydra.
+"""The functions for use from Python; they do what the experiments do, without Hydra.
 
-from mechint import analyze, compare_variants
+from mechint import analyze, compare_variants, evaluate, load_run
+from mechint.data import TextFiles
 
 run = analyze("model.pt", "results/baseline", target_sparsity=0.9)
+run = load_run("results/baseline")                    # the same, later
+with run.masked_model() as masked:
+    print(masked.generate("Once upon a time"), masked.loss("Once upon a time there was a fox."))
+print(evaluate(run, TextFiles(path="other.txt")).metrics.masked.kl)
+run.channels_frame().groupby(["layer", "kind"])["kept"].mean()
 compare_variants({"Baseline": "results/baseline", "K=V^T": "results/transposed"}, "comparison")
 """
 
@@ -18,6 +24,7 @@ from typing import Any
 from mechint.analysis import Controls, Stability
 from mechint.analysis.attempt import Outputs, RunOptions
 from mechint.analysis.preparation import Inputs
+from mechint.analysis.saved import Evaluation, Run
 from mechint.analysis.search import Kind, TargetSearch
 from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
@@ -49,11 +56,11 @@ from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
+    RunFigure,
     SparsityCurves,
     StabilityFigure,
     Visualizer,
 )
-from mechint.results import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +91,7 @@ def analyze(
     controls: Controls | None = None,
     loggers: Sequence[Logger] = (),
     resume: bool = True,
-) -> RunFiles:
+) -> Run:
     """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
     With `seeds` above 1, runs from as many seeds are in seed_<n>/ below it, and the run is their consensus. With
@@ -92,7 +99,7 @@ def analyze(
     `target_faithfulness` or `target_kl` instead, the smallest mask that reaches it is searched; without any target
     `target_sparsity` is 0.95.
     Whatever is None is as in conf/analyze.yaml and conf/mask. A finished run of the same settings in `output_dir` is
-    returned as it is unless `resume` is False. Raises UserError for what a user can mend.
+    returned as it is unless `resume` is False. Raises UserError for errors that you can fix.
     """
     recipe = Recipe(
         method=method or TopK(),
@@ -103,29 +110,58 @@ def analyze(
         schedule=schedule,
         steps=steps,
     )
+    inputs = Inputs(
+        checkpoint=checkpoint,
+        loader=loader or CheckpointLoader(),
+        dataset=dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
+        device=device,
+        dtype=dtype,
+    )
     settings: dict[str, Any] = {
-        "checkpoint": checkpoint,
+        "inputs": inputs,
+        "recipe": recipe,
+        "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
+        "outputs": Outputs(visualizer=visualizer or Visualizer(run_figures()), loggers=list(loggers)),
         "target_sparsity": target_sparsity,
         "target_faithfulness": target_faithfulness,
         "target_kl": target_kl,
         "seed": seed,
         "seeds": seeds,
-        "device": device,
-        "dtype": dtype,
-        "loader": loader or CheckpointLoader(),
-        "dataset": dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
-        "recipe": recipe,
-        "trainer": trainer or MaskTrainer(learning_rate_decay=0.1),
-        "visualizer": visualizer
-        or Visualizer(
-            [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
-        ),
         "stability": stability or Stability(),
         "controls": controls or Controls(),
-        "loggers": list(loggers),
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
-    return RunFiles.read(output_dir)
+    return Run.read(output_dir)
+
+
+def run_figures() -> list[RunFigure]:
+    """All figures of a run, as in conf/visualizer/default.yaml."""
+    return [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
+
+
+def load_run(directory: str | Path) -> Run:
+    """A finished run, from the files in its directory.
+
+    Raises UserError where there is none, where it did not finish, and where its files are damaged.
+    """
+    return Run.read(directory)
+
+
+def evaluate(
+    run: Run | str | Path,
+    dataset: Dataset | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 8,
+) -> Evaluation:
+    """What a run's mask does on other data: the dense, empty, masked and complement model on its evaluation side.
+
+    run: or its directory. dataset: None is the run's own. batch_size: sequences that go through the model at once.
+    Raises UserError where the run's checkpoint or data are not there any more, or have changed.
+    """
+    found = run if isinstance(run, Run) else Run.read(run)
+    return found.evaluate(dataset, device, dtype, batch_size)
 
 
 Runnable = Analysis | SeedStudy | NestedTargets | TargetSearch
@@ -136,20 +172,19 @@ DEFAULT_SPARSITY = 0.95
 
 def make_analysis(
     *,
-    target_sparsity: Any,
-    target_faithfulness: float | None,
-    target_kl: float | None,
-    seed: int,
-    seeds: int,
-    stability: Stability,
-    controls: Controls,
+    inputs: Inputs,
     recipe: Recipe,
     trainer: MaskTrainer,
-    visualizer: Visualizer,
-    loggers: Sequence[Logger],
-    **inputs: Any,
+    outputs: Outputs,
+    target_sparsity: Any = None,
+    target_faithfulness: float | None = None,
+    target_kl: float | None = None,
+    seed: int = 0,
+    seeds: int = 1,
+    stability: Stability | None = None,
+    controls: Controls | None = None,
 ) -> Runnable:
-    """The analysis for one target or several sparsities, from one seed or several; inputs: those of `Inputs`.
+    """The analysis for one target or several sparsities, from one seed or several.
 
     Raises UserError for targets that contradict each other, and for several sparsities from several seeds.
     """
@@ -161,6 +196,7 @@ def make_analysis(
     wanted = [f"{name}={value}" for name, value in given.items() if value is not None]
     if len(wanted) > 1:
         raise UserError(f"{' and '.join(wanted)}: give one target, and leave the others out")
+    stability = stability or Stability()
     targets = parse_targets(DEFAULT_SPARSITY if target_sparsity is None else target_sparsity)
     if len(targets) > 1 and seeds != 1:
         raise UserError(
@@ -168,13 +204,13 @@ def make_analysis(
             "use -m with one of them, e.g. -m seed=0,1,2"
         )
     analysis = Analysis(
-        inputs=Inputs(**inputs),
+        inputs=inputs,
         recipe=recipe,
         trainer=trainer,
-        outputs=Outputs(visualizer=visualizer, loggers=loggers),
+        outputs=outputs,
         target_sparsity=targets[-1],
         seed=seed,
-        controls=controls,
+        controls=controls or Controls(),
     )
     if target_faithfulness is not None or target_kl is not None:
         if seeds != 1:
@@ -206,7 +242,7 @@ def compare_variants(
 
     variant_dirs: name -> a run's directory, one with several runs that differ in the seed, or a list of
     those; names are free. project_name: the W&B project, used with `use_wandb`. baseline: what all others are
-    held against; None: the first. figures: None draws all. Raises UserError for what a user can mend.
+    held against; None: the first. figures: None draws all. Raises UserError for errors that you can fix.
     """
     comparison = read_comparison(variant_dirs, baseline)
     places = {name: _described(place) for name, place in variant_dirs.items()}
@@ -242,10 +278,15 @@ CONFIG_KEYS = {
 }
 
 
+# Settings that are groups of others.
+GROUPS = ("inputs", "recipe", "outputs")
+
+
 def describe_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration to record: plain values, with objects as {_target_: class, their settings}."""
-    flat = {**settings, **vars(settings["recipe"])}
-    del flat["recipe"]
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= vars(value) if name in GROUPS else {name: value}
     return {CONFIG_KEYS.get(name, name): _described(value) for name, value in flat.items()}
 
 

@@ -20,7 +20,8 @@ from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
 
 from mechint import config as configuration
-from mechint.analysis import Stability
+from mechint.analysis.attempt import Outputs
+from mechint.analysis.preparation import Inputs
 from mechint.api import describe_settings, make_analysis
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import PythonDocs
@@ -47,13 +48,14 @@ def visualizer() -> Visualizer:
 def finished(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path) -> Path:
     """The directory of a real run of a tiny model."""
     settings: dict[str, Any] = {
-        "checkpoint": str(byte_model_directory),
         "target_sparsity": 0.5,
         "seed": 0,
-        "device": "cpu",
-        "dtype": "auto",
-        "loader": CheckpointLoader(),
-        "dataset": PythonDocs(sequence_length=32, calibration_tokens=512, evaluation_tokens=256),
+        "inputs": Inputs(
+            checkpoint=str(byte_model_directory),
+            loader=CheckpointLoader(),
+            dataset=PythonDocs(sequence_length=32, calibration_tokens=512, evaluation_tokens=256),
+            device="cpu",
+        ),
         "recipe": Recipe(
             method=TopK(),
             make_optimizer=functools.partial(NormalizedSGD, lr=0.1, momentum=0.9),
@@ -61,12 +63,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
             steps=3,
         ),
         "trainer": MaskTrainer(batch_size=4, log_every=1),
-        "visualizer": visualizer(),
-        "loggers": [],
+        "outputs": Outputs(visualizer=visualizer()),
     }
     directory = tmp_path_factory.mktemp("run") / "first"
-    analysis = make_analysis(**settings, seeds=1, stability=Stability())
-    analysis.run(directory, describe_settings(settings))
+    make_analysis(**settings).run(directory, describe_settings(settings))
     return directory
 
 

@@ -38,26 +38,33 @@ def build(node: Any, **runtime: Any) -> Any:
 
 def build_analysis(config: DictConfig) -> Any:
     """The `Analysis`, of one or several seeds or targets, that a composed `conf/analyze.yaml` describes."""
-    from mechint.api import make_analysis  # here, so that showing a configuration does not import torch
+    # Here, so that showing a configuration does not import torch.
+    from mechint.analysis.attempt import Outputs
+    from mechint.analysis.preparation import Inputs
+    from mechint.api import make_analysis
 
     target = config.target_sparsity
     return make_analysis(
-        checkpoint=config.checkpoint,
+        inputs=Inputs(
+            checkpoint=config.checkpoint,
+            loader=build(config.model),
+            dataset=build(config.dataset),
+            device=config.device,
+            dtype=config.dtype,
+        ),
+        recipe=build_recipe(config),
+        trainer=build(config.trainer),
+        outputs=Outputs(
+            visualizer=build(config.visualizer),
+            loggers=[build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
+        ),
         target_sparsity=OmegaConf.to_container(target) if isinstance(target, ListConfig) else target,
         target_faithfulness=config.target_faithfulness,
         target_kl=config.target_kl,
         seed=config.seed,
         seeds=config.seeds,
-        device=config.device,
-        dtype=config.dtype,
-        loader=build(config.model),
-        dataset=build(config.dataset),
-        recipe=build_recipe(config),
-        trainer=build(config.trainer),
-        visualizer=build(config.visualizer),
         stability=build(config.stability),
         controls=build(config.controls),
-        loggers=[build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
     )
 
 
@@ -100,7 +107,7 @@ def run_config(config: DictConfig) -> dict[str, Any]:
 
 
 def run_digest(config: DictConfig) -> str:
-    """What names an analysis: see `records.config_digest`.
+    """What names an analysis: see `mechint.results.identity.config_digest`.
 
     Reads the checkpoint's files, but does not load the model. Raises UserError where there is no checkpoint.
     """
