@@ -46,7 +46,7 @@ from mechint.results.directories import (
 )
 from mechint.results.evidence import Evidence, save_evidence
 from mechint.results.identity import config_digest
-from mechint.results.result import RESULT, Cost, Metrics
+from mechint.results.result import RESULT, Cost, Leakage, Metrics
 from mechint.runtime import distributed
 from mechint.runtime.signals import Interrupted, Interruption
 
@@ -127,6 +127,8 @@ class Attempt:
         checkpoint, data, result = prepared.checkpoint, prepared.data, self.result
         result.checkpoint = checkpoint_info(checkpoint, prepared.masked)
         result.dataset = dataset_info(data)
+        if data.leakage is not None:
+            result.leakage = Leakage(shared_ngrams=data.leakage.shared_ngrams, n=data.leakage.n)
         result.mask = mask_info(recipe)
         without_effect = settings_without_effect(recipe, prepared.masked, trainer)
         result.notes = [*checkpoint.notes, *data.notes, *without_effect]
@@ -144,7 +146,7 @@ class Attempt:
         units, keep, result = outcome.units, outcome.keep, self.result
         dense, empty, masked = (outcome.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
         result.sparsity = sparsity_of(units, outcome.target, keep)
-        result.channels = channels_of(units, keep)
+        result.channels = channels_of(units, keep, result.checkpoint.tied_kv_layers)
         result.layers = layers_of(units, keep, outcome.importance)
         result.metrics = Metrics.model_validate(outcome.metrics)
         result.loss_degradation_percent = loss_degradation_percent(dense, masked)
