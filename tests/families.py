@@ -165,6 +165,25 @@ REFUSED: dict[str, str] = {
     "git": "no mask reaches",
 }
 
+# Multimodal families that are tested, and the family of their text decoder; None: they are analysed whole.
+MULTIMODAL: dict[str, str | None] = {
+    "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "mistral3": "mistral",
+    "llava": "llama",
+    "llava_onevision": "qwen2",
+    "idefics3": "llama",
+    "smolvlm": "llama",
+    "internvl": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "kimi_k25": "deepseek_v3",
+    "lfm2_vl": "lfm2",
+    "qwen2_vl": None,
+    "qwen2_5_vl": None,
+    "qwen3_vl": None,
+    "mllama": None,
+}
+
 # Families of which no tiny model can be built here, and why.
 NOT_BUILT: dict[str, str] = {
     "gemma4_assistant": "reads the cache of another model",

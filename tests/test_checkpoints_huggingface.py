@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from families import family_model
+from families import MULTIMODAL, family_model
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import (
     TOKENS,
@@ -243,25 +243,6 @@ def test_what_comes_back_is_not_the_checkpoints_choice(llama_directory):
     assert torch.equal(output.logits, tiny_llama()(TOKENS).logits)
     assert output.hidden_states is None
     assert checkpoint.model.config._attn_implementation == "sdpa"
-
-
-MULTIMODAL = {
-    "gemma3": "gemma3_text",
-    "gemma4": "gemma4_text",
-    "mistral3": "mistral",
-    "llava": "llama",
-    "llava_onevision": "qwen2",
-    "idefics3": "llama",
-    "smolvlm": "llama",
-    "internvl": "qwen2",
-    "qwen3_5": "qwen3_5_text",
-    "kimi_k25": "deepseek_v3",
-    "lfm2_vl": "lfm2",
-    "qwen2_vl": None,
-    "qwen2_5_vl": None,
-    "qwen3_vl": None,
-    "mllama": None,
-}
 
 
 @pytest.mark.filterwarnings("ignore")

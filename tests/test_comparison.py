@@ -48,7 +48,8 @@ def test_metrics_differ_by_their_means_with_an_interval() -> None:
     assert comparison.differences["B"].metrics["dense_loss"].verdict == "not tested"
     text = findings_text(comparison)
     assert re.search(
-        r"masked loss: B 2\.58\d*, A 2\.08\d* nats/token; difference \+0\.5\d* \[\+0\.\d+, \+0\.\d+\], higher", text
+        r"masked loss: B 2\.58\d*, A 2\.08\d* nats/token; difference \+0\.5\d* \[\+0\.\d+, \+0\.\d+\], higher",
+        text,
     )
     assert "several trainings of each" in text  # two checkpoints
     assert "no common numbering of channels" in text

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import NOT_BUILT, REFUSED, families, family_model, wrapper_families
+from families import MULTIMODAL, NOT_BUILT, REFUSED, families, family_model, wrapper_families
 from tiny_checkpoints import load
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+import mechint.checkpoints
 from mechint.errors import UserError
 from mechint.masking import MaskedModel
 from mechint.masking.examining import check_routing, examine
@@ -98,3 +99,16 @@ def test_other_families_are_refused_by_name() -> None:
             if reason not in str(error) or (kind not in str(error) and "BertGen" not in str(error)):
                 accepted[kind] = str(error)
     assert not accepted
+
+
+@pytest.mark.parametrize("name", ["supported", "bypassed", "multimodal", "refused"])
+def test_the_list_in_the_documentation_is_the_list_that_is_tested(name: str) -> None:
+    text = (Path(mechint.checkpoints.__file__).parent / "README.md").read_text(encoding="utf-8")
+    listed = text.split(f"<!-- {name} -->")[1].split("<!-- end -->")[0]
+    expected = {
+        "supported": set(supported()) - BYPASSED,
+        "bypassed": BYPASSED,
+        "multimodal": set(MULTIMODAL),
+        "refused": set(REFUSED),
+    }
+    assert {kind.strip() for kind in listed.replace("\n", " ").split(",")} == expected[name]

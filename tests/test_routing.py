@@ -152,6 +152,21 @@ def test_equal_keys_and_values_are_found_layer_by_layer() -> None:
     assert examine(MaskedModel(model)).tied_layers == ()
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_transposed_weights_are_found(name: str) -> None:
+    model = family_model(name, **({"num_key_value_heads": 4} if name == "llama" else {}))
+    assert examine(MaskedModel(model)).transposed_layers == ()
+    if name == "llama":
+        attention = model.model.layers[1].self_attn
+        attention.v_proj.weight.copy_(attention.k_proj.weight.T)
+    else:
+        weight = model.transformer.h[1].attn.c_attn.weight
+        weight[:, 64:] = weight[:, 32:64].T.clone()
+    facts = examine(MaskedModel(model))
+    assert (facts.transposed_layers, facts.tied_layers) == ((1,), ())
+    assert facts.notes()[0].startswith("K = V^T in layers 1: ")
+
+
 def test_a_cache_stores_equal_keys_and_values_once() -> None:
     space = MaskedModel(family_model("llama")).space  # 4 layers, 2 heads of 8 channels
     keep = torch.zeros(space.num_channels, dtype=torch.bool)

@@ -154,7 +154,7 @@ class Attempt:
         measured = outcome.measured
         dense, empty, masked = (measured.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
         result.sparsity = sparsity_of(units, outcome.target, keep)
-        result.channels = channels_of(units, keep)
+        result.channels = channels_of(units, keep, result.checkpoint.tied_kv_layers)
         result.layers = layers_of(units, keep, outcome.importance)
         result.metrics = Metrics.model_validate(measured.metrics)
         result.loss_degradation_percent = loss_degradation_percent(dense, masked)

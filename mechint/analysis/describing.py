@@ -18,6 +18,7 @@ from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
 from mechint.masking import ChannelSpace, MaskedModel, Units
 from mechint.masking.basis import Basis
+from mechint.masking.examining import stored_channels
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
@@ -111,6 +112,8 @@ def checkpoint_info(checkpoint: Checkpoint, masked: MaskedModel) -> CheckpointIn
         attention=masked.implementation,
         device=str(masked.device),
         dtype=str(masked.model.dtype).removeprefix("torch."),
+        tied_kv_layers=list(checkpoint.attention.tied_layers),
+        stated_loss=checkpoint.stated_loss,
     )
 
 
@@ -124,6 +127,7 @@ def dataset_info(data: TokenData) -> DatasetInfo:
         evaluation_tokens=data.evaluation_tokens,
         evaluation_bytes=data.evaluation_bytes,
         evaluation_digest=data.evaluation_digest,
+        bos=list(data.bos),
     )
 
 
@@ -234,13 +238,20 @@ def sparsity_of(units: Units, target: float, keep: Tensor) -> Sparsity:
     return Sparsity(target=target, achieved=1 - kept / total, total=total, kept=kept, k=k, v=v)
 
 
-def channels_of(units: Units, keep: Tensor) -> Channels:
-    """How many channels are kept, from keep bool [U]."""
+def channels_of(units: Units, keep: Tensor, tied_layers: Sequence[int] = ()) -> Channels:
+    """How many channels are kept, from keep bool [U]; tied_layers: those whose keys and values are the same."""
     kept, kind = units.to_channels(keep), units.space.labels()["kind"]
     k, v = (
         Count(total=int((kind == number).sum()), kept=int(kept[kind == number].sum())) for number in (0, 1)
     )
-    return Channels(total=len(kept), kept=int(kept.sum()), k=k, v=v)
+    stored = None
+    if tied_layers:
+        everything = torch.ones_like(kept)
+        stored = Count(
+            total=stored_channels(units.space, everything, tied_layers),
+            kept=stored_channels(units.space, kept, tied_layers),
+        )
+    return Channels(total=len(kept), kept=int(kept.sum()), k=k, v=v, stored=stored)
 
 
 def layers_of(units: Units, keep: Tensor, importance: Tensor) -> list[LayerInfo]:

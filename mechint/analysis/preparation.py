@@ -14,6 +14,7 @@ from mechint.checkpoints import Checkpoint, CheckpointLoader
 from mechint.data import Dataset, TokenData
 from mechint.masking import MaskedModel
 from mechint.masking.ablation import Ablation
+from mechint.masking.examining import check_routing
 from mechint.metrics.evaluation import Evaluator, Measured, measure
 from mechint.metrics.metric import KL
 from mechint.runtime.device import pick_device
@@ -106,6 +107,7 @@ class Preparation:
             checkpoint.tokenizer, checkpoint.name, checkpoint.vocab_size, checkpoint.max_positions, seed
         )
         masked = before.masked if before else MaskedModel(checkpoint.model)
+        check_routing(masked, data.evaluation.tokens[:1].to(masked.device))
         self._prepared = Prepared(checkpoint, masked, data, before._baselines if before else {})
         self._model_key, self._data_key = model_key, data_key
         return self._prepared

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from mechint.errors import UserError
 from mechint.masking.head import WholeLogits
@@ -30,13 +32,15 @@ class AttentionFacts:
 
     other_layers: number -> class of what layers without softmax attention have instead. shared_layers: number -> names
     of the modules that read a layer's keys and values instead of having their own. tied_layers: numbers of the layers
-    whose keys (before the rotation) and values are the same numbers, so that a cache needs one of them. bypassed:
-    whether earlier tokens still reach a prediction when all V channels are removed.
+    whose keys (before the rotation) and values are the same numbers, so that a cache needs one of them.
+    transposed_layers: numbers of those whose weights of K are those of V transposed. bypassed: whether earlier tokens
+    still reach a prediction when all V channels are removed.
     """
 
     other_layers: dict[int, str]
     shared_layers: dict[int, list[str]]
     tied_layers: tuple[int, ...]
+    transposed_layers: tuple[int, ...]
     bypassed: bool
 
     def notes(self) -> tuple[str, ...]:
@@ -62,6 +66,11 @@ class AttentionFacts:
                 f"K = V in layers {_numbers(self.tied_layers)}: both are the same numbers (keys before any rotation) "
                 "and are stored once; mask.tie_kv=true gives both one mask"
             )
+        if self.transposed_layers:
+            notes.append(
+                f"K = V^T in layers {_numbers(self.transposed_layers)}: the weights of one are those of the other "
+                "transposed; keys and values differ, so a cache stores both"
+            )
         return tuple(notes)
 
 
@@ -73,6 +82,7 @@ def examine(masked: MaskedModel) -> AttentionFacts:
         other_layers(masked.model, masked.space),
         shared_layers(masked.model, masked.space),
         _tied_layers(masked),
+        _transposed_layers(masked),
         _is_bypassed(masked),
     )
 
@@ -157,6 +167,23 @@ def _tied_layers(masked: MaskedModel) -> tuple[int, ...]:
     with masked.recording(record):
         masked.model(input_ids=some_tokens(masked.model, NUM_TOKENS, 1), use_cache=False)
     return tuple(dict.fromkeys(tied))
+
+
+def _transposed_layers(masked: MaskedModel) -> tuple[int, ...]:
+    """Found in the weights, where K and V have projections of their own or thirds of one."""
+    found = []
+    for layer in masked.space.layers:
+        module: Any = masked.model.get_submodule(layer.name)
+        if isinstance(fused := getattr(module, "c_attn", None), Conv1D):
+            parts = fused.weight.chunk(3, dim=1)[1:]
+        else:
+            parts = [getattr(getattr(module, name, None), "weight", None) for name in ("k_proj", "v_proj")]
+        key, value = parts
+        if not isinstance(key, Tensor) or not isinstance(value, Tensor) or key.shape != value.shape[::-1]:
+            continue
+        if key.shape == value.shape and torch.equal(key, value.T):
+            found.append(layer.index)
+    return tuple(found)
 
 
 def _same(first: Tensor, second: Tensor) -> bool:

@@ -49,7 +49,11 @@ class Section(BaseModel):
 
 
 class CheckpointInfo(Section):
-    """Which weights the numbers belong to, and the attention's shape (lists where layers differ)."""
+    """Which weights the numbers belong to, and the attention's shape (lists where layers differ).
+
+    tied_kv_layers: numbers of the layers whose keys and values are the same. stated_loss: the validation loss that the
+    file itself names, in nats per token.
+    """
 
     source: str = ""
     name: str | None = None
@@ -65,6 +69,8 @@ class CheckpointInfo(Section):
     attention: str | None = None
     device: str | None = None
     dtype: str | None = None
+    tied_kv_layers: list[int] = Field(default_factory=list)
+    stated_loss: float | None = None
 
     @property
     def label(self) -> str:
@@ -73,7 +79,7 @@ class CheckpointInfo(Section):
 
 
 class DatasetInfo(Section):
-    """Which tokens the numbers belong to; counts are of predicted tokens."""
+    """Which tokens the numbers belong to; counts are of predicted tokens. bos: tokens that every row begins with."""
 
     name: str | None = None
     tokenizer: str | None = None
@@ -82,6 +88,7 @@ class DatasetInfo(Section):
     evaluation_tokens: int | None = None
     evaluation_bytes: int | None = None
     evaluation_digest: str | None = None
+    bos: list[int] = Field(default_factory=list)
 
 
 class MaskInfo(Section):
@@ -104,10 +111,11 @@ class Count(Section):
 
 
 class Channels(Count):
-    """Channels, K and V together and each."""
+    """Channels, K and V together and each; stored: numbers in a cache per token, where K = V once; None: as many."""
 
     k: Count = Field(default_factory=Count)
     v: Count = Field(default_factory=Count)
+    stored: Count | None = None
 
 
 class Sparsity(Channels):
