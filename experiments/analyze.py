@@ -25,33 +25,33 @@ log = logging.getLogger(__name__)
 @configuration.entry
 def main(config: DictConfig) -> float:
     """Compose, analyse, say where to look; returns the masked model's KL, which a sweeper may minimise."""
-    from mechint.analysis.preparation import SHARED
+    from mechint.analysis.attempt import RunOptions
+    from mechint.analysis.preparation import SHARED, Preparation
     from mechint.reporting.certainty import agreement_lines
     from mechint.reporting.closing import summary_lines
-    from mechint.results import Result
     from mechint.runtime import distributed
 
-    output_dir = configuration.output_directory()
+    output_dir, sweep = configuration.output_directory(), configuration.is_sweep()
     analysis = configuration.build_analysis(config)
     if distributed.under_torchrun() and config.seeds > 1:
         raise UserError(
             "seeds share nothing, so give every device one: -m seed=0,1 and a launcher, not torchrun"
         )
     with distributed.processes() as first:
-        record = (analysis if first else analysis.unseen()).run(
-            output_dir,
-            configuration.plain_config(config),
+        options = RunOptions(
             group=configuration.sweep_name(),
-            bar=False if configuration.is_sweep() or not first else None,
+            bar=False if sweep or not first else None,
             resume=config.resume,
-            preparation=SHARED if configuration.is_sweep() else None,
+            preparation=SHARED if sweep else Preparation(),
         )
+        work = analysis if first else analysis.unseen()
+        result = work.run(output_dir, configuration.plain_config(config), options)
     if not first:
         return math.nan
-    result = Result.parse(record)
     for line in [*agreement_lines(result), *summary_lines(result, output_dir)]:
         log.info(line)
-    return record["metrics"]["masked"]["kl"]
+    kl = result.metrics.masked.kl
+    return math.nan if kl is None else kl
 
 
 if __name__ == "__main__":

@@ -9,12 +9,15 @@ compare_variants({"Baseline": "results/baseline", "K=V^T": "results/transposed"}
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from mechint.analysis import Stability
+from mechint.analysis.attempt import Outputs, RunOptions
+from mechint.analysis.preparation import Inputs
 from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets
@@ -37,7 +40,8 @@ from mechint.learning import MaskTrainer, Recipe
 from mechint.loggers import Logger, WandbLogger
 from mechint.masking.ablation import ZERO, Ablation
 from mechint.methods import TopK
-from mechint.methods.method import MakeOptimizer, MaskMethod, Schedule
+from mechint.methods.method import MakeOptimizer, MaskMethod
+from mechint.methods.schedules import Schedule
 from mechint.metrics import KL, Metric
 from mechint.reporting import (
     ImportanceOverview,
@@ -48,6 +52,8 @@ from mechint.reporting import (
     Visualizer,
 )
 from mechint.results import RunFiles
+
+log = logging.getLogger(__name__)
 
 
 def analyze(
@@ -106,24 +112,50 @@ def analyze(
         "stability": stability or Stability(),
         "loggers": list(loggers),
     }
-    make_analysis(**settings).run(Path(output_dir), describe_settings(settings), resume=resume)
+    make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
     return RunFiles.read(output_dir)
 
 
-def make_analysis(*, target_sparsity: Any, seeds: int, stability: Stability, **settings: Any) -> Analysis:
-    """The analysis for one target sparsity or several, from one seed or several.
+Runnable = Analysis | SeedStudy | NestedTargets
+
+
+def make_analysis(
+    *,
+    target_sparsity: Any,
+    seed: int,
+    seeds: int,
+    stability: Stability,
+    recipe: Recipe,
+    trainer: MaskTrainer,
+    visualizer: Visualizer,
+    loggers: Sequence[Logger],
+    **inputs: Any,
+) -> Runnable:
+    """The analysis for one target sparsity or several, from one seed or several; inputs: those of `Inputs`.
 
     Raises UserError for several of both.
     """
     targets = parse_targets(target_sparsity)
-    if len(targets) == 1:
-        return SeedStudy(target_sparsity=targets[0], seeds=seeds, stability=stability, **settings)
-    if seeds != 1:
+    if len(targets) > 1 and seeds != 1:
         raise UserError(
             f"seeds={seeds} and {len(targets)} values of target_sparsity in one run are not supported; "
             "use -m with one of them, e.g. -m seed=0,1,2"
         )
-    return NestedTargets(target_sparsity=targets[-1], targets=targets, **settings)
+    analysis = Analysis(
+        inputs=Inputs(**inputs),
+        recipe=recipe,
+        trainer=trainer,
+        outputs=Outputs(visualizer=visualizer, loggers=loggers),
+        target_sparsity=targets[-1],
+        seed=seed,
+    )
+    if len(targets) > 1:
+        return NestedTargets(analysis=analysis, targets=targets)
+    if seeds != 1:
+        return SeedStudy(analysis=analysis, seeds=seeds, stability=stability)
+    if stability != Stability():
+        log.warning("stability.* has no effect: it tests what several seeds agree on, and seeds=1")
+    return analysis
 
 
 def compare_variants(

@@ -80,9 +80,9 @@ PARTNERS: dict[str, dict[int, int]] = {
 }
 
 UNSUPPORTED: dict[str, dict[str, Any]] = {
-    "gptj": {"vocab_size": 97, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4},
-    "bloom": {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "falcon": {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "xglm": {"vocab_size": 97, "d_model": 32, "ffn_dim": 48, "num_layers": 2, "attention_heads": 4},
+    "jetmoe": COMMON | {"kv_channels": 8, "num_local_experts": 2},
+    "diffllama": COMMON,
 }
 
 # Not on the list above, but what it rotates is laid out differently.

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from mechint.data import TextDataset, TokenData
+from mechint.data import Batch, TextDataset, TokenData
 from mechint.data.byte_tokenizer import byte_tokenizer
 from mechint.data.dataset import Dataset
 from mechint.data.splits import Document, DocumentSplit, split_documents
@@ -46,9 +44,9 @@ def load(
     return dataset.load(tokenizer, "the tokenizer", vocab_size, positions, seed)
 
 
-def text_of(rows: torch.Tensor) -> str:
+def text_of(batch: Batch) -> str:
     """What can be read in rows of bytes, row by row, as neighbours may come from anywhere."""
-    return "".join(bytes(row).decode(errors="ignore") for row in rows.tolist())
+    return "".join(bytes(row).decode(errors="ignore") for row in batch.rows().tolist())
 
 
 def story(number: int, length: int = 40) -> str:

@@ -106,13 +106,16 @@ def test_result_says_everything(result: dict[str, Any], byte_model_directory: Pa
     assert [layer["index"] for layer in result["layers"]] == [0, 1, 2]
     assert set(result["metrics"]) == {"dense", "empty", "masked", "complement"}
     for metrics in result["metrics"].values():
-        assert set(metrics) == {"loss", "perplexity", "bits_per_byte", "kl", "top1_agreement"}
+        assert set(metrics) == {
+            *("loss", "perplexity", "bits_per_byte", "kl", "top1_agreement"),
+            *("loss_se", "kl_se", "top1_agreement_se"),
+        }
         assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / math.log(2))  # bytes are tokens
     dense, empty, masked = (result["metrics"][name]["loss"] for name in ("dense", "empty", "masked"))
     assert result["loss_degradation_percent"] == pytest.approx(100 * (masked - dense) / dense)
     assert result["faithfulness"] == pytest.approx((empty - masked) / (empty - dense))
     assert result["cost"]["steps"] == 4
-    assert result["finishing"]["selection_kl_after"] <= result["finishing"]["selection_kl_before"]
+    assert result["finishing"]["after"] <= result["finishing"]["before"]
     assert result["cost"]["tokens"] > 4 * 4 * 32  # the finishing pass takes some too
 
 

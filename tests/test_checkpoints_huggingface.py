@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import family_model
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import (
     TOKENS,
@@ -149,7 +150,6 @@ def as_shards(directory: Path) -> None:
         ),
         (lambda d: change_config(d, hidden_size="wide"), "not a valid llama configuration"),
         (lambda d: change_config(d, model_type="t5"), "t5 is an encoder-decoder"),
-        (lambda d: change_config(d, model_type="bert"), "bert reads in both directions"),
         (lambda d: (d / "config.json").write_text('{"model_type": "mamba"}'), "mamba has no attention heads"),
         (lambda d: change_config(d, model_type="vit"), "vit is not a decoder-only language model"),
         (lambda d: change_config(d, model_type="gemma3"), "gemma3 is a multimodal model"),
@@ -185,6 +185,18 @@ def as_shards(directory: Path) -> None:
 def test_damaged_directories_are_refused(llama_directory, damage, message):
     damage(llama_directory)
     assert_refused(message, llama_directory)
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama"])
+def test_is_decoder_false_is_judged_by_what_the_model_does(tmp_path, kind):
+    family_model(kind, is_decoder=False).save_pretrained(tmp_path)
+    change_config(tmp_path, is_decoder=False)
+    if kind == "bert":
+        assert_refused(
+            r'bert reads in both directions: .* set "is_decoder": true in its config.json', tmp_path
+        )
+    else:
+        assert load(tmp_path).architecture == "llama"
 
 
 def test_attention_that_a_model_lacks_is_refused(tmp_path, llama_directory):

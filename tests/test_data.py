@@ -56,7 +56,7 @@ def test_text_file_directory_and_glob(tmp_path: Path) -> None:
 def test_text_without_separator_is_one_document(tmp_path: Path) -> None:
     path = str(write_stories(tmp_path))
     data = load(TextFiles(path=path, document_separator=None, sequence_length=8))
-    assert "<" in text_of(data.evaluation.rows())
+    assert "<" in text_of(data.evaluation)
     assert data.notes[0].startswith("one document")
 
 
@@ -68,8 +68,8 @@ def test_evaluation_path(tmp_path: Path) -> None:
         path=str(path), evaluation_path=str(held_out), sequence_length=8, evaluation_fraction=0.2
     )
     data = load(dataset)
-    assert set(text_of(data.evaluation.rows())) <= set(story(3) + story(70) + story(71))
-    assert not set(text_of(data.calibration.rows())) & set(text_of(data.evaluation.rows()))
+    assert set(text_of(data.evaluation)) <= set(story(3) + story(70) + story(71))
+    assert not set(text_of(data.calibration)) & set(text_of(data.evaluation))
     assert data.notes[0] == "1 calibration documents left out: they are evaluation documents too"
     assert data.notes[1].startswith("dataset.evaluation_fraction has no effect")
 
@@ -82,7 +82,7 @@ def write_tokens(file: Path, ids: np.ndarray, dtype: str = "<u2") -> Path:
 
 def test_token_directory_and_file(tmp_path: Path) -> None:
     ids = np.arange(4000) % 251
-    write_tokens(tmp_path / "pair" / "train.bin", ids)
+    write_tokens(tmp_path / "pair" / "train.bin", ids * 3 % 251)
     write_tokens(tmp_path / "pair" / "val.bin", ids[:500] + 1)
     pair = load(TokenFiles(path=str(tmp_path / "pair"), evaluation_tokens=128), tokenizer=None)
     assert (pair.name, pair.evaluation_bytes) == ("tokens-pair", None)

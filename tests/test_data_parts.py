@@ -22,11 +22,11 @@ def test_sides_share_no_text(numbers: list[int], seed: int) -> None:
     dataset = documents([story(number) for number in numbers], sequence_length=8)
     data, again = load(dataset, seed=seed), load(dataset, seed=seed)
     other = load(documents(dataset.texts[::-1], sequence_length=8), seed=seed + 1)
-    assert not set(text_of(data.calibration.rows())) & set(text_of(data.evaluation.rows()))
-    assert text_of(data.calibration.rows())
-    assert text_of(data.evaluation.rows())
-    assert data.calibration.rows().equal(again.calibration.rows())
-    assert data.evaluation.rows().equal(again.evaluation.rows())
+    assert not set(text_of(data.calibration)) & set(text_of(data.evaluation))
+    assert text_of(data.calibration)
+    assert text_of(data.evaluation)
+    assert data.calibration.tokens.equal(again.calibration.tokens)
+    assert data.evaluation.tokens.equal(again.evaluation.tokens)
     assert data.evaluation_digest == again.evaluation_digest == other.evaluation_digest
     assert data.evaluation_bytes == data.evaluation_tokens  # one byte a token
 
@@ -54,15 +54,15 @@ def test_share_of_held_out_documents() -> None:
 def test_seed_changes_calibration_rows_only() -> None:
     dataset = documents([story(number) for number in range(100)], sequence_length=8, calibration_tokens=80)
     first, second = load(dataset, seed=0), load(dataset, seed=1)
-    assert not first.calibration.rows().equal(second.calibration.rows())
-    assert first.evaluation.rows().equal(second.evaluation.rows())
+    assert not first.calibration.tokens.equal(second.calibration.tokens)
+    assert first.evaluation.tokens.equal(second.evaluation.tokens)
 
 
 def test_one_document_is_cut_near_its_end() -> None:
     text = "".join(chr(0x4E00 + i) for i in range(1000))
     data = load(documents([text], sequence_length=8))
-    assert min(text_of(data.evaluation.rows())) == text[900]
-    assert max(text_of(data.calibration.rows())) < text[900]
+    assert min(text_of(data.evaluation)) == text[900]
+    assert max(text_of(data.calibration)) < text[900]
     assert "one document: the last 10 % of its text is the evaluation side" in data.notes
 
 
@@ -174,7 +174,12 @@ def test_bytes_of_stories(shared_data: Path, tokenizer: str) -> None:
     files = TextFiles(path=str(shared_data / "text" / "tinystories1000.val.txt"), calibration_tokens=512)
     loaded = AutoTokenizer.from_pretrained(shared_data / tokenizer)
     data = load(files, loaded, vocab_size=len(loaded), positions=512)
-    text = loaded.decode(data.evaluation.answers.flatten(), skip_special_tokens=True)
+    counted = (
+        data.evaluation.answers
+        if data.evaluation.counted is None
+        else data.evaluation.answers[data.evaluation.counted]
+    )
+    text = loaded.decode(counted.flatten(), skip_special_tokens=True)
     stories = len(files.document_split().evaluation)
     # Decoded at once, the stream shows a space for each story's prepended one, except the first.
     prepended = stories - 1 if loaded.bos_token == "<s>" else 0

@@ -17,8 +17,7 @@ from warm_programs import ended, start, wait_for
 
 from mechint.comparison.tree import read_study
 from mechint.errors import UserError
-from mechint.results.directories import Occupant, refuse_other_run
-from mechint.results.lock import only_process
+from mechint.results.directories import Occupant, only_process, refuse_other_run
 from mechint.runtime.processes import has_died, this_process
 from mechint.runtime.signals import EXIT_CODE, Interrupted, Interruption
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mechint.analysis.describing import describe_binarization
+from mechint.analysis.describing import binarization_gap
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
@@ -158,11 +158,10 @@ def test_edge_popup_keeps_the_largest_magnitudes_and_learns_their_signs() -> Non
 
 
 def test_only_methods_with_soft_gates_have_a_gap_between_soft_and_hard() -> None:
-    record: dict[str, Any] = {"metrics": {"masked": {"kl": 0.5}}, "sparsity": {"kept": 3}}
-    describe_binarization(record, None, None)
-    assert record["binarization_gap"] == {"soft_kl": 0.5, "soft_open": 3, "gap": 0}
-    describe_binarization(record, torch.tensor([0.9, 0.6, 0.2]), 0.2)
-    assert record["binarization_gap"] == {"soft_kl": 0.2, "soft_open": 2, "gap": pytest.approx(0.3)}
+    hard = binarization_gap(0.5, 3, None, None)
+    assert (hard.soft_kl, hard.soft_open, hard.gap) == (0.5, 3, 0)
+    soft = binarization_gap(0.5, 3, torch.tensor([0.9, 0.6, 0.2]), 0.2)
+    assert (soft.soft_kl, soft.soft_open, soft.gap) == (0.2, 2, pytest.approx(0.3))
 
 
 def test_the_default_method_starts_with_no_loss_at_all() -> None:

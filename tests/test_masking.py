@@ -13,9 +13,9 @@ from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import ChannelSpace, LayerShape, MaskedModel, masks_by_layer
 from mechint.masking.ablation import Ablation, Fill
-from mechint.masking.attention import _base_function
 from mechint.masking.masks import flat_keep
 from mechint.masking.rotary import rotary_partners
+from mechint.masking.routing import _base_function
 from mechint.results import load_masks, save_masks
 
 MakeMasked = Callable[[str], MaskedModel]

@@ -438,6 +438,7 @@ BROKEN = {
         break_result(status="failed", metrics=None, error="OSError: no\nspace"),
         r"no numbers \(status failed: OSError: no space\)",
     ),
+    "cut": (break_result(sparsity=None), r"lacks sparsity; run the analysis again"),
     "no masks": (lambda d: [path.unlink() for path in d.glob("final_masks.*")], r"no mask file"),
     "other masks": (lambda d: save_masks(make_masks(Shape(2, 1, 4, 4), 0.5), d, {}), r"different runs"),
     "broken log": (lambda d: (d / "metrics.jsonl").write_text('x\n{"step": 0}\n'), r"line 1 is not JSON"),

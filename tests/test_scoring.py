@@ -363,7 +363,9 @@ def test_states_are_the_rows_products_up_to_norm_and_rotation(name: str) -> None
     seen: list[tuple[Tensor, ...]] = []
     layers = input_rows(masked)
     handles = [
-        linear.register_forward_pre_hook(lambda module, given: inputs.update({module: given[0][0, 0]}))
+        linear.register_forward_pre_hook(
+            lambda module, given: inputs.update({module: given[0].flatten(0, -2)[0]})
+        )
         for layer in layers
         for linear in layer.key.linears
     ]

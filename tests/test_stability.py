@@ -14,11 +14,8 @@ from test_planted import small
 
 from mechint import analyze, compare_variants
 from mechint.analysis import Stability
-from mechint.analysis.consensus import Selections
-from mechint.analysis.inertness import measure_inertness, subset_counts
-from mechint.analysis.necessity import measure_necessity
-from mechint.analysis.permuted import block_matrices, permuted_weights
-from mechint.analysis.trials import Trials
+from mechint.analysis.stability import Selections, block_matrices, permuted_weights
+from mechint.analysis.trials import Trials, measure_inertness, measure_necessity, subset_counts
 from mechint.comparison.tree import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
@@ -124,8 +121,8 @@ def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> Non
     needed = set(found.units[found.needed].tolist())
     assert needed == set(planted.truth.nonzero().flatten().tolist())
     assert not found.harmful.any()
-    record = found.as_record(tokens=1, kept=int(keep.sum()), seconds=0.0)
-    assert (record["needed"], record["unclear"], record["harmful"]) == (len(needed), 1, 0)
+    info = found.info(tokens=1, kept=int(keep.sum()), seconds=0.0)
+    assert (info.needed, info.unclear, info.harmful) == (len(needed), 1, 0)
     rise, _ = found.on_units(planted.units.count)
     certified = planted.certificate.necessity[planted.truth]
     assert rise[planted.truth] == pytest.approx(certified, rel=1e-2, abs=1e-5)
@@ -139,13 +136,13 @@ def test_distractors_are_inert_beside_the_circuit_and_half_of_it_is_not(planted:
     counts = subset_counts(planted.truth, [0.1, 0.5])
     assert counts == [2, 12]
     inert = measure_inertness(trials_of(planted, planted.truth), counts, 6, seeded())
-    assert inert["verdict"] == "none"
-    assert all(size["removed"]["raises"] == 1 for size in inert["sizes"])
+    assert inert.verdict == "none"
+    assert all(size.removed.raises == 1 for size in inert.sizes)
     half = planted.truth.clone()
     half[half.nonzero().flatten()[::2]] = False
     lacking = measure_inertness(trials_of(planted, half), [int((~half).sum())], 1, seeded())
-    assert lacking["verdict"] == "lowers"  # everything is added back
-    assert lacking["sizes"][0]["added"]["mean"] == pytest.approx(-lacking["masked_kl"], abs=1e-6)
+    assert lacking.verdict == "lowers"  # everything is added back
+    assert lacking.sizes[0].added.mean == pytest.approx(-lacking.masked_kl, abs=1e-6)
 
 
 @pytest.mark.parametrize(

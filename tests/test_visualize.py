@@ -20,8 +20,8 @@ from hydra import compose, initialize_config_dir
 from matplotlib.image import imread
 
 from mechint import config as configuration
-from mechint.analysis.single import Analysis
-from mechint.api import describe_settings
+from mechint.analysis import Stability
+from mechint.api import describe_settings, make_analysis
 from mechint.checkpoints import CheckpointLoader
 from mechint.data import PythonDocs
 from mechint.errors import UserError
@@ -65,7 +65,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
         "loggers": [],
     }
     directory = tmp_path_factory.mktemp("run") / "first"
-    Analysis(**settings).run(directory, describe_settings(settings))
+    analysis = make_analysis(**settings, seeds=1, stability=Stability())
+    analysis.run(directory, describe_settings(settings))
     return directory
 
 
@@ -212,7 +213,7 @@ def test_a_tree_draws_what_is_finished_and_lists_the_rest(
     reasons = {path.name: reason for path, reason in redrawn.left_out.items()}
     assert reasons.keys() == {"broken", "foreign", "lacks", "started"}
     assert "status running" in reasons["started"]
-    assert "KeyError: 'sparsity'" in reasons["lacks"]
+    assert "lacks sparsity" in reasons["lacks"]
     assert all("\n" not in reason and str(root) in reason for reason in reasons.values())
     assert f"drew {root / '2'}" in caplog.text
     assert redrawn.drawn[old_run][-1] == tmp_path / "old_redrawn" / "results" / REPORT

@@ -62,8 +62,11 @@ def save_llama(directory: Path) -> Path:
     return directory
 
 
-def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
-    """A llama of 258 tokens as llama.cpp stores it: with its own names, q and k rows in another order."""
+def write_gguf(path: Path, model: LlamaForCausalLM, tensors: dict | None = None, **settings) -> None:
+    """A llama of 258 tokens as llama.cpp stores it: with its own names, q and k rows in another order.
+
+    tensors: others beside the weights. settings: keys of the header, `__` for a dot.
+    """
     library = pytest.importorskip("gguf", reason="reading GGUF needs the extra mechint[gguf]")
     pytest.importorskip("accelerate", reason="reading GGUF needs the extra mechint[gguf]")
     config, writer = model.config, library.GGUFWriter(path, "llama")
@@ -76,6 +79,18 @@ def write_gguf(path: Path, model: LlamaForCausalLM) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(config.vocab_size)
+    for key, value in settings.items():
+        key = key.replace("__", ".")
+        key = key if key.startswith("tokenizer.") else f"llama.{key}"
+        kinds = {
+            bool: writer.add_bool,
+            str: writer.add_string,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+        }
+        kinds[type(value)](key, value)
+    for name, values in (tensors or {}).items():
+        writer.add_tensor(name, np.ascontiguousarray(values, dtype=np.float32))
     writer.add_tokenizer_model("gpt2")
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ho", "<|endoftext|>"]
     writer.add_token_list(tokens)

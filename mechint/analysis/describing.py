@@ -1,4 +1,4 @@
-"""The content of result.json: what a run was, what it found and what it cost."""
+"""What result.json says of a run: functions that make its sections from the objects of the run."""
 
 from __future__ import annotations
 
@@ -15,35 +15,65 @@ from mechint.checkpoints import Checkpoint
 from mechint.data import TokenData
 from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
-from mechint.masking import ChannelSpace, MaskedModel, Units
+from mechint.masking import MaskedModel, Units
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
-from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
-from mechint.metrics.evaluation import faithfulness, loss_degradation_percent
-from mechint.results.result import SCHEMA_VERSION
+from mechint.methods.method import LearnedMethod, ScoringMethod
+from mechint.results.result import (
+    SCHEMA_VERSION,
+    BinarizationGap,
+    Channels,
+    CheckpointInfo,
+    Cost,
+    Count,
+    DatasetInfo,
+    FinishingInfo,
+    LayerInfo,
+    MaskInfo,
+    Result,
+    Sparsity,
+    Status,
+)
 from mechint.runtime.processes import this_process
 
 PACKAGES = ("mechint", "torch", "transformers", "tokenizers", "hydra-core", "numpy")
 
+# The content of the JSON file that a job other than an analysis leaves.
 Record = dict[str, Any]
 
 
-def start_record(config: Record) -> Record:
-    """What is known before anything was read: status `running`, whose process it is, the configuration, versions.
+def started_result(config: Record) -> Result:
+    """What is known before anything was read: status `running`, whose process it is, the configuration, versions."""
+    return Result(
+        schema_version=SCHEMA_VERSION,
+        status="running",
+        error=None,
+        started=now(),
+        finished=None,
+        process=this_process(),
+        resumed=[],
+        config=config,
+        versions=package_versions(),
+    )
 
-    resumed: the number of steps after which earlier attempts broke off and the run went on.
-    """
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "running",
-        "error": None,
-        "started": now(),
-        "finished": None,
-        "process": this_process(),
-        "resumed": [],
-        "config": config,
-        "versions": package_versions(),
-    }
+
+def end_result(result: Result, status: Status, error: BaseException | None = None) -> None:
+    """Set the final status, the time and, for a failure, the error in one line."""
+    result.status, result.finished = status, now()
+    if error is not None:
+        result.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def start_record(config: Record) -> Record:
+    """The same for the record of another job."""
+    return started_result(config).as_json()
+
+
+def end_record(record: Record, status: Status, error: BaseException | None = None) -> None:
+    """The same for the record of another job."""
+    result = Result(status=status)
+    end_result(result, status, error)
+    record |= result.as_json()
 
 
 def package_versions() -> dict[str, str | None]:
@@ -51,83 +81,62 @@ def package_versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
-def end_record(record: Record, status: str, error: BaseException | None = None) -> None:
-    """Set the final status, the time and, for a failure, the error in one line."""
-    record["status"], record["finished"] = status, now()
-    if error is not None:
-        record["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def training_of_all(records: Sequence[Record]) -> Training:
-    """What several runs cost together, from their results."""
-    costs = [record["cost"] for record in records]
-    peaks = [cost["peak_memory_bytes"] for cost in costs if cost.get("peak_memory_bytes")]
-    return Training(
-        steps=sum(cost["steps"] for cost in costs),
-        tokens=sum(cost["tokens"] for cost in costs),
-        seconds=sum(cost["seconds"] for cost in costs),
-        peak_memory_bytes=max(peaks, default=None),
-    )
-
-
 def now() -> str:
     """The time with its zone, ISO 8601."""
     return datetime.datetime.now(datetime.timezone.utc).astimezone().isoformat(timespec="seconds")
 
 
-def describe_inputs(record: Record, checkpoint: Checkpoint, data: TokenData) -> None:
-    """Say which weights and which tokens the numbers belong to."""
-    record["checkpoint"] = {
-        "source": checkpoint.source,
-        "name": checkpoint.name,
-        "sha256": checkpoint.sha256,
-        "format": checkpoint.format,
-        "architecture": checkpoint.architecture,
-        "num_parameters": checkpoint.num_parameters,
-    }
-    record["dataset"] = {
-        "name": data.name,
-        "tokenizer": data.tokenizer,
-        "sequence_length": data.evaluation.length,
-        "calibration_tokens": data.calibration_tokens,
-        "evaluation_tokens": data.evaluation_tokens,
-        "evaluation_bytes": data.evaluation_bytes,
-        "evaluation_digest": data.evaluation_digest,
-    }
-    record["notes"] = [*checkpoint.notes, *data.notes]
-
-
-def describe_model(record: Record, masked: MaskedModel) -> None:
-    """Add the attention's shape to the checkpoint's entry."""
+def checkpoint_info(checkpoint: Checkpoint, masked: MaskedModel) -> CheckpointInfo:
+    """Which weights the numbers belong to, and the attention's shape."""
     layers = masked.space.layers
-    record["checkpoint"] |= {
-        "num_layers": len(layers),
-        "num_query_heads": _one_or_all([layer.num_query_heads for layer in layers]),
-        "num_kv_heads": _one_or_all([layer.num_kv_heads for layer in layers]),
-        "head_dim": _one_or_all([layer.key_width for layer in layers]),
-        "value_dim": _one_or_all([layer.value_width for layer in layers]),
-        "attention": masked.implementation,
-        "device": str(masked.device),
-        "dtype": str(masked.model.dtype).removeprefix("torch."),
-    }
+    return CheckpointInfo(
+        source=checkpoint.source,
+        name=checkpoint.name,
+        sha256=checkpoint.sha256,
+        format=checkpoint.format,
+        architecture=checkpoint.architecture,
+        num_parameters=checkpoint.num_parameters,
+        num_layers=len(layers),
+        num_query_heads=_one_or_all([layer.num_query_heads for layer in layers]),
+        num_kv_heads=_one_or_all([layer.num_kv_heads for layer in layers]),
+        head_dim=_one_or_all([layer.key_width for layer in layers]),
+        value_dim=_one_or_all([layer.value_width for layer in layers]),
+        attention=masked.implementation,
+        device=str(masked.device),
+        dtype=str(masked.model.dtype).removeprefix("torch."),
+    )
 
 
-def describe_method(record: Record, recipe: Recipe) -> None:
-    """Say what was learned and how, in the names of the classes."""
+def dataset_info(data: TokenData) -> DatasetInfo:
+    """Which tokens the numbers belong to."""
+    return DatasetInfo(
+        name=data.name,
+        tokenizer=data.tokenizer,
+        sequence_length=data.evaluation.length,
+        calibration_tokens=data.calibration_tokens,
+        evaluation_tokens=data.evaluation_tokens,
+        evaluation_bytes=data.evaluation_bytes,
+        evaluation_digest=data.evaluation_digest,
+    )
+
+
+def mask_info(recipe: Recipe) -> MaskInfo:
+    """What is learned and how, in the names of the classes."""
     method = recipe.method
-    record["mask"] = {
-        "method": type(method).__name__,
-        "unit": method.unit,
-        "scope": method.scope,
-        "ablation": recipe.ablation.name,
-        "tie_kv": method.tie_kv,
-        "objective": recipe.objective.name,
-        "schedule": type(recipe.schedule).__name__,
-    }
+    return MaskInfo(
+        method=type(method).__name__,
+        unit=method.unit,
+        scope=method.scope,
+        ablation=recipe.ablation.name,
+        tie_kv=method.tie_kv,
+        objective=recipe.objective.name,
+        schedule=type(recipe.schedule).__name__,
+    )
 
 
-def settings_without_effect(method: MaskMethod, masked: MaskedModel, trainer: MaskTrainer) -> list[str]:
+def settings_without_effect(recipe: Recipe, masked: MaskedModel, trainer: MaskTrainer) -> list[str]:
     """Settings that do nothing in this combination, in words."""
+    method = recipe.method
     notes = []
     if trainer.deterministic and masked.device.type == "cpu":
         notes.append("trainer.deterministic has no effect on the CPU, where it is so anyway")
@@ -153,87 +162,92 @@ def settings_without_effect(method: MaskMethod, masked: MaskedModel, trainer: Ma
     return notes
 
 
-def describe_mask(record: Record, units: Units, target: float, keep: Tensor, importance: Tensor) -> None:
-    """Add counts of units and channels, over all and per layer, from keep bool [U] and importance float [U]."""
+def sparsity_of(units: Units, target: float, keep: Tensor) -> Sparsity:
+    """How many units are kept, from keep bool [U]."""
     kept, total = int(keep.sum()), units.count
-    record["sparsity"] = {"target": target, "achieved": 1 - kept / total, "total": total, "kept": kept}
-    record["channels"] = _count_channels(units.space, units.to_channels(keep))
-    for kind, has in (("k", units.has_key), ("v", units.has_value)):
-        record["sparsity"][kind] = {"total": int(has.sum()), "kept": int(keep[has].sum())}
-    record["layers"] = _layers(units, keep, importance)
+    k, v = (
+        Count(total=int(has.sum()), kept=int(keep[has].sum())) for has in (units.has_key, units.has_value)
+    )
+    return Sparsity(target=target, achieved=1 - kept / total, total=total, kept=kept, k=k, v=v)
 
 
-def _count_channels(space: ChannelSpace, keep: Tensor) -> Record:
-    kind = space.labels()["kind"]
-    counts: Record = {"total": len(keep), "kept": int(keep.sum())}
-    for number, name in enumerate("kv"):
-        counts[name] = {"total": int((kind == number).sum()), "kept": int(keep[kind == number].sum())}
-    return counts
+def channels_of(units: Units, keep: Tensor) -> Channels:
+    """How many channels are kept, from keep bool [U]."""
+    kept, kind = units.to_channels(keep), units.space.labels()["kind"]
+    k, v = (
+        Count(total=int((kind == number).sum()), kept=int(kept[kind == number].sum())) for number in (0, 1)
+    )
+    return Channels(total=len(kept), kept=int(kept.sum()), k=k, v=v)
 
 
-def _layers(units: Units, keep: Tensor, importance: Tensor) -> list[Record]:
+def layers_of(units: Units, keep: Tensor, importance: Tensor) -> list[LayerInfo]:
+    """What each layer keeps, from keep bool [U] and importance float [U]."""
     layers = []
     for position, shape in enumerate(units.space.layers):
         here = units.layer == position
         key, value = here & units.has_key, here & units.has_value
         layers.append(
-            {
-                "name": shape.name,
-                "index": shape.index,
-                "k_kept": int(keep[key].sum()),
-                "k_total": int(key.sum()),
-                "v_kept": int(keep[value].sum()),
-                "v_total": int(value.sum()),
-                "sparsity": 1 - float(keep[here].float().mean()),
-                "mean_importance": float(importance[here].mean()),
-            }
+            LayerInfo(
+                name=shape.name,
+                index=shape.index,
+                k_kept=int(keep[key].sum()),
+                k_total=int(key.sum()),
+                v_kept=int(keep[value].sum()),
+                v_total=int(value.sum()),
+                sparsity=1 - float(keep[here].float().mean()),
+                mean_importance=float(importance[here].mean()),
+            )
         )
     return layers
 
 
-def describe_outcome(record: Record, metrics: Record, training: Training) -> None:
-    """Add what was measured on evaluation data, and what the run cost."""
-    dense, empty, masked = (metrics[name]["loss"] for name in ("dense", "empty", "masked"))
-    record["metrics"] = metrics
-    record["loss_degradation_percent"] = loss_degradation_percent(dense, masked)
-    record["faithfulness"] = faithfulness(dense, empty, masked)
-    finishing = training.finishing
-    if finishing is not None:
-        record["finishing"] = {
-            "before": finishing.before,
-            "after": finishing.after,
-            "tried": finishing.tried,
-            "exchanged_units": finishing.exchanged,
-        }
-    record["binarization_gap"] = None  # there is none for methods that only score
-    record["cost"] = {
-        "steps": training.steps,
-        "batch_size": training.batch_size or None,
-        "tokens": training.tokens,
-        "seconds": training.seconds,
-        "step_seconds": training.seconds / max(training.steps, 1),
-        "peak_memory_bytes": training.peak_memory_bytes,
-        "dense_cache_bytes": training.dense_cache_bytes,
-    }
+def finishing_info(training: Training) -> FinishingInfo | None:
+    """What the finishing pass gained; None where there was none."""
+    done = training.finishing
+    if done is None:
+        return None
+    return FinishingInfo(
+        before=done.before, after=done.after, tried=done.tried, exchanged_units=done.exchanged
+    )
 
 
-def describe_binarization(record: Record, soft: Tensor | None, soft_kl: float | None) -> None:
-    """Add what making the mask hard cost a learned method, from its final soft gates [U] and their KL, if it has any.
+def binarization_gap(kl: float, kept: int, soft: Tensor | None, soft_kl: float | None) -> BinarizationGap:
+    """What making the mask hard cost a learned method.
 
-    soft_open: soft gates above 1/2, which no target has set. gap: KL of the hard mask - KL of the soft gates, in nats.
+    kl, kept: KL and kept units of the hard mask. soft, soft_kl: final soft gates [U] and their KL; None for a method
+    whose gates are hard while it learns.
     """
-    kl, kept = record["metrics"]["masked"]["kl"], record["sparsity"]["kept"]
     if soft is None or soft_kl is None:
-        record["binarization_gap"] = {"soft_kl": kl, "soft_open": kept, "gap": 0.0}
-        return
-    open_gates = int((soft > 0.5).sum())
-    record["binarization_gap"] = {"soft_kl": soft_kl, "soft_open": open_gates, "gap": kl - soft_kl}
+        return BinarizationGap(soft_kl=kl, soft_open=kept, gap=0.0)
+    return BinarizationGap(soft_kl=soft_kl, soft_open=int((soft > 0.5).sum()), gap=kl - soft_kl)
 
 
-def layer_table(record: Record) -> tuple[list[str], list[list[Any]]]:
-    """The per-layer entries as columns and rows, for loggers."""
-    columns = list(record["layers"][0])
-    return columns, [[layer[column] for column in columns] for layer in record["layers"]]
+def cost_of(training: Training) -> Cost:
+    """What a run took."""
+    return Cost(
+        steps=training.steps,
+        batch_size=training.batch_size or None,
+        tokens=training.tokens,
+        seconds=training.seconds,
+        step_seconds=training.seconds / max(training.steps, 1),
+        peak_memory_bytes=training.peak_memory_bytes,
+        dense_cache_bytes=training.dense_cache_bytes,
+    )
+
+
+def total_cost(costs: Sequence[Cost]) -> Cost:
+    """What several runs took together."""
+    steps, seconds = sum(cost.steps for cost in costs), sum(cost.seconds or 0.0 for cost in costs)
+    peaks = [cost.peak_memory_bytes for cost in costs if cost.peak_memory_bytes]
+    return Cost(
+        steps=steps,
+        batch_size=None,
+        tokens=sum(cost.tokens for cost in costs),
+        seconds=seconds,
+        step_seconds=seconds / max(steps, 1),
+        peak_memory_bytes=max(peaks, default=None),
+        dense_cache_bytes=0,
+    )
 
 
 def _one_or_all(values: list[int]) -> int | list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,14 +11,36 @@ import torch
 from torch import Tensor
 
 from mechint.checkpoints import Checkpoint, CheckpointLoader
-from mechint.data import TokenData
+from mechint.data import Dataset, TokenData
 from mechint.masking import MaskedModel
 from mechint.masking.ablation import Ablation
 from mechint.metrics.evaluation import Evaluator, measure
 from mechint.metrics.metric import KL
 from mechint.runtime.device import pick_device
 
-Metrics = dict[str, dict[str, float]]
+# Model -> name -> number, see `mechint.metrics.evaluation.measure`.
+Measurements = dict[str, dict[str, float]]
+
+# Called with the number of evaluation sequences that are done.
+OnSequences = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What is analysed: a checkpoint, and the text that it is analysed on.
+
+    checkpoint: as `loader` understands it. device, dtype: names, or "auto".
+    """
+
+    checkpoint: str
+    loader: CheckpointLoader
+    dataset: Dataset
+    device: str = "auto"
+    dtype: str = "auto"
+
+    def fingerprint(self) -> str:
+        """What tells the checkpoint's content from another's, without loading it."""
+        return self.loader.fingerprint(self.checkpoint)
 
 
 @dataclass
@@ -27,9 +50,11 @@ class Prepared:
     checkpoint: Checkpoint
     masked: MaskedModel
     data: TokenData
-    _baselines: dict[Any, Metrics] = field(default_factory=dict)
+    _baselines: dict[Any, Measurements] = field(default_factory=dict)
 
-    def measure(self, kept: Tensor, ablation: Ablation, batch_size: int) -> Metrics:
+    def measure(
+        self, kept: Tensor, ablation: Ablation, batch_size: int, on_sequences: OnSequences | None = None
+    ) -> Measurements:
         """Metrics of the dense, empty, masked and complement model on evaluation data, for kept channels bool [N].
 
         Those of the dense and empty model do not depend on the mask and are measured once.
@@ -39,7 +64,9 @@ class Prepared:
         known = self._baselines.get(key)
         if known is None:
             variants = {"dense": None, "empty": torch.zeros_like(kept), **variants}
-        evaluator = Evaluator(self.masked, self.data.evaluation, ablation, batch_size)
+        evaluator = Evaluator(
+            self.masked, self.data.evaluation, ablation, batch_size, on_sequences=on_sequences
+        )
         metrics = {**(known or {}), **measure(evaluator, variants, self.data.evaluation_bytes).metrics}
         self._baselines[key] = {name: metrics[name] for name in ("dense", "empty")}
         return metrics
@@ -60,13 +87,12 @@ class Preparation:
         self._model_key: Any = None
         self._data_key: Any = None
 
-    def __call__(
-        self, loader: CheckpointLoader, source: str, device: str, dtype: str, dataset: Any, seed: int
-    ) -> Prepared:
-        """The checkpoint that `source` names, on its device, with the tokens of a dataset."""
-        torch_device = pick_device(device)
+    def __call__(self, inputs: Inputs, seed: int) -> Prepared:
+        """The checkpoint on its device, with its tokens; seed: which calibration sequences are drawn."""
+        source, loader, dataset, dtype = inputs.checkpoint, inputs.loader, inputs.dataset, inputs.dtype
+        torch_device = pick_device(inputs.device)
         # The digest of the files, since a file may change while a sweep goes on.
-        model_key = (source, loader.fingerprint(source), repr(loader), str(torch_device), dtype)
+        model_key = (source, inputs.fingerprint(), repr(loader), str(torch_device), dtype)
         data_key = (repr(dataset), seed)
         before = self._prepared if model_key == self._model_key else None
         if before is not None and data_key == self._data_key:

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import copy
 import logging
-import time
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-import torch
-
-from mechint.analysis.assessment import Assessment, null_record
-from mechint.analysis.consensus import Selections
-from mechint.analysis.describing import (
-    Record,
-    describe_inputs,
-    describe_mask,
-    describe_method,
-    describe_model,
-    describe_outcome,
-    end_record,
-    settings_without_effect,
-    training_of_all,
+from mechint.analysis.attempt import (
+    Attempt,
+    Outcome,
+    RunOptions,
+    attempt_run,
+    child_config,
 )
-from mechint.analysis.permuted import permuted_weights
-from mechint.analysis.preparation import Preparation, Prepared
-from mechint.analysis.single import Analysis, Attempt
-from mechint.analysis.stability import Stability
+from mechint.analysis.describing import Record, total_cost
+from mechint.analysis.preparation import Prepared
+from mechint.analysis.single import Analysis, measure_with_progress
+from mechint.analysis.stability import (
+    Assessment,
+    Selections,
+    Stability,
+    null_control,
+    permuted_weights,
+)
 from mechint.errors import UserError
 from mechint.loggers import LoggerGroup
-from mechint.masking import masks_by_layer
 from mechint.methods.method import importance
-from mechint.results import Result, RunFiles, save_masks
-from mechint.results.evidence import save_evidence
-from mechint.runtime.files import plain
-from mechint.runtime.seeds import seed_everything
+from mechint.results import Result, RunFiles
+from mechint.results.result import NullControl
+from mechint.runtime.seeds import deterministic, seed_everything
 
 log = logging.getLogger(__name__)
 
@@ -42,120 +39,93 @@ MOST_SEEDS = 1000
 
 
 @dataclass(kw_only=True)
-class SeedStudy(Analysis):
-    """An analysis from the seeds seed, seed + 1, ...; for a single seed it is that analysis.
+class SeedStudy:
+    """An analysis from the seeds seed, seed + 1, ..., two or more.
 
     A seed decides which calibration sequences are drawn and their order, and every random draw of the method; the
     evaluation data are the same for all. Every seed's run is an ordinary run in seed_<n>/. The directory above holds
     the consensus mask (the units most often selected, ties by mean importance rank, as many as each run keeps) as a
     run of its own, and what `stability` tests on it.
+
+    analysis: of the first seed.
     """
 
-    seeds: int = 1
+    analysis: Analysis
+    seeds: int
     stability: Stability = field(default_factory=Stability)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.seeds <= MOST_SEEDS:
+        if not 2 <= self.seeds <= MOST_SEEDS:
             raise UserError(
                 f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is how many seeds are run"
             )
 
-    def run(
-        self,
-        output_dir: Path,
-        config: Record,
-        group: str | None = None,
-        bar: bool | None = None,
-        resume: bool = True,
-        preparation: Preparation | None = None,
-    ) -> Record:
-        """As Analysis.run; with several seeds, after a run for each of them."""
-        if self.seeds == 1 and self.stability != Stability():
-            log.warning("stability.* has no effect: it tests what several seeds agree on, and seeds=1")
-        if self.seeds > 1:
-            self._group, self._bar, self._resume = group or output_dir.name, bar, resume
-            self._singles = [self._single(self.seed + number) for number in range(self.seeds)]
-        return super().run(output_dir, config, group, bar, resume, preparation)
+    def unseen(self) -> SeedStudy:
+        """The same for a process that only helps another: nothing is logged or drawn."""
+        return replace(self, analysis=self.analysis.unseen())
 
-    def _work(self, attempt: Attempt, preparation: Preparation) -> None:
-        if self.seeds == 1:
-            super()._work(attempt, preparation)
-            return
-        started, record, output_dir = time.perf_counter(), attempt.record, attempt.output_dir
-        runs = self._run_seeds(output_dir, record["config"], preparation)
-        prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
-        masked = prepared.masked
-        self.method.prepare(masked, self.target_sparsity, seed_everything(self.seed))  # for its units
-        units, pools = self.method.units, self.method.pools
-        describe_inputs(record, prepared.checkpoint, prepared.data)
-        describe_model(record, masked)
-        describe_method(record, self.recipe)
-        record["notes"] += settings_without_effect(self.method, masked, self.trainer)
+    def run(self, output_dir: Path, config: Record, options: RunOptions | None = None) -> Result:
+        """As Analysis.run, after a run for each seed."""
+        first = self.analysis
+        # Now, before any logger has something open.
+        singles = [first.another(seed=first.seed + number) for number in range(self.seeds)]
+        work = partial(self._work, singles)
+        return attempt_run(output_dir, config, first.inputs, first.outputs, options or RunOptions(), work)
 
-        selections = Selections.of(units, [run.masks for run in runs])
-        scores = selections.scores(pools)
-        keep, importance_ = pools.select(scores), importance(scores)
-        kept = units.to_channels(keep)
-        calibration = prepared.data.calibration
-        ablation = self.trainer.fit(lambda size: self.recipe.ablation.fit(masked, calibration, size))
-        metrics = self.trainer.fit(lambda size: prepared.measure(kept, ablation, size))
-        describe_mask(record, units, self.target_sparsity, keep, importance_)
-        describe_outcome(record, metrics, training_of_all([run.result.as_json() for run in runs]))
+    def _work(self, singles: Sequence[Analysis], attempt: Attempt) -> None:
+        first, trainer, recipe = self.analysis, self.analysis.trainer, self.analysis.recipe
+        with deterministic(trainer.deterministic):
+            runs = self._run_seeds(singles, attempt)
+            prepared = attempt.options.preparation(first.inputs, first.seed)
+            first.prepare(prepared, seed_everything(first.seed))  # for its units
+            units, pools, ablation = first.method.units, first.method.pools, recipe.ablation
+            attempt.describe(prepared, recipe, trainer)
 
-        batch_size = self.trainer.fit.size
-        assessment = Assessment(self.stability, prepared, units, selections, keep, runs, batch_size, ablation)
-        record["stability"] = assessment.record(metrics, self.seed)
-        if self.stability.null_control:
-            record["stability"]["null"] = self._null_control(prepared, attempt)
-        masks = masks_by_layer(units.space, kept, units.to_channels(importance_))
-        record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
-        identity = {"checkpoint_sha256": prepared.checkpoint.sha256}
-        files = [
-            *save_masks(masks, output_dir, identity),
-            save_evidence(assessment.evidence, output_dir, identity),
-        ]
-        end_record(record, "done")
-        run = RunFiles(output_dir, Result.parse(plain(record)), masks, [], assessment.evidence)
-        drawn = self.visualizer.draw_if_room(run)
-        record["notes"] = run.result.notes
-        attempt.logger.summary(
-            {"stability": {name: record["stability"][name] for name in ("iou", "consensus")}}
-        )
-        self._report(record, attempt.logger, files, drawn)
+            selections = Selections.of(units, [run.masks for run in runs])
+            scores = selections.scores(pools)
+            keep = pools.select(scores)
+            metrics = measure_with_progress(prepared, units.to_channels(keep), ablation, trainer, attempt)
+            assessment = Assessment(
+                self.stability,
+                prepared,
+                units,
+                selections,
+                keep,
+                runs,
+                trainer.fit.size,
+                ablation,
+                attempt.progress,
+            )
+            attempt.result.stability = assessment.info(metrics, first.seed)
+            if self.stability.null_control:
+                attempt.result.stability.null = self._null_control(prepared, attempt)
+        attempt.result.binarization_gap = None
+        cost, evidence = total_cost([run.result.cost for run in runs]), assessment.evidence
+        target, worth = first.target_sparsity, importance(scores)
+        attempt.finish(Outcome(units, target, keep, worth, metrics, cost, evidence=evidence))
 
-    def _single(self, seed: int) -> Analysis:
-        """The analysis of one seed, with objects of its own where they change or hold something open."""
-        shared = {item.name: getattr(self, item.name) for item in fields(Analysis)}
-        own = {"seed": seed, "recipe": copy.deepcopy(self.recipe), "loggers": copy.deepcopy(self.loggers)}
-        return Analysis(**{**shared, **own})
-
-    def _run_seeds(self, output_dir: Path, config: Record, preparation: Preparation) -> list[RunFiles]:
+    def _run_seeds(self, singles: Sequence[Analysis], attempt: Attempt) -> list[RunFiles]:
         """An ordinary run for every seed, unless it is done already."""
         runs = []
-        for number, single in enumerate(self._singles, start=1):
-            directory = output_dir / f"seed_{single.seed}"
+        options = replace(attempt.options, group=attempt.options.group or attempt.directory.name)
+        for number, single in enumerate(singles, start=1):
+            directory = attempt.directory / f"seed_{single.seed}"
             log.info("seed %d, run %d of %d: %s", single.seed, number, self.seeds, directory)
-            told = {**config, "seed": single.seed, "seeds": 1}
-            if "output_dir" in config:
-                told["output_dir"] = str(directory)
-            single.run(directory, told, self._group, self._bar, self._resume, preparation)
+            config = child_config(attempt.result.config, directory, seed=single.seed, seeds=1)
+            single.run(directory, config, options)
             runs.append(RunFiles.read(directory))
         return runs
 
-    def _null_control(self, prepared: Prepared, attempt: Attempt) -> Record:
+    def _null_control(self, prepared: Prepared, attempt: Attempt) -> NullControl:
         """The same method at the same settings on the model with permuted weights, from the first seed."""
-        log.info("null control: seed %d once more, on the model with permuted weights", self.seed)
-        masked = prepared.masked
-        control = copy.copy(self)
-        control.recipe = copy.deepcopy(self.recipe)
-        with permuted_weights(masked.model, self.seed) as matrices:
-            generator = seed_everything(self.seed)
-            training = control._learn(
-                masked, prepared.data, generator, replace(attempt, logger=LoggerGroup())
-            )
-            keep = control.method.pools.select(training.scores.cpu())
-            kept = control.method.units.to_channels(keep)
-            permuted = Prepared(prepared.checkpoint, masked, prepared.data)
-            metrics = self.trainer.fit(lambda size: permuted.measure(kept, control.recipe.ablation, size))
-        return null_record(metrics, self.seed, matrices, training)
+        first = self.analysis
+        log.info("null control: seed %d once more, on the model with permuted weights", first.seed)
+        control = replace(first, recipe=copy.deepcopy(first.recipe))
+        permuted = Prepared(prepared.checkpoint, prepared.masked, prepared.data)
+        with permuted_weights(prepared.masked.model, first.seed) as matrices:
+            generator = seed_everything(first.seed)
+            control.prepare(permuted, generator)
+            training = control.learn(permuted, generator, replace(attempt, logger=LoggerGroup()))
+            keep = control.method.units.to_channels(control.method.pools.select(training.scores.cpu()))
+            metrics = measure_with_progress(permuted, keep, control.recipe.ablation, first.trainer, attempt)
+        return null_control(metrics, first.seed, matrices, training.seconds)

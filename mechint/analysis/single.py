@@ -1,80 +1,52 @@
-"""The whole way of a checkpoint to a mask: load, split, learn, measure, save, draw."""
+"""The way of one checkpoint to one mask: load, learn, measure, save, draw."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
+import copy
 import logging
-import time
-import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mechint.analysis.describing import (
-    Record,
-    describe_binarization,
-    describe_inputs,
-    describe_mask,
-    describe_method,
-    describe_model,
-    describe_outcome,
-    end_record,
-    layer_table,
-    settings_without_effect,
-    start_record,
-)
-from mechint.analysis.preparation import Preparation, Prepared
-from mechint.checkpoints import CheckpointLoader
-from mechint.data import TokenData
+from mechint.analysis.attempt import Attempt, Outcome, Outputs, RunOptions, attempt_run
+from mechint.analysis.describing import Record, binarization_gap, cost_of, finishing_info
+from mechint.analysis.preparation import Inputs, Measurements, Prepared
 from mechint.errors import UserError
 from mechint.learning.learner import StepMetrics
 from mechint.learning.recipe import Recipe
-from mechint.learning.resume import SavedStates, Saver
+from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
-from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
-from mechint.masking import MaskedModel, MaskSet, masks_by_layer
+from mechint.masking import MaskSet
+from mechint.masking.ablation import Ablation
 from mechint.masking.masks import flat_keep
-from mechint.methods.method import LearnedMethod, MaskMethod, importance
-from mechint.reporting import Visualizer
-from mechint.results import RunFiles, save_masks
-from mechint.results.directories import Occupant, clear_run, finished_run, refuse_other_run
-from mechint.results.identity import config_digest
-from mechint.results.lock import only_process
-from mechint.results.result import RESULT, Result
-from mechint.runtime import distributed
-from mechint.runtime.files import plain, write_json
+from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod, importance
+from mechint.results import Result
 from mechint.runtime.seeds import deterministic, seed_everything
-from mechint.runtime.signals import PATIENCE, Interrupted, Interruption
+from mechint.runtime.signals import PATIENCE
 
 log = logging.getLogger(__name__)
-
-# A full or read-only disk is the user's to mend.
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 @dataclass(kw_only=True)
 class Analysis:
-    """One run: everything it needs, as plain objects and values.
+    """One mask for one checkpoint.
 
-    target_sparsity: fraction of units removed, in [0, 1). make_optimizer: takes torch parameter groups.
-    within: the masks of a run whose kept units are the only ones this run may keep.
+    target_sparsity: fraction of units removed, in [0, 1). seed: of which calibration sequences are drawn and of every
+    random draw of the method. within: the masks of a run whose kept units are the only ones that this run may keep.
+
+    Raises UserError for values out of range.
     """
 
-    checkpoint: str
-    target_sparsity: float
-    seed: int
-    device: str
-    dtype: str
-    loader: CheckpointLoader
-    dataset: Any
+    inputs: Inputs
     recipe: Recipe
     trainer: MaskTrainer
-    visualizer: Visualizer
-    loggers: list[Logger]
-    within: MaskSet | None = None
+    outputs: Outputs
+    target_sparsity: float
+    seed: int = 0
+    within: MaskSet | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_sparsity < 1:
@@ -85,64 +57,6 @@ class Analysis:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed={self.seed} must be a whole number from 0 to 2^63 - 1")
 
-    def run(
-        self,
-        output_dir: Path,
-        config: Record,
-        group: str | None = None,
-        bar: bool | None = None,
-        resume: bool = True,
-        preparation: Preparation | None = None,
-    ) -> Record:
-        """Learn and measure a mask, leave every file of a run in `output_dir`, and return the content of result.json.
-
-        config: what is recorded as the run's configuration. group: the sweep this run belongs to, for loggers.
-        bar: whether to show a progress bar (None: on a terminal). resume: whether to leave a finished run of the same
-        configuration and checkpoint as it is, and to go on with an unfinished one. preparation: shares models and
-        tokens with other runs.
-
-        Raises UserError where `output_dir` holds another run, Interrupted where a signal asked the run to stop.
-        """
-        with only_process(output_dir), Interruption() as interruption:
-            digest = self._digest(output_dir, config)
-            refuse_other_run(output_dir, config, digest)
-            states = SavedStates(output_dir, digest)
-            finished = finished_run(output_dir, digest) if resume else None
-            if distributed.from_first(finished is not None):
-                log.info("this run is already done; resume=false would repeat it: %s", output_dir)
-                states.remove()
-                return finished.as_json() if finished else {}
-            record = {**start_record(config), "config_digest": digest}
-            if resume and states.newest() is not None:
-                record["resumed"] = earlier_attempts(output_dir)
-            else:
-                states.remove()
-            clear_run(output_dir)
-            write_json(output_dir / RESULT, record)
-            name = f"{output_dir.parent.name}/{output_dir.name}"
-            logger = LoggerGroup(self._all_loggers())
-            logger.start(
-                RunInfo(name=name, group=group, job_type="analyze", config=config, output_dir=output_dir)
-            )
-            attempt = Attempt(output_dir, record, logger, Progress(bar=bar), states, interruption)
-            preparation = preparation or Preparation()
-            try:
-                with deterministic(self.trainer.deterministic):
-                    self._work(attempt, preparation)
-            except BaseException as error:
-                preparation.forget()  # whatever state it is in
-                _write_failure(output_dir, record, error)
-                logger.finish(succeeded=False)
-                if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
-                    raise UserError(
-                        f"{output_dir} cannot be written ({error.strerror}); make room, and the same command goes on"
-                    ) from error
-                raise
-            with interruption.held():
-                write_json(output_dir / RESULT, record)
-                states.remove()
-            return record
-
     @property
     def method(self) -> MaskMethod:
         """The recipe's."""
@@ -150,138 +64,114 @@ class Analysis:
 
     def unseen(self) -> Analysis:
         """The same for a process that only helps another: nothing is logged or drawn."""
-        return dataclasses.replace(self, loggers=[], visualizer=Visualizer([]))
+        return replace(self, outputs=Outputs.none())
 
-    def _digest(self, output_dir: Path, config: Record) -> str:
-        try:
-            return config_digest(config, self.loader.fingerprint(self.checkpoint))
-        except BaseException as error:
-            record_failure(output_dir, config, error)
-            raise
+    def another(self, **changes: object) -> Analysis:
+        """The same with changes, and with objects of its own where a run changes them or holds something open."""
+        own: dict[str, Any] = {
+            "recipe": copy.deepcopy(self.recipe),
+            "outputs": self.outputs.copy(),
+            **changes,
+        }
+        return replace(self, **own)
 
-    def _all_loggers(self) -> list[Logger]:
-        """The loggers asked for, and metrics.jsonl, which is part of every run."""
-        streamed = any(isinstance(logger, JsonlLogger) for logger in self.loggers)
-        return self.loggers if streamed else [JsonlLogger(), *self.loggers]
+    def run(self, output_dir: Path, config: Record, options: RunOptions | None = None) -> Result:
+        """Learn and measure a mask, leave every file of a run in `output_dir`, and return the content of result.json.
 
-    def _work(self, attempt: Attempt, preparation: Preparation) -> None:
-        started, record, output_dir = time.perf_counter(), attempt.record, attempt.output_dir
-        prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
-        checkpoint, masked, data = prepared.checkpoint, prepared.masked, prepared.data
-        # Here, so that a run draws the same numbers whether or not it had to load the model.
-        generator = seed_everything(self.seed)
-        describe_inputs(record, checkpoint, data)
-        describe_model(record, masked)
-        describe_method(record, self.recipe)
-        record["notes"] += settings_without_effect(self.method, masked, self.trainer)
-        write_json(output_dir / RESULT, record)
+        config: what is recorded as the run's configuration.
 
-        training = self._learn(masked, data, generator, attempt)
-        masks = self._measure(prepared, training, record)
-        record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
-        mask_files = save_masks(masks, output_dir, {"checkpoint_sha256": checkpoint.sha256})
-        end_record(record, "done")
-        run = RunFiles(output_dir, Result.parse(plain(record)), masks, training.history)
-        drawn = self.visualizer.draw_if_room(run)
-        record["notes"] = run.result.notes
-        self._report(record, attempt.logger, mask_files, drawn)
+        Raises UserError where `output_dir` holds another run, Interrupted where a signal asked the run to stop.
+        """
+        return attempt_run(output_dir, config, self.inputs, self.outputs, options or RunOptions(), self._work)
 
-    def _learn(
-        self, masked: MaskedModel, data: TokenData, generator: torch.Generator, attempt: Attempt
-    ) -> Training:
+    def _work(self, attempt: Attempt) -> None:
+        with deterministic(self.trainer.deterministic):
+            prepared = attempt.options.preparation(self.inputs, self.seed)
+            # Here, so that a run draws the same numbers whether or not it had to load the model.
+            generator = seed_everything(self.seed)
+            attempt.describe(prepared, self.recipe, self.trainer)
+            attempt.result.write(attempt.directory)
+            self.prepare(prepared, generator)
+            self._announce(prepared, attempt)
+            training = self.learn(prepared, generator, attempt)
+            outcome = self._measure(prepared, training, attempt)
+        attempt.finish(outcome)
+
+    def prepare(self, prepared: Prepared, generator: torch.Generator) -> None:
+        """Let the method and the ablation see the model."""
+        masked, recipe, calibration = prepared.masked, self.recipe, prepared.data.calibration
         within = None if self.within is None else flat_keep(masked.space, self.within)
-        self.method.prepare(masked, self.target_sparsity, generator, within)
-        self.recipe.ablation = self.trainer.fit(
-            lambda size: self.recipe.ablation.fit(masked, data.calibration, size)
-        )
-        progress = attempt.progress
+        recipe.method.prepare(masked, self.target_sparsity, generator, within)
+        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(masked, calibration, size))
+
+    def learn(self, prepared: Prepared, generator: torch.Generator, attempt: Attempt) -> Training:
+        """Find the scores of all units, from calibration data alone."""
+        method, recipe = self.method, self.recipe
+        progress, trials = attempt.progress, method.finishing_trials
 
         def on_step(step: int, metrics: StepMetrics, logged: bool) -> None:
             progress.update(step + 1, {"loss": metrics["loss"], "sparsity": metrics["sparsity"]})
             if logged:
                 attempt.logger.log(metrics, step)
+            if step + 1 == recipe.steps and trials:
+                progress.start(trials, "finishing", "trial")
+
+        def on_trial(tried: int) -> None:
+            if tried == 1 and isinstance(method, ScoringMethod):
+                progress.start(trials, "finishing", "trial")
+            progress.update(tried)
 
         with progress, attempt.interruption.held(PATIENCE):
-            progress.start(self.recipe.steps)
+            if not isinstance(method, ScoringMethod):
+                progress.start(recipe.steps)
             return self.trainer.train(
-                masked,
-                data.calibration,
-                self.recipe,
+                prepared.masked,
+                prepared.data.calibration,
+                recipe,
                 generator,
                 on_step,
-                Saver(attempt.states, attempt.interruption, attempt.on_resume),
+                Saver(attempt.states, attempt.interruption, attempt.continued),
+                on_trial,
             )
 
-    def _measure(self, prepared: Prepared, training: Training, record: Record) -> MaskSet:
-        """Measure the final hard mask on evaluation data and describe it in the record."""
-        units = self.method.units
+    def _announce(self, prepared: Prepared, attempt: Attempt) -> None:
+        """Say what is about to be done: model, device, tokens, units, directory."""
+        model, data = attempt.result.checkpoint, prepared.data
+        units, kept = self.method.units.count, int(self.method.pools.quotas(1.0).sum())
+        log.info(
+            "%s (%s, %s parameters) on %s in %s; %s: %s tokens to learn on, %s to measure on",
+            *(model.label, model.architecture, f"{model.num_parameters:,}", model.device, model.dtype),
+            *(data.name, f"{data.calibration_tokens:,}", f"{data.evaluation_tokens:,}"),
+        )
+        log.info("%s units, %s of them to keep; results in %s", f"{units:,}", f"{kept:,}", attempt.directory)
+
+    def _measure(self, prepared: Prepared, training: Training, attempt: Attempt) -> Outcome:
+        """What the final hard mask does on evaluation data."""
+        method, units, ablation = self.method, self.method.units, self.recipe.ablation
         scores = training.scores.cpu()
-        keep, importance_ = self.method.pools.select(scores), importance(scores)
-        kept = units.to_channels(keep)
-        metrics = self.trainer.fit(lambda size: prepared.measure(kept, self.recipe.ablation, size))
-        describe_mask(record, units, self.target_sparsity, keep, importance_)
-        describe_outcome(record, metrics, training)
-        if isinstance(self.method, LearnedMethod):
-            soft = self.method.soft_gates()
+        keep = method.pools.select(scores)
+        metrics = measure_with_progress(prepared, units.to_channels(keep), ablation, self.trainer, attempt)
+        result = attempt.result
+        if finishing := finishing_info(training):
+            result.finishing = finishing
+        result.binarization_gap = None  # there is none for methods that only score
+        if isinstance(method, LearnedMethod):
+            soft = method.soft_gates()
             soft_kl = None
             if soft is not None:
-                gates, ablation = units.to_channels(soft), self.recipe.ablation
+                gates = units.to_channels(soft)
                 soft_kl = self.trainer.fit(lambda size: prepared.kl(gates, ablation, size))
-            describe_binarization(record, soft, soft_kl)
-        return masks_by_layer(units.space, kept, units.to_channels(importance_))
-
-    def _report(self, record: Record, logger: LoggerGroup, mask_files: list[Path], drawn: list[Path]) -> None:
-        """Tell the loggers what the run found, and the record what they could not take."""
-        found = ("metrics", "sparsity", "faithfulness", "loss_degradation_percent")
-        logger.summary({name: record[name] for name in found})
-        columns, rows = layer_table(record)
-        logger.table("layers", columns, rows)
-        logger.figures([path for path in drawn if path.suffix == ".png"])
-        logger.masks(mask_files)
-        advice = logger.finish(succeeded=True)
-        record["not_logged"] = logger.not_logged
-        if advice:
-            log.info(advice)
+            kl, kept = metrics["masked"]["kl"], int(keep.sum())
+            result.binarization_gap = binarization_gap(kl, kept, soft, soft_kl)
+        target, cost = self.target_sparsity, cost_of(training)
+        return Outcome(units, target, keep, importance(scores), metrics, cost, training.history)
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What one attempt at a run writes to, and what may end it early."""
-
-    output_dir: Path
-    record: Record
-    logger: LoggerGroup
-    progress: Progress
-    states: SavedStates
-    interruption: Interruption
-
-    def on_resume(self, step: int, history: list[Record]) -> None:
-        """Tell the loggers, which begin afresh, what an earlier attempt told them; say where the run goes on."""
-        for line in history:
-            self.logger.log({name: value for name, value in line.items() if name != "step"}, line["step"])
-        self.record["resumed"].append(step)
-        write_json(self.output_dir / RESULT, self.record)
-        log.info("the run goes on after step %d", step)
-
-
-def earlier_attempts(output_dir: Path) -> list[int]:
-    """The steps after which earlier attempts at a run ended."""
-    before = Occupant.of(output_dir).result
-    return [] if before is None else before.resumed
-
-
-def record_failure(output_dir: Path, config: Record, error: BaseException) -> None:
-    """Leave the error of a run that failed before it could begin, unless another run's result is there."""
-    if Occupant.of(output_dir).gives_way_to(None):
-        _write_failure(output_dir, start_record(config), error)
-
-
-def _write_failure(output_dir: Path, record: Record, error: BaseException) -> None:
-    interrupted = isinstance(error, Interrupted)
-    end_record(record, "interrupted" if interrupted else "failed", error)
-    if not interrupted:
-        record["traceback"] = "".join(traceback.format_exception(error))
-    try:
-        write_json(output_dir / RESULT, record)
-    except OSError as full:
-        log.error("%s cannot be written: %s", output_dir / RESULT, full.strerror or full)
+def measure_with_progress(
+    prepared: Prepared, kept: Tensor, ablation: Ablation, trainer: MaskTrainer, attempt: Attempt
+) -> Measurements:
+    """The four models on evaluation data for kept channels bool [N], with progress over the sequences."""
+    progress = attempt.progress
+    with progress:
+        progress.start(len(prepared.data.evaluation), "measuring", "sequence")
+        return trainer.fit(lambda size: prepared.measure(kept, ablation, size, progress.update))

@@ -1,11 +1,50 @@
-"""Which tests a run of several seeds makes on its consensus mask."""
+"""What several seeds say of their masks: how far they agree, their consensus, and tests of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mechint.analysis.preparation import Measurements, Prepared
+from mechint.analysis.trials import (
+    Necessity,
+    Trials,
+    measure_inertness,
+    measure_necessity,
+    subset_counts,
+)
+from mechint.data.packing import even_rows
 from mechint.errors import UserError
+from mechint.loggers import Progress
+from mechint.masking import MaskSet, Pools, Units
+from mechint.masking.ablation import Ablation
+from mechint.masking.masks import flat_importance, flat_keep
+from mechint.metrics.agreement import Agreement
+from mechint.metrics.evaluation import Evaluator, faithfulness
+from mechint.metrics.spread import Spread
+from mechint.results import RunFiles
+from mechint.results.evidence import Evidence, evidence_of
+from mechint.results.result import (
+    Consensus,
+    InertnessInfo,
+    NecessityInfo,
+    NullControl,
+    NullLosses,
+    SeedAgreement,
+    SingleMasks,
+    StabilityInfo,
+)
+
+log = logging.getLogger(__name__)
+
+FEWEST_ROWS = 4  # evaluation sequences of a trial, where there are as many; a few are needed to see noise
 
 
 @dataclass(kw_only=True)
@@ -36,3 +75,226 @@ class Stability:
         self.subset_sizes = tuple(self.subset_sizes)
         if not self.budget > 0:
             raise UserError(f"stability.budget={self.budget} must be above 0; 1 is as much as the seeds saw")
+
+
+@dataclass(frozen=True)
+class Selections:
+    """What S seeds chose. keep: bool [S, U]. importance: float [S, U]."""
+
+    keep: Tensor
+    importance: Tensor
+
+    @classmethod
+    def of(cls, units: Units, masks: Sequence[MaskSet]) -> Selections:
+        """The units that saved masks keep."""
+        keep = [units.of_channels(flat_keep(units.space, mask_set)) for mask_set in masks]
+        importance = [units.of_channels(flat_importance(units.space, mask_set)) for mask_set in masks]
+        return cls(torch.stack(keep), torch.stack(importance))
+
+    @property
+    def frequency(self) -> Tensor:
+        """The fraction of seeds that keep each unit, [U]."""
+        return self.keep.float().mean(0)
+
+    def scores(self, pools: Pools) -> Tensor:
+        """Scores [U] by which a pool keeps the units most often selected, ties by mean importance rank."""
+        ranks = torch.stack([pools.ranks(importance) for importance in self.importance])
+        return self.keep.double().sum(0) - ranks.double().mean(0) / self.keep.shape[1]
+
+
+@dataclass
+class Assessment:
+    """Agreement of the seeds' runs, and trials on their consensus mask keep, bool [U].
+
+    batch_size: sequences that go through the model at once. progress: shows how far a test is.
+    """
+
+    settings: Stability
+    prepared: Prepared
+    units: Units
+    selections: Selections
+    keep: Tensor
+    runs: Sequence[RunFiles]
+    batch_size: int
+    ablation: Ablation
+    progress: Progress
+    _necessity: Necessity | None = field(default=None, init=False)
+
+    def info(self, metrics: Measurements, seed: int) -> StabilityInfo:
+        """What result.json says of it, apart from the null control.
+
+        metrics: what the consensus mask does on all evaluation data. seed: of the random subsets.
+        """
+        results = [run.result for run in self.runs]
+        digests = {result.dataset.evaluation_digest for result in results}
+        assert digests == {self.prepared.data.evaluation_digest}, "all seeds are measured on the same tokens"
+        generator = torch.Generator().manual_seed(seed)
+        counts = subset_counts(self.keep, self.settings.subset_sizes) if self.settings.subset_draws else []
+        trials, most = self._trials(2 * len(counts) * self.settings.subset_draws)
+        agreement = Agreement.of([run.layer_masks for run in self.runs])
+        return StabilityInfo(
+            seeds=[result.config["seed"] for result in results],
+            iou=_iou_of(agreement),
+            frequency_histogram=list(agreement.histogram),
+            frequency_histogram_chance=list(agreement.chance_histogram),
+            single=_single_masks(self.runs),
+            consensus=self._consensus(metrics),
+            necessity=self._test_necessity(trials, most, generator),
+            inertness=self._test_inertness(trials, counts, generator),
+            null=None,
+        )
+
+    @property
+    def evidence(self) -> Evidence:
+        """What is known of every channel."""
+        count = self.units.count
+        rise = error = torch.full((count,), torch.nan)
+        if self._necessity:
+            rise, error = self._necessity.on_units(count)
+        flat = {"frequency": self.selections.frequency, "necessity": rise, "necessity_error": error}
+        spread = {name: self.units.to_channels(value) for name, value in flat.items()}
+        return evidence_of(self.units.space, **spread, unit=self.units.of_channel)
+
+    def _consensus(self, metrics: Measurements) -> Consensus:
+        dense, empty, masked = (metrics[name]["loss"] for name in ("dense", "empty", "masked"))
+        frequency = self.selections.frequency[self.keep]
+        return Consensus(
+            kl=metrics["masked"]["kl"],
+            loss=masked,
+            faithfulness=faithfulness(dense, empty, masked),
+            kl_recovered=kl_recovered(metrics["masked"]["kl"], metrics["empty"]["kl"]),
+            units=len(frequency),
+            unanimous_units=int((frequency == 1).sum()),
+            mean_frequency=float(frequency.mean()),
+        )
+
+    def _trials(self, subsets: int) -> tuple[Trials, int]:
+        """Trials on as many evaluation rows as the budget allows, and how many kept units can be tried."""
+        data = self.prepared.data.evaluation
+        length, seeds = data.length, len(self.runs)
+        # Each run also measures four models on all evaluation data.
+        seen = sum(run.result.cost.tokens for run in self.runs) + 4 * seeds * data.size
+        sequences = self.settings.budget * seen / length
+        masks = subsets + (int(self.keep.sum()) if self.settings.necessity else 0)
+        count = min(max(FEWEST_ROWS, int(sequences / max(masks, 1))), max(1, self.settings.tokens // length))
+        chosen = data[torch.from_numpy(even_rows(len(data), count))]
+        affordable = int(sequences / len(chosen))
+        most = max(1, affordable - subsets, affordable // 2)
+        evaluator = Evaluator(
+            self.prepared.masked, chosen, self.ablation, self.batch_size, on_sequences=self.progress.update
+        )
+        return Trials(evaluator, self.units, self.keep), most
+
+    def _test_necessity(self, trials: Trials, most: int, generator: torch.Generator) -> NecessityInfo | None:
+        kept = int(self.keep.sum())
+        if not self.settings.necessity or not kept:
+            return None
+        log.info("removing each of %d kept units alone", min(kept, most))
+        started = time.perf_counter()
+        with self.progress as progress:
+            progress.start(len(trials.evaluator.batch), "removing units", "sequence")
+            self._necessity = measure_necessity(trials, most, generator)
+        return self._necessity.info(trials.tokens, kept, time.perf_counter() - started)
+
+    def _test_inertness(
+        self, trials: Trials, counts: Sequence[int], generator: torch.Generator
+    ) -> InertnessInfo | None:
+        if not counts:
+            return None
+        log.info("adding back, and removing, random subsets of %s units", ", ".join(map(str, counts)))
+        started = time.perf_counter()
+        with self.progress as progress:
+            progress.start(len(trials.evaluator.batch), "random subsets", "sequence")
+            found = measure_inertness(trials, counts, self.settings.subset_draws, generator)
+        found.seconds = time.perf_counter() - started
+        return found
+
+
+def _iou_of(agreement: Agreement) -> SeedAgreement:
+    iou, chance, layers = agreement.iou, agreement.chance, agreement.chance_layers
+    return SeedAgreement(
+        mean=None if iou is None else iou.mean,
+        min=None if iou is None else iou.low,
+        max=None if iou is None else iou.high,
+        chance=None if chance is None else chance.mean,
+        chance_layers=None if layers is None else layers.mean,
+    )
+
+
+def _single_masks(runs: Sequence[RunFiles]) -> SingleMasks:
+    """What each seed's own mask does on evaluation data."""
+    metrics = [run.result.metrics for run in runs]
+    kl, loss = [model.masked.kl for model in metrics], [model.masked.loss for model in metrics]
+    spread = Spread.of(kl)
+    return SingleMasks.model_validate(
+        {
+            "kl": kl,
+            "kl_mean": None if spread is None else spread.mean,
+            "kl_sd": None if spread is None else spread.sd,
+            "loss": loss,
+            "faithfulness": [run.result.faithfulness for run in runs],
+            "kl_recovered": [kl_recovered(model.masked.kl, model.empty.kl) for model in metrics],
+        }
+    )
+
+
+def null_control(metrics: Measurements, seed: int, matrices: int, seconds: float) -> NullControl:
+    """What the same method does on the model with permuted weights, against that model's own dense outputs."""
+    dense, empty, masked = (metrics[name]["loss"] for name in ("dense", "empty", "masked"))
+    return NullControl(
+        seed=seed,
+        matrices=matrices,
+        kl=metrics["masked"]["kl"],
+        kl_empty=metrics["empty"]["kl"],
+        kl_recovered=kl_recovered(metrics["masked"]["kl"], metrics["empty"]["kl"]),
+        loss=NullLosses(dense=dense, empty=empty, masked=masked),
+        faithfulness=faithfulness(dense, empty, masked),
+        seconds=seconds,
+    )
+
+
+def kl_recovered(masked: float | None, empty: float | None) -> float | None:
+    """1 - KL of the masked / KL of the empty model: 1 as the dense model, 0 as the empty one; None for KL 0 of that.
+
+    Unlike faithfulness it needs no model that is good at the text.
+    """
+    return 1 - masked / empty if masked is not None and empty else None
+
+
+@contextmanager
+def permuted_weights(model: PreTrainedModel, seed: int) -> Iterator[int]:
+    """Permute the entries inside every attention and MLP weight matrix for the time of the block.
+
+    Yields how many matrices there are. Embeddings, the output projection to the vocabulary, biases and norms stay, and
+    so do the values that each matrix holds; which entry is where is random. Afterwards every weight is bitwise what it
+    was. Only one matrix at a time needs extra memory.
+    """
+    matrices = block_matrices(model)
+    _permute(matrices, seed, undo=False)
+    try:
+        yield len(matrices)
+    finally:
+        _permute(matrices, seed, undo=True)
+
+
+def block_matrices(model: PreTrainedModel) -> list[Tensor]:
+    """The weight tensors of two and more dimensions, without those of embeddings and of the output projection."""
+    outside = {
+        id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()
+    }
+    if (head := model.get_output_embeddings()) is not None:
+        outside |= {id(parameter) for parameter in head.parameters()}
+    return [p.data for p in model.parameters() if p.ndim >= 2 and id(p) not in outside]
+
+
+def _permute(matrices: list[Tensor], seed: int, undo: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for matrix in matrices:
+        order = torch.randperm(matrix.numel(), generator=generator).to(matrix.device)
+        flat = matrix.flatten()
+        shuffled = torch.empty_like(flat)
+        if undo:
+            shuffled[order] = flat
+        else:
+            shuffled = flat[order]
+        matrix.copy_(shuffled.view_as(matrix))

@@ -5,34 +5,24 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mechint.analysis.describing import (
-    Record,
-    describe_inputs,
-    describe_mask,
-    describe_method,
-    describe_model,
-    describe_outcome,
-    end_record,
-    settings_without_effect,
-    training_of_all,
-)
-from mechint.analysis.preparation import Preparation
-from mechint.analysis.single import Analysis, Attempt
+from mechint.analysis.attempt import Attempt, Outcome, RunOptions, attempt_run, child_config
+from mechint.analysis.describing import Record, total_cost
+from mechint.analysis.single import Analysis
 from mechint.errors import UserError
-from mechint.masking import Units, masks_by_layer
+from mechint.masking import Units
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.methods.method import importance
-from mechint.results import Result, RunFiles, save_masks
-from mechint.runtime.files import plain
+from mechint.results import Result, RunFiles
+from mechint.results.result import Metrics, NestedPoint
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +34,7 @@ MOST_TARGETS = 100
 
 
 @dataclass(kw_only=True)
-class NestedTargets(Analysis):
+class NestedTargets:
     """A ladder of analyses: each target's mask is learned among the units that the target before it keeps.
 
     Every target's run is an ordinary run in sparsity_<target>/. Together they have 1.5 times the steps and finishing
@@ -52,92 +42,65 @@ class NestedTargets(Analysis):
     highest target, and one ranking of all units from which every target's mask can be read: `importance` orders units
     by how many targets keep them, then by the scores of the last run in which they could be kept.
 
-    targets: sparsities, ascending; target_sparsity is the last of them.
+    analysis: of the highest target alone. targets: sparsities, ascending.
     """
 
+    analysis: Analysis
     targets: tuple[float, ...]
 
-    def run(
-        self,
-        output_dir: Path,
-        config: Record,
-        group: str | None = None,
-        bar: bool | None = None,
-        resume: bool = True,
-        preparation: Preparation | None = None,
-    ) -> Record:
-        """As Analysis.run, after a run for each target."""
-        self._group, self._bar, self._resume = group or output_dir.name, bar, resume
-        self._singles = [self._single(number) for number in range(len(self.targets))]
-        return super().run(output_dir, config, group, bar, resume, preparation)
+    def unseen(self) -> NestedTargets:
+        """The same for a process that only helps another: nothing is logged or drawn."""
+        return replace(self, analysis=self.analysis.unseen())
 
-    def _work(self, attempt: Attempt, preparation: Preparation) -> None:
-        started, record, output_dir = time.perf_counter(), attempt.record, attempt.output_dir
-        runs = self._run_targets(output_dir, record["config"], preparation)
-        prepared = preparation(self.loader, self.checkpoint, self.device, self.dtype, self.dataset, self.seed)
-        self.method.prepare(prepared.masked, self.target_sparsity, torch.Generator())  # for its units
-        units, last = self.method.units, runs[-1]
-        describe_inputs(record, prepared.checkpoint, prepared.data)
-        describe_model(record, prepared.masked)
-        describe_method(record, self.recipe)
-        record["notes"] += settings_without_effect(self.method, prepared.masked, self.trainer)
+    def run(self, output_dir: Path, config: Record, options: RunOptions | None = None) -> Result:
+        """As Analysis.run, after a run for each target."""
+        highest = self.analysis
+        singles = [self._single(number) for number in range(len(self.targets))]
+        work = partial(self._work, singles)
+        return attempt_run(output_dir, config, highest.inputs, highest.outputs, options or RunOptions(), work)
+
+    def _work(self, singles: Sequence[Analysis], attempt: Attempt) -> None:
+        highest, recipe, result = self.analysis, self.analysis.recipe, attempt.result
+        runs = self._run_targets(singles, attempt)
+        prepared = attempt.options.preparation(highest.inputs, highest.seed)
+        highest.method.prepare(prepared.masked, highest.target_sparsity, torch.Generator())  # for its units
+        units, last = highest.method.units, runs[-1]
+        attempt.describe(prepared, recipe, highest.trainer)
 
         ranking = one_ranking(units, runs)
         keep = units.of_channels(flat_keep(units.space, last.masks))
-        describe_mask(record, units, self.target_sparsity, keep, importance(ranking))
-        describe_outcome(
-            record, last.result.as_json()["metrics"], training_of_all([run.result.as_json() for run in runs])
-        )
-        record["nested"] = [point(run) for run in runs]
-        masks = masks_by_layer(
-            units.space, units.to_channels(keep), units.to_channels(importance(ranking)).float()
-        )
-        record["cost"] |= {"total_seconds": time.perf_counter() - started, "threads": torch.get_num_threads()}
-        files = save_masks(masks, output_dir, {"checkpoint_sha256": prepared.checkpoint.sha256})
-        end_record(record, "done")
-        run = RunFiles(output_dir, Result.parse(plain(record)), masks, [])
-        drawn = self.visualizer.draw_if_room(run)
-        record["notes"] = run.result.notes
-        self._report(record, attempt.logger, files, drawn)
+        result.nested = [point(run) for run in runs]
+        result.binarization_gap = None
+        metrics, cost = last.result.as_json()["metrics"], total_cost([run.result.cost for run in runs])
+        attempt.finish(Outcome(units, highest.target_sparsity, keep, importance(ranking), metrics, cost))
 
     def _single(self, number: int) -> Analysis:
-        """The analysis of one target, with objects of its own where they change or hold something open."""
-        shared = {item.name: getattr(self, item.name) for item in fields(Analysis)}
-        recipe = copy.deepcopy(self.recipe)
+        """The analysis of one target."""
+        recipe = copy.deepcopy(self.analysis.recipe)
         recipe.method.finishing_trials = self._part(number, recipe.method.finishing_trials)
-        recipe.steps = max(1, self._part(number, self.recipe.steps))
-        own = {
-            "target_sparsity": self.targets[number],
-            "recipe": recipe,
-            "loggers": copy.deepcopy(self.loggers),
-        }
-        return Analysis(**{**shared, **own})
+        recipe.steps = max(1, self._part(number, recipe.steps))
+        return self.analysis.another(target_sparsity=self.targets[number], recipe=recipe)
 
     def _part(self, number: int, whole: int) -> int:
         """One target's part of steps or trials: for n targets in the ratio n + 1 : n + 2 : ... : 2n."""
         count = len(self.targets)
         return math.floor(COST * whole * (count + 1 + number) / sum(range(count + 1, 2 * count + 1)))
 
-    def _run_targets(self, output_dir: Path, config: Record, preparation: Preparation) -> list[RunFiles]:
+    def _run_targets(self, singles: Sequence[Analysis], attempt: Attempt) -> list[RunFiles]:
         """An ordinary run for every target, unless it is done already."""
         runs: list[RunFiles] = []
-        for number, single in enumerate(self._singles, start=1):
-            directory = output_dir / directory_of(single.target_sparsity)
-            log.info(
-                "target sparsity %g, run %d of %d: %s",
-                single.target_sparsity,
-                number,
-                len(self.targets),
-                directory,
-            )
+        config, given = attempt.result.config, attempt.options
+        options = replace(given, group=given.group or attempt.directory.name)
+        for number, single in enumerate(singles, start=1):
+            target, trials = single.target_sparsity, single.method.finishing_trials
+            directory = attempt.directory / directory_of(target)
+            log.info("target sparsity %g, run %d of %d: %s", target, number, len(singles), directory)
+            changes: Record = {"target_sparsity": target, "steps": single.recipe.steps}
+            changes["nested_in"] = list(self.targets[: number - 1])
+            if isinstance(config.get("mask"), dict):
+                changes["mask"] = {**config["mask"], "finishing_trials": trials}
             single.within = runs[-1].masks if runs else None
-            told = {**config, "target_sparsity": single.target_sparsity, "steps": single.recipe.steps}
-            told["nested_in"] = list(self.targets[: number - 1])
-            if isinstance(told.get("mask"), dict):
-                told["mask"] = {**told["mask"], "finishing_trials": single.method.finishing_trials}
-            if "output_dir" in config:
-                told["output_dir"] = str(directory)
-            single.run(directory, told, self._group, self._bar, self._resume, preparation)
+            single.run(directory, child_config(config, directory, **changes), options)
             runs.append(RunFiles.read(directory))
         return runs
 
@@ -155,17 +118,19 @@ def one_ranking(units: Units, runs: Sequence[RunFiles]) -> Tensor:
     return depth + 0.999 * worth.gather(0, last[None]).squeeze(0).double()
 
 
-def point(run: RunFiles) -> Record:
+def point(run: RunFiles) -> NestedPoint:
     """What the result of several targets tells of one of them."""
-    result = run.result.as_json()
-    sparsity = {name: result["sparsity"][name] for name in ("target", "achieved", "kept", "total")}
-    return {
-        "directory": run.directory.name,
-        **sparsity,
-        "metrics": {name: result["metrics"][name] for name in ("masked", "complement")},
-        "faithfulness": result["faithfulness"],
-        "loss_degradation_percent": result["loss_degradation_percent"],
-    }
+    result, sparsity, metrics = run.result, run.result.sparsity, run.result.metrics
+    return NestedPoint(
+        directory=run.directory.name,
+        target=sparsity.target,
+        achieved=sparsity.achieved,
+        kept=sparsity.kept,
+        total=sparsity.total,
+        metrics=Metrics(masked=metrics.masked, complement=metrics.complement),
+        faithfulness=result.faithfulness,
+        loss_degradation_percent=result.loss_degradation_percent,
+    )
 
 
 def directory_of(target: float) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mechint.masking.examining import AttentionFacts
+
 # Names that say nothing about the model: the directory's name goes in front of them.
 _GENERIC_NAME = re.compile(
     r"(ckpt|checkpoint|model|weights|final|best|latest|last|step|iter|epoch)?([-_]?\d+)?", re.IGNORECASE
@@ -22,6 +24,8 @@ class LoadOptions:
     attention: str | None = None
     own_tokenizer: bool = True
     num_heads: int | None = None
+    kv_tying: bool | None = None
+    ignore: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class LoadedModel:
     weight_files: tuple[Path, ...]
     tokenizer: PreTrainedTokenizerBase | None = None
     notes: tuple[str, ...] = ()
+    stated_loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +45,9 @@ class Checkpoint:
 
     `source` is what the user typed (an absolute path for files and directories); `sha256` is that of the
     weight file, or of the shards one after the other in the order of their names; `name` is short and made of
-    `A-Za-z0-9._-` only; `notes` are facts that a reader of the results must know.
+    `A-Za-z0-9._-` only; `notes` are facts that a reader of the results must know; `attention` says what masks cannot
+    change, and which layers have K = V. `stated_loss` is the validation loss that the file itself names, in nats per
+    token.
     """
 
     model: PreTrainedModel
@@ -49,7 +56,9 @@ class Checkpoint:
     sha256: str
     format: str
     name: str
+    attention: AttentionFacts
     notes: tuple[str, ...] = ()
+    stated_loss: float | None = None
 
     @property
     def architecture(self) -> str:
@@ -71,13 +80,13 @@ class Checkpoint:
     @property
     def max_positions(self) -> int | None:
         """The longest sequence the model was made for, in tokens; None where it names no limit."""
-        return getattr(self.model.config, "max_position_embeddings", None)
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
 def short_name(source: str) -> str:
     """A name for directories and titles, e.g. `gpt2` for `openai/gpt2`, `run3-ckpt` for `run3/ckpt.pt`."""
     path = Path(source.removeprefix("bundled:"))
-    is_file = path.suffix.lower() in {".pt", ".pth", ".safetensors", ".gguf"}
+    is_file = path.suffix.lower() in {".pt", ".pth", ".safetensors", ".gguf", ".ckpt"}
     name = path.stem if is_file else path.name
     if _GENERIC_NAME.fullmatch(name):
         name = f"{path.parent.name}-{name}"

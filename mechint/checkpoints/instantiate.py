@@ -16,9 +16,6 @@ from mechint.errors import UserError, one_line
 # Parameters that one stored number may stand for: tied embeddings are stored once.
 MOST_SHARED = 4
 
-# Decoders whose configuration nevertheless says `is_decoder: false`.
-_DECODERS_BY_NATURE = {"gpt_neox", "gpt_neox_japanese"}
-
 
 def causal_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTrainedConfig]:
     """transformers' language model class for a configuration, and the (text) configuration it takes.
@@ -31,10 +28,6 @@ def causal_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTr
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(
             f"{kind} is not a decoder-only language model in transformers {transformers_version}; give one that is"
-        )
-    if getattr(config, "is_decoder", True) is False and kind not in _DECODERS_BY_NATURE:
-        raise UserError(
-            f"{kind} reads in both directions (is_decoder: false); give a decoder-only language model"
         )
     model_class = cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(config)])
     text_config = config.get_text_config()

@@ -1,7 +1,7 @@
 """From what the user typed as `checkpoint=` to a frozen model."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from mechint.checkpoints.checkpoint import Checkpoint, LoadOptions, sha256_of, short_name
 from mechint.checkpoints.gguf import load_gguf
+from mechint.checkpoints.gguf_split import gguf_parts
 from mechint.checkpoints.huggingface import load_directory, load_safetensors
 from mechint.checkpoints.location import Location, locate
 from mechint.checkpoints.nanogpt import load_nanogpt
@@ -17,6 +18,8 @@ from mechint.checkpoints.sharding import shard
 from mechint.checkpoints.tokenizer import find_tokenizer
 from mechint.checkpoints.weights import weight_files
 from mechint.errors import UserError, one_line
+from mechint.masking import MaskedModel
+from mechint.masking.examining import AttentionFacts, examine
 
 # Files that decide, with the weights beside them, what a model computes and which tokens it reads.
 _DESCRIPTIONS = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -35,16 +38,19 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class CheckpointLoader:
     """Loads every kind of checkpoint into transformers' own model classes.
 
-    `attention` is the implementation ("auto": transformers' choice), `tokenizer` a directory or hub id to use
-    instead of the checkpoint's own, `revision` a branch, tag or commit of a hub id, `num_heads` the number of
-    attention heads of a nanoGPT-style checkpoint that does not name it. `shard` splits the layers over the processes
-    of torchrun, for models that one device cannot hold.
+    `attention` is the implementation ("auto": transformers' choice), `tokenizer` a directory, file or hub id to use
+    instead of the checkpoint's own, `revision` a branch, tag or commit of a hub id. For nanoGPT-style checkpoints that
+    do not say so themselves: `num_heads` is the number of attention heads, `kv_tying` whether c_attn has one projection
+    for keys and values; `ignore` names settings that are to count as harmless. `shard` splits the layers over the
+    processes of torchrun, for models that one device cannot hold.
     """
 
     attention: str = "auto"
     tokenizer: str | None = None
     revision: str | None = None
     num_heads: int | None = None
+    kv_tying: bool | None = None
+    ignore: list[str] = field(default_factory=list)
     shard: bool = False
 
     def load(self, source: str, device: torch.device, dtype: str) -> Checkpoint:
@@ -62,6 +68,7 @@ class CheckpointLoader:
         _refuse_not_finite(loaded.model, location.source)
         if self.shard:
             shard(loaded.model, device)
+        facts = _examine(loaded.model)
         return Checkpoint(
             model=loaded.model,
             tokenizer=loaded.tokenizer if tokenizer is None else tokenizer,
@@ -69,7 +76,9 @@ class CheckpointLoader:
             sha256=_sha256(loaded.weight_files),
             format=location.format,
             name=short_name(location.source),
-            notes=(*loaded.notes, *self._settings_without_effect(location)),
+            attention=facts,
+            stated_loss=loaded.stated_loss,
+            notes=(*loaded.notes, *facts.notes(), *self._settings_without_effect(location)),
         )
 
     def fingerprint(self, source: str) -> str:
@@ -80,7 +89,7 @@ class CheckpointLoader:
         """
         location = locate(source, self.revision)
         in_directory = location.path.is_dir()
-        weights = weight_files(location.path) if in_directory else (location.path,)
+        weights = weight_files(location.path) if in_directory else gguf_parts(location.path)
         directory = location.path if in_directory else location.path.parent
         reads_beside = in_directory or location.format == "safetensors"
         beside = [directory / name for name in _DESCRIPTIONS if reads_beside]
@@ -95,14 +104,21 @@ class CheckpointLoader:
         if self.attention not in _ATTENTION:
             raise UserError(f"model.attention={self.attention} is not known; use {', '.join(_ATTENTION)}")
         attention = None if self.attention == "auto" else self.attention
-        return LoadOptions(precision, attention, self.tokenizer is None, self.num_heads)
+        return LoadOptions(
+            precision, attention, self.tokenizer is None, self.num_heads, self.kv_tying, tuple(self.ignore)
+        )
 
     def _settings_without_effect(self, location: Location) -> list[str]:
         notes = []
         if self.revision is not None and not location.on_hub:
             notes.append("model.revision has no effect: the checkpoint is not on the hub")
-        if self.num_heads is not None and location.format != "nanogpt":
-            notes.append("model.num_heads has no effect: the checkpoint's configuration names its heads")
+        if location.format != "nanogpt":
+            if self.num_heads is not None:
+                notes.append("model.num_heads has no effect: the checkpoint's configuration names its heads")
+            if self.kv_tying is not None:
+                notes.append("model.kv_tying has no effect: the checkpoint's configuration says what it is")
+            if self.ignore and location.format != "gguf":
+                notes.append("model.ignore has no effect: it is for nanoGPT-style checkpoints and GGUF files")
         return notes
 
 
@@ -124,6 +140,14 @@ def _check_device(device: torch.device) -> None:
         raise UserError(
             f"device={device} cannot be used ({one_line(error, 120)}); use device=cpu or auto"
         ) from error
+
+
+def _examine(model: PreTrainedModel) -> AttentionFacts:
+    masked = MaskedModel(model)
+    try:
+        return examine(masked)
+    finally:
+        masked.close()
 
 
 def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:

@@ -8,7 +8,13 @@ from mechint.checkpoints.bundled import bundled_directory, bundled_names
 from mechint.checkpoints.hub import download_model, looks_like_hub_id
 from mechint.errors import UserError
 
-_FORMATS = {".pt": "nanogpt", ".pth": "nanogpt", ".safetensors": "safetensors", ".gguf": "gguf"}
+_FORMATS = {
+    ".pt": "nanogpt",
+    ".pth": "nanogpt",
+    ".ckpt": "nanogpt",
+    ".safetensors": "safetensors",
+    ".gguf": "gguf",
+}
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,21 @@ from transformers import GPT2Config
 
 from mechint.checkpoints.checkpoint import LoadedModel, LoadOptions
 from mechint.checkpoints.instantiate import instantiate
+from mechint.checkpoints.nanogpt_settings import (
+    HEADS,
+    LAYERS,
+    TRANSPOSED,
+    VOCABULARY,
+    WIDTH,
+    Settings,
+    read_settings,
+)
 from mechint.checkpoints.pickles import read_pickle
 from mechint.errors import UserError
 
 _CONTAINERS = ("model", "model_state_dict", "state_dict")
-_HEAD_KEYS = ("n_head", "n_heads", "num_heads", "num_attention_heads")
-_KV_HEAD_KEYS = ("n_kv_head", "n_kv_heads", "num_kv_heads", "num_key_value_heads")
+_STATED_LOSSES = ("best_val_loss", "val_loss")
+_WRAPPERS = r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 _EMBEDDING = "transformer.wte.weight"
 _POSITIONS = "transformer.wpe.weight"
 _FIRST_QKV = "transformer.h.0.attn.c_attn.weight"
@@ -38,17 +47,35 @@ def load_nanogpt(path: Path, options: LoadOptions) -> LoadedModel:
     Raises `UserError` for everything that does not compute GPT-2's function.
     """
     checkpoint = read_pickle(path)
-    settings = _settings(checkpoint)
+    settings = read_settings(checkpoint, path, options.ignore)
     weights = _plain_names(_state_dict(checkpoint, path))
     _refuse_other_models(weights, settings, path)
-    config = _config(path, weights, _num_heads(weights, settings, options.num_heads, path))
+    heads = _num_heads(weights, settings, options.num_heads, path)
+    _refuse_grouped(weights, settings, heads, options.kv_tying)
+    config = _config(path, weights, heads, settings)
     notes = []
-    if weights[_FIRST_QKV].shape[0] == 2 * config.n_embd:
-        notes.append("K and V weights are tied (one projection for both); they are masked separately")
     if unpadded := _unpadded_vocabulary(settings, config.vocab_size):
         notes.append(f"vocabulary padded from {unpadded} to {config.vocab_size}")
+    if options.ignore:
+        notes.append(f"settings of the checkpoint ignored on request: {', '.join(options.ignore)}")
+    stated = _stated_loss(checkpoint)
+    if stated is not None:
+        notes.append(
+            f"the checkpoint names a validation loss of {stated:.4f} on the data it was trained with"
+        )
     model, unused = instantiate(config, _gpt2_weights(weights, config, path), options, path)
-    return LoadedModel(model, (path,), None, (*notes, *unused))
+    return LoadedModel(model, (path,), None, (*notes, *unused), stated)
+
+
+def _stated_loss(checkpoint: Mapping[str, Any]) -> float | None:
+    """The validation loss that a checkpoint names, in nats per token."""
+    for name in _STATED_LOSSES:
+        value = checkpoint.get(name)
+        if isinstance(value, Tensor) and value.numel() == 1:
+            value = value.item()
+        if isinstance(value, int | float) and 0 < value < 100:
+            return float(value)
+    return None
 
 
 def _state_dict(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Tensor]:
@@ -63,23 +90,17 @@ def _state_dict(checkpoint: Mapping[str, Any], path: Path) -> Mapping[str, Tenso
     return inner
 
 
-def _settings(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What the checkpoint says about itself; `model_args` has the last word over the training `config`."""
-    found = [checkpoint[key] for key in ("config", "model_args") if isinstance(checkpoint.get(key), Mapping)]
-    return {key: value for settings in found for key, value in settings.items() if value is not None}
-
-
 def _plain_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights without the prefixes of torch.compile and distributed training and without causal masks."""
     plain = {}
     for name, tensor in weights.items():
-        name = re.sub(r"^(module\.|model\.)+", "", name.replace("_orig_mod.", ""))
+        name = re.sub(r"^(module\.|model\.|net\.|gpt\.)+", "", re.sub(_WRAPPERS, "", name))
         if not re.search(r"\.attn\.(masked_)?bias$", name):
             plain[name] = tensor
     return plain
 
 
-def _refuse_other_models(weights: dict[str, Tensor], settings: dict[str, Any], path: Path) -> None:
+def _refuse_other_models(weights: dict[str, Tensor], settings: Settings, path: Path) -> None:
     absent = [name for name in (_EMBEDDING, _POSITIONS, _FIRST_QKV, _FIRST_MLP) if name not in weights]
     if absent:
         raise UserError(
@@ -95,18 +116,49 @@ def _refuse_other_models(weights: dict[str, Tensor], settings: dict[str, Any], p
             f"{path} stores weights [in, out] as transformers' GPT-2 does, unlike nanoGPT; save that model "
             "with save_pretrained and give the directory"
         )
-    if settings.get("kv_transpose_tying"):
+    if settings.first(TRANSPOSED):
         raise UserError(f"{path} ties K = V^T; save c_attn.weight with the rows of q, k and v written out")
-    heads, kv_heads = _first(settings, _HEAD_KEYS), _first(settings, _KV_HEAD_KEYS)
+    sizes = {"n_layer": (LAYERS, _num_layers(weights)), "n_embd": (WIDTH, weights[_EMBEDDING].shape[1])}
+    for name, (names, there) in sizes.items():
+        stated = settings.first(names)
+        if stated is not None and stated != there:
+            raise UserError(f"{path} says {name}={stated}, but its weights have {there}; save it again")
+
+
+def _num_layers(weights: Mapping[str, Tensor]) -> int:
+    numbers = {int(match[1]) for name in weights if (match := re.match(r"transformer\.h\.(\d{1,9})\.", name))}
+    return len(numbers)
+
+
+def _refuse_grouped(
+    weights: dict[str, Tensor], settings: Settings, heads: int, kv_tying: bool | None
+) -> None:
+    """Raise UserError where there are fewer KV heads than query heads, or nobody says what a narrow c_attn is."""
+    width, path = weights[_EMBEDDING].shape[1], settings.path
+    rows, kv_heads = weights[_FIRST_QKV].shape[0], settings.kv_heads
+    narrow = rows == 2 * width
+    if narrow and (kv_tying or (kv_tying is None and (settings.tied or kv_heads == heads))):
+        return
     if kv_heads is not None and kv_heads != heads:
         raise UserError(
             f"{path} has {kv_heads} KV heads for {heads} query heads, which GPT-2 cannot express; save it as "
             "a Hugging Face directory of an architecture that can (llama)"
         )
+    if narrow:
+        raise UserError(
+            f"{path} has c_attn of width {rows} for {width} channels, and does not say what that is: one projection "
+            f"for keys and values (then give model.kv_tying=true), or {heads} query heads with half as many KV heads, "
+            "which GPT-2 cannot express"
+        )
+    if rows != 3 * width:
+        raise UserError(
+            f"{path} has c_attn of width {rows} for {width} channels, so it has grouped queries, which GPT-2 cannot "
+            "express; save it as a Hugging Face directory of an architecture that can (llama)"
+        )
 
 
-def _num_heads(weights: dict[str, Tensor], settings: dict[str, Any], given: int | None, path: Path) -> int:
-    stored, width = _first(settings, _HEAD_KEYS), weights[_EMBEDDING].shape[1]
+def _num_heads(weights: dict[str, Tensor], settings: Settings, given: int | None, path: Path) -> int:
+    stored, width = settings.first(HEADS), weights[_EMBEDDING].shape[1]
     if stored is None and given is None:
         raise UserError(f"{path} does not say how many attention heads it has; give model.num_heads=N")
     if stored is not None and given is not None and stored != given:
@@ -119,7 +171,7 @@ def _num_heads(weights: dict[str, Tensor], settings: dict[str, Any], given: int 
     return heads
 
 
-def _config(path: Path, weights: dict[str, Tensor], heads: int) -> GPT2Config:
+def _config(path: Path, weights: dict[str, Tensor], heads: int, settings: Settings) -> GPT2Config:
     layers = {int(match[1]) for name in weights if (match := re.match(r"transformer\.h\.(\d{1,9})\.", name))}
     if max(layers) >= len(layers):
         raise UserError(
@@ -133,8 +185,8 @@ def _config(path: Path, weights: dict[str, Tensor], heads: int) -> GPT2Config:
         n_layer=max(layers) + 1,
         n_head=heads,
         n_inner=weights[_FIRST_MLP].shape[0],
-        activation_function="gelu",
-        layer_norm_epsilon=1e-5,
+        activation_function=settings.activation,
+        layer_norm_epsilon=settings.epsilon,
         tie_word_embeddings=output is None or torch.equal(output, weights[_EMBEDDING]),
         bos_token_id=None,
         eos_token_id=None,
@@ -174,13 +226,9 @@ def _untied(tensor: Tensor, width: int) -> Tensor:
     return torch.cat((query, shared, shared))
 
 
-def _unpadded_vocabulary(settings: dict[str, Any], rows: int) -> int | None:
+def _unpadded_vocabulary(settings: Settings, rows: int) -> int | None:
     """The number of tokens that exist, None where all rows of the embedding are tokens or nobody knows."""
-    stated = settings.get("vocab_size")
+    stated = settings.first(VOCABULARY)
     if isinstance(stated, int) and stated < rows:
         return stated
     return _GPT2_VOCABULARY if rows == _GPT2_PADDED else None
-
-
-def _first(settings: dict[str, Any], keys: tuple[str, ...]) -> Any:
-    return next((settings[key] for key in keys if key in settings), None)

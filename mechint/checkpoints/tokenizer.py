@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from tokenizers.processors import Sequence, TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mechint.checkpoints.hub import download_tokenizer, looks_like_hub_id
@@ -66,3 +67,16 @@ def checked(tokenizer: PreTrainedTokenizerBase, where: str) -> PreTrainedTokeniz
             f"the tokenizer in {where} is empty (incomplete files?); save it with a tokenizer.json"
         )
     return tokenizer
+
+
+def add_bos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make a tokenizer put its beginning-of-text token before every text, if it has one and does not do so yet."""
+    token, backend = tokenizer.bos_token, getattr(tokenizer, "backend_tokenizer", None)
+    if token is None or backend is None or tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]:
+        return
+    start = TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, tokenizer.bos_token_id)]
+    )
+    backend.post_processor = (
+        start if backend.post_processor is None else Sequence([backend.post_processor, start])
+    )

@@ -72,7 +72,7 @@ def _sort_in(
         status = result.true_status
         started = f"started {result.started}, did not end" if status in ("running", "died") else ""
         unfinished.append(UnfinishedRun(name, status, one_line(result.error or started, 200)))
-    elif not result.measured or result.sparsity.target is None:
+    elif result.lacking or not result.measured or result.sparsity.target is None:
         unfinished.append(
             UnfinishedRun(name, "unreadable", "result.json lacks metrics or the target sparsity")
         )

@@ -32,8 +32,7 @@ from mechint.config.jobs import (
 )
 from mechint.config.sweeps import Sweep, slurm_threads, threads_per_job
 from mechint.errors import UserError
-from mechint.results.directories import Occupant, refuse_other_run
-from mechint.results.lock import refuse_occupied
+from mechint.results.directories import Occupant, refuse_occupied, refuse_other_run
 from mechint.results.result import RESULT
 from mechint.runtime.signals import EXIT_CODE, Interrupted
 
@@ -203,7 +202,7 @@ def _log_traceback(error: Exception) -> None:
 
 def _record_failure(directory: Path, config: DictConfig, error: Exception) -> None:
     """Leave the error of a job that failed before its own record began, unless another run's result is there."""
-    from mechint.analysis.single import (
+    from mechint.analysis.attempt import (
         record_failure,  # here, so that showing a configuration does not import torch
     )
 

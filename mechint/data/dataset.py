@@ -7,10 +7,9 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-
-from mechint.data.batch import Batch
-from mechint.data.packing import TokenStream, cut_rows, even_rows, num_rows, seeded_rows
+from mechint.data.bos import cut, find_beginning
+from mechint.data.leakage import NGRAM, Leakage, measure_leakage
+from mechint.data.packing import TokenStream, even_rows, num_rows, seeded_rows
 from mechint.data.token_data import TokenData, digest_of_rows
 from mechint.errors import UserError
 
@@ -18,6 +17,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DEFAULT_SEQUENCE_LENGTH = 256
+
+# Above this fraction of shared runs of tokens the sides are not taken for different text. Unrelated texts of one kind
+# share up to 2 %.
+MOST_SHARED = 0.1
 
 
 class Sides(NamedTuple):
@@ -34,11 +37,15 @@ class Dataset(ABC):
 
     sequence_length: inputs per row; None = 256, or the model's positions where there are fewer.
     calibration_tokens, evaluation_tokens: at most so many predicted tokens on each side.
+    bos: whether rows begin with the tokenizer's beginning-of-text token; auto: if it adds one by itself.
+    allow_overlap: whether to go on where much of the evaluation text also stands in the calibration text.
     """
 
     sequence_length: int | None = None
     calibration_tokens: int = 131_072
     evaluation_tokens: int = 65_536
+    bos: bool | str = "auto"
+    allow_overlap: bool = False
 
     @property
     @abstractmethod
@@ -63,31 +70,34 @@ class Dataset(ABC):
         tokenizer is missing or does not fit the vocabulary.
         """
         length = self._row_length(max_positions)
+        begin = find_beginning(tokenizer, self.bos)
         calibration, evaluation, notes = self.sides(tokenizer, seed)
         self._check_enough(calibration, evaluation, length)
         available = num_rows(len(calibration.ids), length)
         chosen = seeded_rows(available, self.calibration_tokens // length, seed)
-        learn = cut_rows(calibration.ids, chosen, length)  # [N, T+1]
+        learn = cut(calibration.ids, None, chosen, length, begin)
         available = num_rows(len(evaluation.ids), length)
         chosen = even_rows(available, self.evaluation_tokens // length)
-        measure = cut_rows(evaluation.ids, chosen, length)  # [M, T+1]
-        highest = int(max(learn.max(), measure.max()))
+        measure = cut(evaluation.ids, evaluation.byte_counts, chosen, length, begin)
+        highest = int(max(learn.ids.max(), measure.ids.max()))
         if highest >= vocab_size:
             raise UserError(self.vocabulary_message(highest, vocab_size, tokenizer_name))
-        num_bytes = None
-        if evaluation.byte_counts is not None:
-            num_bytes = int(cut_rows(evaluation.byte_counts, chosen, length)[:, 1:].sum())
-        else:
+        leakage = measure_leakage(learn.ids, measure.ids)
+        notes += self._leakage_note(leakage) + begin.notes(tokenizer)
+        num_bytes = measure.num_bytes()
+        if num_bytes is None:
             notes += ("bits per byte are unknown: nothing tells how many bytes of text a token stands for",)
-        notes += _shortage("calibration", len(learn), self.calibration_tokens, length)
-        notes += _shortage("evaluation", len(measure), self.evaluation_tokens, length)
+        notes += _shortage("calibration", len(learn.ids), self.calibration_tokens, length)
+        notes += _shortage("evaluation", len(measure.ids), self.evaluation_tokens, length)
         return TokenData(
             name=self.title,
             tokenizer=tokenizer_name,
-            calibration=Batch.of_rows(torch.from_numpy(learn)),
-            evaluation=Batch.of_rows(torch.from_numpy(measure)),
+            calibration=learn.batch(),
+            evaluation=measure.batch(),
             evaluation_bytes=num_bytes,
-            evaluation_digest=digest_of_rows(measure),
+            evaluation_digest=digest_of_rows(measure.ids),
+            bos=begin.tokens,
+            leakage=leakage,
             notes=notes,
         )
 
@@ -96,6 +106,23 @@ class Dataset(ABC):
         return (
             f"tokenizer {tokenizer_name} gives token id {highest}, but the checkpoint's vocabulary has only "
             f"{vocab_size} entries: give the checkpoint's own tokenizer with model.tokenizer=DIRECTORY"
+        )
+
+    def _leakage_note(self, leakage: Leakage) -> tuple[str, ...]:
+        """What is said of shared text. Raises UserError where there is too much of it."""
+        if (
+            leakage.n < NGRAM or leakage.shared_ngrams <= MOST_SHARED
+        ):  # shorter runs are shared by any two texts
+            return ()
+        found = (
+            f"{leakage.shared_ngrams:.0%} of the runs of {leakage.n} tokens on the evaluation side of dataset "
+            f"{self.title} also stand on the calibration side"
+        )
+        if self.allow_overlap:
+            return (f"{found} (dataset.allow_overlap=true): measured on what was learned on",)
+        raise UserError(
+            f"{found} (more than {MOST_SHARED:.0%}), and masks must not be measured on what they are learned on: give "
+            "other text, or dataset.allow_overlap=true to go on all the same"
         )
 
     def _row_length(self, max_positions: int | None) -> int:

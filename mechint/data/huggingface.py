@@ -1,6 +1,7 @@
 """Documents from any data set that the `datasets` library reads, on the Hub or local."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,13 +11,17 @@ from mechint.data.text_dataset import POOL, TextDataset
 from mechint.data.tokenise import DocumentEncoder
 from mechint.errors import UserError
 
+# Part of a split: bounds in rows or, with %, in per cent of all rows; negative ones count from the end.
+SLICE = re.compile(r"[\w.-]+\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\]")
+
 
 @dataclass(kw_only=True)
 class HuggingFaceText(TextDataset):
     """One text column of a data set: streamed, and read only until both sides are full.
 
-    name: a Hub id; or parquet, json, csv, text for local data_files. config_name, split, data_files: as
-    `datasets.load_dataset` takes them. text_column: the column that holds the documents.
+    name: a Hub id; or parquet, json, csv, tsv, text for local data_files. config_name, data_files: as
+    `datasets.load_dataset` takes them. split: one, several (a+b), or slices of them (train[:10%], train[1000:2000]).
+    text_column: the column that holds the documents; outer.inner for one inside of another.
     """
 
     name: str | None = None
@@ -55,12 +60,13 @@ class HuggingFaceText(TextDataset):
     def _texts(self) -> Iterator[str]:
         """The text column row by row, without empty rows. Raises UserError if there is no such column."""
         for row in self._rows():
-            if self.text_column not in row:
+            columns = _columns(row)
+            if self.text_column not in columns:
                 raise UserError(
                     f"dataset {self.name} has no column {self.text_column!r}: give dataset.text_column= one "
-                    f"of {', '.join(sorted(row))}"
+                    f"of {', '.join(sorted(columns))}"
                 )
-            text = row[self.text_column]
+            text = columns[self.text_column]
             if not isinstance(text, str | None):
                 raise UserError(
                     f"column {self.text_column!r} of dataset {self.name} holds {type(text).__name__}, "
@@ -74,16 +80,75 @@ class HuggingFaceText(TextDataset):
         if self.name is None:
             raise UserError("dataset=hf needs the name of a data set: give dataset.name=...")
         try:
-            from datasets import load_dataset
+            import datasets
         except ImportError:
             raise UserError("dataset=hf needs the `hub` extra: pip install -e '.[hub]'") from None
         try:
-            yield from load_dataset(
-                self.name, self.config_name, split=self.split, data_files=self.data_files, streaming=True
-            )
+            for part in self.split.split("+"):
+                yield from self._part(datasets, part.strip())
+        except UserError:
+            raise
         except Exception as error:  # whatever the network, the Hub or a file reader raises
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"cannot read dataset {self.name} ({reason}): check the network, or dataset.name, "
                 "config_name, split and data_files"
             ) from error
+
+    def _part(self, library: Any, split: str) -> Iterable[dict[str, Any]]:
+        """The rows of one split or slice of it, such as `train`, `train[1000:2000]` or `train[:10%]`."""
+        options: dict[str, Any] = {"data_files": self.data_files, "streaming": True}
+        name = self.name
+        files = [self.data_files] if isinstance(self.data_files, str) else self.data_files or []
+        if name == "tsv" or (name == "csv" and files and all(file.endswith(".tsv") for file in files)):
+            name, options["delimiter"] = "csv", "\t"
+        stream = library.load_dataset(name, self.config_name, split=split.partition("[")[0], **options)
+        if "[" not in split:
+            return stream
+        slice_ = SLICE.fullmatch(split)
+        if slice_ is None:
+            raise UserError(
+                f"dataset.split={self.split} is not understood: give a name, or a slice such as train[1000:2000] or "
+                "train[:10%]"
+            )
+        first, last = slice_["first"], slice_["last"]
+        total = None
+        if any(bound and ("%" in bound or "-" in bound) for bound in (first, last)):
+            total = _num_rows(stream, local=bool(files))
+            if total is None:
+                raise UserError(
+                    f"dataset.split={self.split}: the number of rows of {self.name} is not known before all are read; "
+                    "give whole numbers of rows, such as train[:10000]"
+                )
+        start, stop = _row(first, total, 0), _row(last, total, None)
+        assert start is not None
+        return stream.skip(start) if stop is None else stream.skip(start).take(max(0, stop - start))
+
+
+def _columns(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The columns of a row, and those inside of columns as `outer.inner`."""
+    found = {}
+    for name, value in row.items():
+        found[prefix + name] = value
+        if isinstance(value, dict):
+            found |= _columns(value, f"{prefix}{name}.")
+    return found
+
+
+def _num_rows(stream: Any, local: bool) -> int | None:
+    """How many rows a stream has; those of local files are counted."""
+    splits = stream.info.splits or {}
+    if str(stream.split) in splits and splits[str(stream.split)].num_examples:
+        return int(splits[str(stream.split)].num_examples)
+    return sum(1 for _ in stream) if local else None
+
+
+def _row(bound: str | None, total: int | None, default: int | None) -> int | None:
+    """The number of a row from one bound of a slice: rows, or per cent of all, from the end where negative."""
+    if not bound:
+        return default
+    number = int(bound.removesuffix("%"))
+    if bound.endswith("%"):
+        assert total is not None
+        number = round(number * total / 100)
+    return max(0, number + total) if number < 0 and total is not None else number

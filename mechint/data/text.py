@@ -1,6 +1,7 @@
 """Documents from text files."""
 
 import glob
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,16 @@ from mechint.data.tokenise import DocumentEncoder
 from mechint.errors import UserError
 
 SUFFIXES = (".txt", ".text", ".md", ".rst")
+
+# Files of rows, which must not be read as prose, and the option that reads them.
+ROWS = {
+    **dict.fromkeys((".jsonl", ".json", ".ndjson"), "json"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+}
+
+
+LONGEST_LINES = 1 << 16  # characters at the beginning that are looked at
 
 
 @dataclass(kw_only=True)
@@ -75,15 +86,33 @@ def text_files(path: str) -> list[Path]:
 
 
 def read_text(file: Path) -> str:
-    """The text of a UTF-8 file, line ends as they are. Raises UserError if it cannot be read."""
+    """The text of a UTF-8 file, line ends as they are. Raises UserError if it cannot be read, or holds rows."""
+    kind = ROWS.get(file.suffix.lower())
     try:
-        return file.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        text = file.read_bytes().decode("utf-8").removeprefix("\ufeff") if kind is None else ""
+        if kind or _is_json_lines(text):
+            raise UserError(
+                f"{file} holds rows, not prose; read them with dataset=hf dataset.name={kind or 'json'} "
+                f"dataset.data_files={file} dataset.text_column=COLUMN"
+            )
+        return text
     except UnicodeDecodeError as error:
         raise UserError(
             f"{file} is not UTF-8 text (byte {error.start}): convert it, for example with iconv -t utf-8"
         ) from None
     except OSError as error:
         raise UserError(f"cannot read {file} ({error.strerror}): give a readable path") from None
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether the first lines are JSON objects."""
+    lines = [line for line in text[:LONGEST_LINES].splitlines()[:3] if line.strip()]
+    if not lines or not all(line.lstrip().startswith("{") for line in lines):
+        return False
+    try:
+        return all(isinstance(json.loads(line), dict) for line in lines)
+    except ValueError:
+        return False
 
 
 def _visible(file: Path, root: Path) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mechint.data.batch import Batch
+from mechint.data.leakage import Leakage
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,10 @@ class TokenData:
     """UTF-8 bytes of the text of the evaluation answers; None where unknown."""
     evaluation_digest: str
     """sha256 of the evaluation rows: two runs with the same digest were measured on the same tokens."""
+    bos: tuple[int, ...] = ()
+    """Tokens that every row begins with, which are never answers that count."""
+    leakage: Leakage | None = None
+    """How much of the evaluation text also stands in the calibration text; None where nobody looked."""
     notes: tuple[str, ...] = ()
     """Facts that a reader of the numbers must know."""
 

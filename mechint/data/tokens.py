@@ -1,4 +1,4 @@
-"""Ready tokens: the flat binary files that nanoGPT's prepare.py writes."""
+"""Ready tokens: flat binary files, as nanoGPT, llm.c and NumPy write them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,24 @@ from mechint.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-DTYPES = {"uint16": "<u2", "uint32": "<u4"}
+DTYPES = {"uint16": "<u2", "uint32": "<u4", "int32": "<i4", "int64": "<i8", "uint64": "<u8"}
 EVALUATION_FRACTION = 0.1
+
+# Names of the two sides in a directory, by preference.
+SIDES = (("train.bin", "val.bin"), ("train.npy", "val.npy"))
+
+NUMPY_MAGIC = b"\x93NUMPY"
+# The first number of llm.c's header of 256 32-bit numbers, and what its tokens are stored as (dev/data/data_common.py).
+LLM_C_HEADER = 256 * 4
+LLM_C_MAGIC = {20240520: "uint16", 20240801: "uint32"}
 
 
 @dataclass(kw_only=True)
 class TokenFiles(Dataset):
-    """Token ids without a header, memory-mapped.
+    """Token ids, memory-mapped: flat files, .npy files (`np.save`), and files with llm.c's header.
 
     path: a directory with train.bin (calibration) and val.bin (evaluation), or one file, whose last 10 % is
-    the evaluation side. dtype: uint16 or uint32.
+    the evaluation side. dtype: how flat files store a token; files with a header say so themselves.
     """
 
     path: str | None = None
@@ -40,7 +48,7 @@ class TokenFiles(Dataset):
             raise UserError("dataset=tokens needs a .bin file or a directory of them: give dataset.path=...")
         path = Path(self.path).expanduser()
         if path.is_dir():
-            calibration, evaluation = self._read(path / "train.bin"), self._read(path / "val.bin")
+            calibration, evaluation = (self._read(file) for file in _pair(path))
             return Sides(TokenStream(calibration, None), TokenStream(evaluation, None))
         ids = self._read(path)
         cut = len(ids) - round(len(ids) * EVALUATION_FRACTION)
@@ -60,24 +68,82 @@ class TokenFiles(Dataset):
         """The ids of one file, a read-only memory map [S]. Raises UserError if it is no such file."""
         if self.dtype not in DTYPES:
             raise UserError(f"dataset.dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        dtype = np.dtype(DTYPES[self.dtype])
         try:
             size = file.stat().st_size
-            ids = np.memmap(file, dtype=dtype, mode="r") if size and size % dtype.itemsize == 0 else None
+            with file.open("rb") as stream:
+                head = stream.read(LLM_C_HEADER)
         except OSError as error:
             raise UserError(
                 f"cannot read {file} ({error.strerror}): dataset.path must be a token file, or a directory "
                 "with train.bin and val.bin"
             ) from None
-        if ids is None:
-            problem = f"{size} bytes are no whole number of {self.dtype} tokens" if size else "it is empty"
-            raise UserError(f"{file} is not a file of tokens ({problem}): give another dataset.path")
-        if self.dtype == "uint16" and _looks_like_uint32(ids):
-            raise UserError(f"{file} holds 32-bit token ids: give dataset.dtype=uint32")
+        if not size:
+            raise UserError(f"{file} is not a file of tokens (it is empty): give another dataset.path")
+        if head.startswith(NUMPY_MAGIC):
+            ids = _read_npy(file)
+        elif len(head) == LLM_C_HEADER and int.from_bytes(head[:4], "little") in LLM_C_MAGIC:
+            ids = _read_llm_c(file, head, size)
+        else:
+            ids = self._read_flat(file, size)
+        if len(ids) and ids.min() < 0:
+            raise UserError(
+                f"{file} holds negative token ids: it was written as another type; give dataset.dtype= one of "
+                f"{', '.join(DTYPES)}"
+            )
         return ids
 
+    def _read_flat(self, file: Path, size: int) -> np.ndarray:
+        dtype = np.dtype(DTYPES[self.dtype])
+        if size % dtype.itemsize:
+            problem = f"{size} bytes are no whole number of {self.dtype} tokens"
+            raise UserError(f"{file} is not a file of tokens ({problem}): give another dataset.path or dtype")
+        if (width := _bytes_per_token(file, size)) > dtype.itemsize:
+            remedy = "uint32" if width == 4 else "int64"
+            raise UserError(f"{file} holds {8 * width}-bit token ids: give dataset.dtype={remedy}")
+        return np.memmap(file, dtype=dtype, mode="r")
 
-def _looks_like_uint32(ids: np.ndarray) -> bool:
-    """Whether every second number is one of the few that the upper half of a 32-bit token id can be."""
-    head = ids[:65_536]
-    return len(head) > 2 and head[1::2].max() <= 3 < head[::2].max()
+
+def _pair(directory: Path) -> tuple[Path, Path]:
+    """The files of both sides in a directory; those of the first kind where there are none of any."""
+    for names in SIDES:
+        files = (directory / names[0], directory / names[1])
+        if any(file.is_file() for file in files):
+            return files
+    return directory / SIDES[0][0], directory / SIDES[0][1]
+
+
+def _read_npy(file: Path) -> np.ndarray:
+    try:
+        ids = np.load(file, mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise UserError(f"{file} is not a whole .npy file ({error}): save it again with np.save") from None
+    if ids.ndim != 1 or ids.dtype.kind not in "iu":
+        raise UserError(
+            f"{file} holds an array of {ids.dtype} with {ids.ndim} axes: save a flat array of whole numbers, for "
+            "example np.save(file, ids.astype(np.uint16).ravel())"
+        )
+    return ids
+
+
+def _read_llm_c(file: Path, head: bytes, size: int) -> np.ndarray:
+    """The ids after llm.c's header: its magic number, a version and the number of tokens."""
+    magic, _, count = (int(number) for number in np.frombuffer(head, "<i4", 3))
+    dtype = np.dtype(DTYPES[LLM_C_MAGIC[magic]])
+    there = (size - LLM_C_HEADER) // dtype.itemsize
+    if count != there:
+        raise UserError(f"{file} says that it holds {count:,} tokens but has {there:,}: copy it again")
+    return np.memmap(file, dtype=dtype, mode="r", offset=LLM_C_HEADER)
+
+
+def _bytes_per_token(file: Path, size: int) -> int:
+    """How many bytes a token takes, by which bytes of the first ones are zero: 2, 4 or 8.
+
+    No vocabulary has more than 2^18 tokens, so the upper part of a wider number is nearly always zero.
+    """
+    units = np.memmap(file, dtype="<u2", mode="r", shape=(size // 2,))[:65_536]
+    if len(units) < 8:
+        return 2
+    lowest, second, *upper = units[: len(units) // 4 * 4].reshape(-1, 4).T  # by their place in 64-bit numbers
+    if second.max() <= 3 < lowest.max() and not any(part.any() for part in upper):
+        return 8
+    return 4 if units[1::2].max() <= 3 < units[::2].max() else 2

@@ -16,6 +16,7 @@ from mechint.results.result import (
     DatasetInfo,
     LayerInfo,
     MaskInfo,
+    Metrics,
     Result,
     Sparsity,
 )
@@ -64,6 +65,7 @@ def _result(path: Path, masks: MaskSet, method: str, tie_kv: bool, notes: list[s
         ),
         channels=channels,
         layers=layers,
+        metrics=Metrics(),
     )
 
 

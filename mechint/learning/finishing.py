@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -21,6 +21,10 @@ WIDTH = 8
 
 # Two gradients cancel if this little of their squared norms is left in the squared norm of their sum.
 OPPOSITE = 0.05
+
+# A limited pass measures exchanges on so few sequences that it can pay for so many measurements, but on no fewer than
+# FEWEST_JUDGES, and takes an exchange only if the objective falls by more than MARGIN standard errors.
+MEASUREMENTS, FEWEST_JUDGES, MARGIN = 25, 4, 1.5
 
 
 @dataclass
@@ -50,6 +54,11 @@ class Exchange:
     that cancel each other look vital one by one: pairs of one head whose gradients are opposite in every sequence are
     tried for removal together.
 
+    Where the token limit does not pay for MEASUREMENTS measurements on all selection data, a part of the sequences
+    judges exchanges, and groups of the others take turns in estimating what units are worth: units that are ranked and
+    judged on the same few sequences fit these and no others. An exchange then stays only if the objective falls by more
+    than MARGIN standard errors.
+
     selection: the model on the selection data. trials: exchanges to try. token_limit: no exchange is tried that could
     take more tokens through the model in all.
     """
@@ -64,7 +73,17 @@ class Exchange:
     _tried: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        device = self.selection.masked.device
+        device, count = self.selection.masked.device, len(self.selection.batch)
+        affordable = count
+        if self.token_limit is not None:
+            affordable = self.token_limit // (MEASUREMENTS * self.selection.batch.length)
+        judges = min(count, max(FEWEST_JUDGES, affordable))
+        self._few = judges < count
+        self._judge = (
+            replace(self.selection, batch=self.selection.batch[:judges]) if self._few else self.selection
+        )
+        self._estimators = torch.arange(judges if self._few else 0, count)
+        self._turn = 0
         self._pool = self.pools.of_unit.to(device)
         places = torch.stack([self.units.layer, self.units.head, self.units.has_value.long()], dim=1)
         place = torch.unique(places, dim=0, return_inverse=True)[1]
@@ -73,8 +92,9 @@ class Exchange:
 
     def run(self, keep: Tensor) -> Finishing:
         """Improve a hard mask keep, bool [U]."""
-        began, start, before = time.perf_counter(), keep, self.measure(keep)
-        best = before
+        began, start = time.perf_counter(), keep
+        self._best = self._by_sequence(keep)
+        best = before = self._mean(self._best)
         while self._may_try():
             value, effect, pairs = self._values(keep)
             found = (
@@ -89,7 +109,7 @@ class Exchange:
             keep,
             before,
             best,
-            self.selection.tokens,
+            self.tokens,
             self._tried,
             int((keep & ~start).sum()),
             time.perf_counter() - began,
@@ -136,12 +156,20 @@ class Exchange:
             return float("inf")
         self._tried += 1
         self.on_trial(self._tried)
-        return self.measure(proposal)
+        values = self._by_sequence(proposal)
+        if self._few:
+            change = values - self._best
+            if not float(change.mean()) < -MARGIN * float(change.std()) / len(change) ** 0.5:
+                return float("inf")
+        value = self._mean(values)
+        if value < self._mean(self._best):
+            self._best = values
+        return value
 
     def _affordable(self) -> bool:
         """Whether an exchange may be measured and, if it stays, every unit be judged anew: three times all data."""
-        needed = 3 * self.selection.batch.tokens.numel()
-        return self.token_limit is None or self.selection.tokens + needed <= self.token_limit
+        needed = 3 * self._judge.batch.tokens.numel()
+        return self.token_limit is None or self.tokens + needed <= self.token_limit
 
     def _values(self, keep: Tensor) -> tuple[Tensor, Tensor, list[tuple[int, int]]]:
         """What each unit is worth to first order, [U]; the same with kept units judged by the size of their gradient,
@@ -151,6 +179,7 @@ class Exchange:
         Removed units are judged with all of them a little open: two that only work one after the other, each closed,
         would both look worthless.
         """
+        self._turn += 1
         gradients = self.sequence_gradients(keep.float())
         opened = self.sequence_gradients(keep.float() + AJAR * (~keep).float())
         value = -torch.where(keep, gradients.mean(0), opened.mean(0))
@@ -207,11 +236,26 @@ class Exchange:
         proposal[best[:2]] = True
         return proposal
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that went through the model so far."""
+        return self.selection.tokens + (self._judge.tokens if self._few else 0)
+
     def measure(self, keep: Tensor) -> float:
-        """The objective of a hard mask, bool [U], on all selection data."""
-        return self.selection.mean(self.units.to_channels(keep.float()), self.objective)
+        """The objective of a hard mask, bool [U], on the data that judge."""
+        return self._mean(self._by_sequence(keep))
+
+    def _by_sequence(self, keep: Tensor) -> Tensor:
+        return self._judge([self.units.to_channels(keep.float())], [self.objective])[0, 0]
+
+    def _mean(self, values: Tensor) -> float:
+        return float(self._judge.over_positions(values))
 
     def sequence_gradients(self, gate: Tensor) -> Tensor:
-        """Gradient of the objective at gates [U], for each selection sequence on its own, [M, U]."""
-        gradients = self.selection.gradients(self.units.to_channels(gate), self.objective)
+        """Gradient of the objective at gates [U], for each sequence that estimates on its own, [M, U]."""
+        numbers = None
+        if self._few:
+            count = min(len(self._judge.batch), len(self._estimators))
+            numbers = self._estimators.roll(-self._turn * count)[:count]
+        gradients = self.selection.gradients(self.units.to_channels(gate), self.objective, numbers)
         return unit_gradients(self.units, gradients)

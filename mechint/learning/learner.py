@@ -18,7 +18,7 @@ from mechint.masking.masked_model import MaskedModel
 from mechint.methods.bases import LearnedBasis
 from mechint.methods.method import LearnedMethod, MaskMethod
 from mechint.metrics.dense_outputs import DenseOutputs
-from mechint.metrics.gradients import gate_gradient
+from mechint.metrics.gradients import gate_gradient, unit_gradients
 from mechint.runtime import distributed
 
 StepMetrics = dict[str, float | None]
@@ -49,42 +49,49 @@ class Learner:
         self.basis = recipe.basis if isinstance(recipe.basis, LearnedBasis) else None
         self.basis_optimizer = None if self.basis is None else self.basis.optimizer()
         self._score_steps = recipe.steps if self.basis is None else self.basis.score_steps(recipe.steps)
+        self._updates = 1 if self.basis is None else self.basis.updates
+        if masked.basis is not None and masked.basis.energy is not None:
+            worth = unit_gradients(self.method.units, masked.basis.energy[None])[0]
+            self.method.warm_start(worth.to(masked.device))
         self.optimizer = _optimizer(recipe)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: learning_rate(step / self._score_steps)
+            self.optimizer, lambda update: learning_rate(update / (self._updates * self._score_steps))
         )
         self.dense = DenseOutputs(masked, calibration, dense_bytes)
         self.batches = Batches(len(calibration), batch_size, generator)
         self.switched_on = torch.ones(self.method.units.count, dtype=torch.bool, device=masked.device)
 
     def step(self, number: int) -> StepMetrics:
-        """Take the step of this number; what it saw before it changed the scores.
+        """Take the step of this number; what it saw before it changed the scores, of its last update.
 
         Raises UserError where the loss or a gradient is not finite, and where not even one sequence fits in memory.
         """
-        fixed = number >= self._score_steps  # only directions are learned from here on
-        progress = min(1.0, number / max(self._score_steps - 1, 1))
+        chosen = self.batches.next()
+        parts = chosen.chunk(min(self._updates, max(1, len(chosen) // distributed.size())))
+        for place, part in enumerate(parts):
+            metrics = self._update(number, number + place / len(parts), part)
+        return metrics
+
+    def _update(self, step: int, place: float, rows: Tensor) -> StepMetrics:
+        """One update on rows of all processes, at a place between this step and the next."""
+        fixed = step >= self._score_steps  # only directions are learned from here on
+        progress = min(1.0, place / max(self._score_steps - 1, 1))
         assert self._recipe.schedule is not None
         share, method = self._recipe.schedule(progress), self.method
-        chosen = distributed.mine(self.batches.next())
         if fixed:
             gates, penalty = method.hard_mask().float(), None
             now = gates > 0
         else:
-            gates = method.gates(share, progress, self.batches.size)  # [U] or [B, U], of all processes
+            gates = method.gates(share, progress, len(rows))  # [U] or [B, U], of all processes
             penalty = method.penalty(share)
             now = method.switched_on(gates)
-        loss = self._backward(chosen, gates, penalty)
-        sound = gradients_finite(
-            [
-                *self.optimizer.param_groups,
-                *(self.basis_optimizer.param_groups if self.basis_optimizer else []),
-            ]
-        )
+        loss = self._backward(distributed.mine(rows), gates, penalty)
+        basis_groups = self.basis_optimizer.param_groups if self.basis_optimizer else []
+        sound = gradients_finite([*self.optimizer.param_groups, *basis_groups])
         seen = torch.stack([loss, now.float().mean(), (now != self.switched_on).sum(), sound])
         distributed.average([seen])
-        value, density, changed, finite = seen.tolist()  # all that a step reads back from the device
-        require_finite_step(number, value, finite == 1, self._masked)
+        value, density, changed, finite = seen.tolist()  # all that an update reads back from the device
+        require_finite_step(step, value, finite == 1, self._masked)
         metrics: StepMetrics = {
             "loss": value,
             "scheduled_sparsity": scheduled_sparsity(method, share) if method.follows_schedule else None,
@@ -94,11 +101,11 @@ class Learner:
             "changed_units": int(changed),
         }
         if not fixed:
-            self._update(number)
+            self._step_optimizer(step)
             self.scheduler.step()
         self.optimizer.zero_grad()
         if self.basis is not None and self.basis_optimizer is not None:
-            self.basis.step(self.basis_optimizer, number, self._recipe.steps)
+            self.basis.step(self.basis_optimizer, self._updates * place, self._updates * self._recipe.steps)
         self.switched_on = now
         return metrics
 
@@ -128,7 +135,7 @@ class Learner:
         distributed.average(gradient for gradient in gradients if gradient is not None)
         return loss
 
-    def _update(self, number: int) -> None:
+    def _step_optimizer(self, number: int) -> None:
         try:
             self.optimizer.step()
         except RuntimeError as error:

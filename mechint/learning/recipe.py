@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from mechint.errors import UserError
 from mechint.masking.ablation import ZERO, Ablation
 from mechint.methods.bases import BasisMethod, ChannelBasis
-from mechint.methods.method import MakeOptimizer, MaskMethod, Schedule
+from mechint.methods.method import MakeOptimizer, MaskMethod
+from mechint.methods.schedules import Schedule
 from mechint.metrics.metric import KL, Metric
 
 
@@ -37,4 +38,4 @@ class Recipe:
         if not self.objective.differentiable:
             raise UserError(f"objective={self.objective.name} has no gradient; use kl or nll")
         self.make_optimizer = self.make_optimizer or type(self.method).make_optimizer
-        self.schedule = self.schedule or type(self.method).schedule
+        self.schedule = self.schedule or type(self.basis).schedule or type(self.method).schedule

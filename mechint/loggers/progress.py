@@ -18,8 +18,15 @@ from mechint.loggers.values import flatten
 log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 10
+
+# What is no learning is told by a line every so many seconds, so that nothing is said of what is quick.
+SECONDS_PER_LINE = 10.0
+
 # Short enough for two numbers on 80 columns.
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}, {remaining} left{postfix}"
+
+
+NOTHING: Mapping[str, Any] = {}
 
 
 def lines_every(steps: int, lines: int) -> int:
@@ -28,7 +35,8 @@ def lines_every(steps: int, lines: int) -> int:
 
 
 class Progress:
-    """The step, a few numbers and the time left: a bar on a terminal, otherwise about ten log lines per run.
+    """The step, a few numbers and the time left: a bar on a terminal, otherwise about ten log lines per run, and one
+    every ten seconds for what comes after its steps.
 
     `bar` forces one or the other; None means a bar where stderr is a terminal. Sweeps force lines, since
     the bars of several jobs at once would overwrite each other. Lines go through `logging`, so they also
@@ -40,7 +48,8 @@ class Progress:
         self._open = ExitStack()
         self._tqdm: tqdm | None = None
         self._total = 0
-        self._started = 0.0
+        self._started = self._said = 0.0
+        self._title, self._unit = "", "step"
         self._next_line = 0
 
     def __enter__(self) -> Progress:
@@ -49,11 +58,11 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def start(self, total: int, title: str = "") -> None:
-        """Begin to count `total` steps, under a title such as "learning masks"."""
+    def start(self, total: int, title: str = "", unit: str = "step") -> None:
+        """Begin to count `total` steps, or other units, under a title such as "measuring"."""
         self.close()
-        self._total, self._started, self._title = total, time.monotonic(), title
-        self._next_line = self._line_every
+        self._total, self._started, self._title, self._unit = total, time.monotonic(), title, unit
+        self._next_line, self._said = self._line_every, self._started
         if self.bar:
             # By itself tqdm draws nothing on a terminal that does not know its size, as in some containers.
             columns, rows = shutil.get_terminal_size()
@@ -71,15 +80,16 @@ class Progress:
             # Without this a log line would be printed into the middle of the bar.
             self._open.enter_context(logging_redirect_tqdm())
 
-    def update(self, step: int, values: Mapping[str, Any]) -> None:
+    def update(self, step: int, values: Mapping[str, Any] = NOTHING) -> None:
         """Report that `step` steps of the total are done, with the numbers of the last one."""
         if self._tqdm is not None:
             self._tqdm.set_postfix(
                 {name: _number(value) for name, value in flatten(values).items()}, refresh=False
             )
             self._tqdm.update(step - self._tqdm.n)
-        elif step >= self._next_line or step == self._total:
+        elif self._due(step):
             self._next_line = step - step % self._line_every + self._line_every
+            self._said = time.monotonic()
             log.info(self._line(step, values))
 
     def message(self, text: str) -> None:
@@ -91,6 +101,11 @@ class Progress:
         self._open.close()
         self._tqdm = None
 
+    def _due(self, step: int) -> bool:
+        if self._unit == "step":
+            return step >= self._next_line or step == self._total
+        return time.monotonic() - self._said >= SECONDS_PER_LINE
+
     @property
     def _line_every(self) -> int:
         return lines_every(self._total, LINES_PER_RUN)
@@ -100,7 +115,7 @@ class Progress:
         numbers = [f"{name} {_number(value)}" for name, value in flatten(values).items()]
         title = [self._title] if self._title else []
         left = f"{tqdm.format_interval(seconds_left)} left"
-        return "  ".join([*title, f"step {step}/{self._total}", *numbers, left])
+        return "  ".join([*title, f"{self._unit} {step}/{self._total}", *numbers, left])
 
 
 def _number(value: Any) -> str:

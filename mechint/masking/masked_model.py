@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from mechint.data.batch import Batch
-from mechint.errors import UserError
 from mechint.masking.ablation import ZERO, Ablation
-from mechint.masking.attention import LayerGate, enable_hooks, hooks, restore_attention
+from mechint.masking.attention import LayerGate, hooks
 from mechint.masking.basis import Basis, Maps
 from mechint.masking.head import Head, WholeLogits, find_head
+from mechint.masking.layers import find_layers
 from mechint.masking.recomputing import recomputing
-from mechint.masking.space import KINDS, ChannelSpace, LayerShape
+from mechint.masking.routing import enable_hooks, restore_attention
+from mechint.masking.space import KINDS
 
 # Called with a layer's position, query [B, H, T, C], key [B, G, T, C] and value [B, G, T, C].
 Recorder = Callable[[int, Tensor, Tensor, Tensor], None]
@@ -40,7 +41,7 @@ class MaskedModel:
         self.model = model
         self.implementation = enable_hooks(model)
         try:
-            self._modules, self.space = _find_layers(model)
+            self._modules, self.space = find_layers(model)
         except Exception:
             restore_attention(model, self.implementation)
             raise
@@ -180,42 +181,3 @@ def _inputs(batch: Batch) -> dict[str, Tensor]:
     mask = batch.attention_mask.long()
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     return {"input_ids": batch.tokens, "attention_mask": mask, "position_ids": positions}
-
-
-def _find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:
-    """Find the attention layers by running the model once on a few tokens and seeing who calls."""
-    if getattr(model.config, "num_kv_shared_layers", 0):
-        raise UserError(
-            f"architecture {model.config.model_type!r} shares keys and values between layers, which is not supported; "
-            "use a model in which every layer has its own"
-        )
-    calls: list[tuple[nn.Module, LayerShape]] = []
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def see(module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        calls.append(
-            (
-                module,
-                LayerShape(
-                    name=names[id(module)],
-                    index=int(getattr(module, "layer_idx", len(calls))),
-                    num_query_heads=query.shape[1],
-                    num_kv_heads=key.shape[1],
-                    key_width=key.shape[3],
-                    value_width=value.shape[3],
-                ),
-            )
-        )
-        return key, value
-
-    with hooks([(module, see) for module in model.modules()]), torch.no_grad():
-        model(input_ids=torch.zeros(1, 4, dtype=torch.long, device=model.device), use_cache=False)
-
-    expected = model.config.get_text_config().num_hidden_layers
-    if len(calls) != expected or len({id(module) for module, _ in calls}) != expected:
-        raise UserError(
-            f"architecture {model.config.model_type!r} is not supported: {len(calls)} of its {expected} layers "
-            "use transformers' attention interface; use a model whose every layer is softmax attention"
-        )
-    calls.sort(key=lambda call: call[1].index)
-    return [module for module, _ in calls], ChannelSpace(tuple(shape for _, shape in calls))

@@ -47,7 +47,15 @@ def rotary_partners(masked: MaskedModel) -> list[Tensor]:
 
 def has_rotary_embedding(masked: MaskedModel) -> bool:
     """Whether the model rotates keys by position at all."""
-    return any("rotary" in type(module).__name__.lower() for module in masked.model.modules())
+    modules = list(masked.model.modules())
+    return _table_size(masked) is not None or any("rotary" in type(m).__name__.lower() for m in modules)
+
+
+def _table_size(masked: MaskedModel) -> int | None:
+    """How many positions there are where rotations are looked up in a table, as GPT-J does; None elsewhere."""
+    modules: list[Any] = [m for m in masked.model.modules() if hasattr(m, "rotary_dim")]
+    tables = [module.embed_positions for module in modules if hasattr(module, "embed_positions")]
+    return len(tables[0]) if tables else None
 
 
 def rounding_of(masked: MaskedModel) -> float:
@@ -70,7 +78,8 @@ def _squares_over_positions(masked: MaskedModel) -> list[Tensor]:
             for linear in linear_layers(module):
                 stack.enter_context(linear.register_forward_hook(_random(generator)))
         stack.enter_context(masked.recording(record))
-        for position in POSITIONS:
+        table = _table_size(masked)
+        for position in POSITIONS if table is None else [position % table for position in POSITIONS]:
             masked.model(input_ids=tokens, position_ids=torch.full_like(tokens, position), use_cache=False)
     return [torch.stack(layer) for layer in squares]
 

@@ -19,6 +19,7 @@ from mechint.masking.masked_model import MaskedModel
 from mechint.masking.rotary import has_rotary_embedding
 from mechint.masking.sites import in_basis, reach_before_rotation
 from mechint.masking.weights import attention_modules
+from mechint.methods.schedules import CubicSchedule, Schedule
 from mechint.metrics.chunked import chunks
 from mechint.metrics.evaluation import Evaluator
 from mechint.metrics.metric import NLL
@@ -34,11 +35,13 @@ class BasisMethod(ABC):
     """Chooses the coordinates of keys and values from calibration data.
 
     name: as in `basis=` and result.json. passes: batches that it sends through the model, forward and backward, before
-    learning. learned: whether the steps of learning go on to change it.
+    learning. learned: whether the steps of learning go on to change it. schedule: the sparsity schedule that it is
+    recommended with; None: the mask method's own.
     """
 
     name: ClassVar[str]
     learned: ClassVar[bool] = False
+    schedule: ClassVar[Schedule | None] = None
     passes: int = 0
 
     @abstractmethod
@@ -105,18 +108,23 @@ class LearnedBasis(PrincipalBasis):
 
     read = read_0 (1 + A), write its inverse, so a mask stays a projection at every step: nothing is rescaled. A starts
     at 0 and is updated by Adam at a rate that rises over a few steps and falls along half a cosine. Scores are learned
-    over the first `score_share` of the steps; then the mask is fixed and only directions are learned.
+    over the first `score_share` of the steps; then the mask is fixed and only directions are learned. Every step is
+    split into `updates` updates, each on its part of the batch.
     """
 
     name: ClassVar[str] = "learned"
     learned: ClassVar[bool] = True
+    schedule: ClassVar[Schedule | None] = CubicSchedule(end=2 / 3)
 
     learning_rate: float = 1e-2
     last_rate: float = 1e-2
-    score_share: float = 0.5
+    score_share: float = 0.3
+    updates: int = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.updates < 1:
+            raise UserError(f"basis.updates={self.updates} must be at least 1")
         if not self.learning_rate > 0 or not 0 <= self.last_rate <= 1 or not 0 < self.score_share <= 1:
             raise UserError(
                 "basis.learning_rate must be positive, basis.last_rate in [0, 1] and basis.score_share in (0, 1]"
@@ -140,8 +148,8 @@ class LearnedBasis(PrincipalBasis):
         """Updates the directions."""
         return torch.optim.Adam(self._change, lr=self.learning_rate, betas=(0.9, 0.99), eps=1e-12)
 
-    def step(self, optimizer: torch.optim.Optimizer, number: int, steps: int) -> None:
-        """Update the directions after the backward pass of the step of this number."""
+    def step(self, optimizer: torch.optim.Optimizer, number: float, steps: int) -> None:
+        """Update the directions after the backward pass of the update of this number."""
         cosine = 0.5 * (1 + math.cos(math.pi * number / max(steps, 1)))
         rate = (
             self.learning_rate * (self.last_rate + (1 - self.last_rate) * cosine) * min(1, (number + 1) / 5)
@@ -268,7 +276,9 @@ def _solve(moments: Moments, centred: bool) -> tuple[Maps, Tensor]:
         states = states - moments.mean[:, :, None] * moments.mean[:, None, :]
     root, inverse = _root(states, 0.5), _root(states, -0.5)
     _, values, right = torch.linalg.svd(_root(moments.gradients, 0.5) @ root)
-    read, write = inverse @ right.mT, right @ root
+    # Half of each direction's worth goes into either map: they are then nearly orthogonal, and learning is even.
+    scale = torch.maximum(values, FLOOR * values[:, :1]).clamp_min(1e-30).sqrt()[:, None, :]
+    read, write = inverse @ right.mT * scale, right @ root / scale.mT
     return Maps(read.float(), write.float()), values.square()
 
 

@@ -15,11 +15,10 @@ from mechint.errors import UserError
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.units import Pools, Scope, Unit, Units, make_pools, make_units
 from mechint.methods.optimizers import NormalizedSGD
-from mechint.methods.schedules import CubicSchedule
+from mechint.methods.schedules import CubicSchedule, Schedule
 from mechint.metrics.evaluation import Evaluator
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
-Schedule = Callable[[float], float]
 
 
 @dataclass(kw_only=True)
@@ -130,6 +129,9 @@ class LearnedMethod(MaskMethod):
     def soft_gates(self) -> Tensor | None:
         """The final gates [U] as the forward pass has them, without noise; None where they are the hard mask."""
         return None
+
+    def warm_start(self, worth: Tensor) -> None:
+        """Begin with an estimate of what every unit is worth, [U], positive; methods may do without."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that changes while it learns."""

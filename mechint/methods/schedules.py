@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mechint.errors import UserError
+
+# Share of the target sparsity, in [0, 1], at a part of the run in [0, 1].
+Schedule = Callable[[float], float]
 
 
 @dataclass(kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +32,8 @@ class Evaluator:
 
     ablation: what takes the place of what a mask removes. at_once: sequences that go through the model together.
     dense_bytes: capacity for keeping the dense model's outputs from one call to the next.
-    tokens: predicted tokens that went through the model under a mask so far, of all processes.
+    tokens: predicted tokens that went through the model under a mask so far, of all processes. on_sequences: called
+    with the number of sequences that are done while masks are measured.
     """
 
     masked: MaskedModel
@@ -40,6 +41,7 @@ class Evaluator:
     ablation: Ablation = ZERO
     at_once: int = 8
     dense_bytes: int = 0
+    on_sequences: Callable[[int], None] | None = None
     tokens: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -54,6 +56,7 @@ class Evaluator:
         found = torch.zeros(len(gates), len(metrics), len(self.batch), dtype=torch.double)
         found = found.to(self.masked.device)
         ready = [None if gate is None else gate.to(self.masked.device).float() for gate in gates]
+        done = 0
         dense_needed = any(metric.needs_dense for metric in metrics)
         for chosen, weight in distributed.shares(len(self.batch), self.at_once):
             batch = self.batch[chosen].to(self.masked.device)
@@ -67,6 +70,9 @@ class Evaluator:
                 values = self._values(hidden, dense, batch, metrics)  # [masks, metrics, B]
                 found[start : start + len(group), :, chosen.to(found.device)] += values * weight.to(values)
             self.tokens += distributed.size() * batch.tokens.numel() * sum(g is not None for g in ready)
+            done += self.at_once
+            if self.on_sequences is not None:
+                self.on_sequences(min(done, len(self.batch)))
         return distributed.total(found).cpu()
 
     def mean(self, gates: Tensor | None, metric: Metric) -> float:
@@ -78,11 +84,15 @@ class Evaluator:
         positions = self.batch.positions
         return (values * positions).sum(-1) / positions.sum()
 
-    def gradients(self, gates: Tensor, metric: Metric) -> Tensor:
-        """Gradient of every sequence's mean of a metric in gates [N], float [M, N]."""
-        found = torch.zeros(len(self.batch), len(gates), device=self.masked.device)
-        for chosen, weight in distributed.shares(len(self.batch), self.at_once):
-            gradients = self.part_gradients(chosen, gates, metric)
+    def gradients(self, gates: Tensor, metric: Metric, sequences: Tensor | None = None) -> Tensor:
+        """Gradient of every sequence's mean of a metric in gates [N], float [M, N].
+
+        sequences: the numbers of M sequences; None: all.
+        """
+        numbers = torch.arange(len(self.batch)) if sequences is None else sequences
+        found = torch.zeros(len(numbers), len(gates), device=self.masked.device)
+        for chosen, weight in distributed.shares(len(numbers), self.at_once):
+            gradients = self.part_gradients(numbers[chosen], gates, metric)
             found[chosen.to(found.device)] += gradients * weight.to(gradients)[:, None]
             self.tokens += distributed.size() * len(chosen) * self.batch.length
         return distributed.total(found)

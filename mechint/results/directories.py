@@ -1,20 +1,28 @@
-"""Which run a directory holds: finished runs are found again, and different runs never mix."""
+"""Whether a run may use a directory: which run is there already, and whether another process works on it.
+
+Finished runs are found again, and different runs never mix.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 from mechint.errors import UserError
 from mechint.results.identity import deciding
 from mechint.results.result import RESULT, Result, Status, UnreadableResult
-from mechint.runtime.files import unfinished_name
+from mechint.runtime.files import require_room, unfinished_name
 
 MASKS = ("final_masks.safetensors", "final_masks.pt")
+
+LOCK = ".lock"
 
 # What one run leaves beside logs; what an earlier attempt left of it goes before the next one begins.
 RUN_FILES = (
@@ -111,6 +119,53 @@ def refuse_run(directory: Path) -> None:
     """Raise UserError where the results of another kind of job would come to lie in a run's directory."""
     if any((directory / name).exists() for name in (RESULT, *MASKS)):
         raise UserError(f"{directory} holds a run; give another output_dir")
+
+
+def refuse_occupied(directory: Path) -> None:
+    """Raise UserError where another process works in a directory; what is not there is not made."""
+    if not (directory / LOCK).exists():
+        return
+    with only_process(directory):
+        pass
+
+
+@contextmanager
+def only_process(directory: Path) -> Iterator[None]:
+    """Keep other processes out of a run's directory, which is made, for the length of a block.
+
+    The operating system lets go of the lock when the process ends, however it ends. Raises UserError where another
+    process holds it, or where nothing can be written.
+    """
+    path = directory / LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        require_room(directory)
+    except Timeout:
+        raise UserError(
+            f"{_owner(directory)} is working in {directory}; wait for it, or give another output_dir"
+        ) from None
+    except OSError as error:
+        raise UserError(
+            f"cannot write into {directory} ({error.strerror or error}); give another output_dir"
+        ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is held, so that nobody else's goes
+        lock.release()
+
+
+def _owner(directory: Path) -> str:
+    """The process that works in a directory, as far as its result tells."""
+    occupant = Occupant.of(directory)
+    process = (occupant.result and occupant.result.process) or {}
+    return (
+        f"process {process['pid']} on {process['host']}"
+        if {"pid", "host"} <= process.keys()
+        else "another process"
+    )
 
 
 def _difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:

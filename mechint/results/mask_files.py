@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -12,9 +13,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mechint.errors import UserError
+from mechint.masking.basis import Basis, Maps, Where
 from mechint.masking.masks import TENSORS, LayerMask, MaskSet
+from mechint.masking.space import ChannelSpace
 from mechint.runtime.files import one_entry, told_in, write_atomically
 from mechint.runtime.pickles import PickleRefusedError, load_plain
+
+# The maps of a basis other than the channels.
+BASIS = "basis.safetensors"
 
 
 def save_masks(masks: MaskSet, directory: Path, metadata: Mapping[str, str]) -> list[Path]:
@@ -92,3 +98,54 @@ def _layer_mask(name: object, tensors: Mapping[str, object], path: Path) -> Laye
             f"{path}: masks and importance of layer {name!r} differ in shape; the file is damaged"
         )
     return LayerMask(k_mask.bool(), v_mask.bool(), k_importance.float(), v_importance.float())
+
+
+def save_basis(space: ChannelSpace, basis: Basis, directory: Path) -> Path:
+    """Write basis.safetensors, atomically: "<module path>.<k or v>_<read or write>", float32 [G, C, C].
+
+    With keys k [T, C] of a KV head in float32, before or after the rotation as `keys` in the header says, the mask's
+    keys are k - (k read * removed) write, `removed` 1 for the directions that the mask removes; likewise for values.
+    """
+    tensors = {}
+    for (position, kind), maps in zip(space.slices, basis.maps, strict=True):
+        for name in ("read", "write"):
+            tensors[f"{space.layers[position].name}.{kind}_{name}"] = (
+                getattr(maps, name).detach().cpu().contiguous()
+            )
+    told = {"keys": basis.keys, "names": list(basis.names), "layers": [layer.name for layer in space.layers]}
+    path = directory / BASIS
+    with write_atomically(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata=one_entry(told)))
+    return path
+
+
+def load_basis(space: ChannelSpace, directory: Path) -> Basis | None:
+    """The basis of a run's masks; None where they are of channels.
+
+    Raises UserError where its file is damaged or of another model.
+    """
+    path = directory / BASIS
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = told_in(file.metadata())
+            maps = [
+                Maps(
+                    *(file.get_tensor(f"{space.layers[i].name}.{kind}_{name}") for name in ("read", "write"))
+                )
+                for i, kind in space.slices
+            ]
+            first, second = told["names"]
+            if told["keys"] not in get_args(Where):
+                raise ValueError(f"keys={told['keys']}")
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} cannot be read as the basis of this model ({error}); run the analysis again"
+        ) from error
+    for one, (i, kind) in zip(maps, space.slices, strict=True):
+        layer = space.layers[i]
+        width = layer.width(kind)
+        if not tuple(one.read.shape) == tuple(one.write.shape) == (layer.num_kv_heads, width, width):
+            raise UserError(f"{path} is the basis of another model; use the checkpoint it was made for")
+    return Basis.fixed((str(first), str(second)), told["keys"], maps)

@@ -29,6 +29,9 @@ Status = Literal["running", "done", "failed", "interrupted", "died"]
 ModelName = Literal["dense", "empty", "masked", "complement"]
 MODELS: tuple[ModelName, ...] = ("dense", "empty", "masked", "complement")
 
+# The sections that every finished run has.
+NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
+
 
 class UnreadableResult(ValueError):
     """A result.json that says nothing: damaged, cut short, foreign or too new. The text is one line."""
@@ -130,7 +133,8 @@ class LayerInfo(Section):
 class ModelMetrics(Section):
     """What a model does on evaluation data; None where it is not known.
 
-    loss and kl are nats per predicted token; kl is from the dense model.
+    loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors, by
+    the bootstrap over evaluation sequences.
     """
 
     loss: float | None = None
@@ -138,6 +142,9 @@ class ModelMetrics(Section):
     bits_per_byte: float | None = None
     kl: float | None = None
     top1_agreement: float | None = None
+    loss_se: float | None = None
+    kl_se: float | None = None
+    top1_agreement_se: float | None = None
 
     @property
     def known(self) -> bool:
@@ -163,12 +170,82 @@ class Metrics(Section):
 
 
 class FinishingInfo(Section):
-    """What the finishing pass gained on the rows that it selects on, in the run's objective."""
+    """What the finishing pass gained on the data that it selects on.
 
+    objective: what it goes by; before, after: its value. tried: exchanges that were measured.
+    """
+
+    objective: str | None = None
     before: float | None = None
     after: float | None = None
     tried: int | None = None
     exchanged_units: int = 0
+    tokens: int = 0
+    seconds: float | None = None
+
+
+class RandomMasks(Section):
+    """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
+
+    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. p: share of all
+    masks, the run's included, whose KL is at most that of the run's.
+    """
+
+    count: int = 0
+    tokens: int = 0
+    kl: list[float] = Field(default_factory=list)
+    kl_mean: float | None = None
+    kl_of_mask: float | None = None
+    faithfulness: list[float | None] = Field(default_factory=list)
+    faithfulness_mean: float | None = None
+    p: float | None = None
+
+
+class Leakage(Section):
+    """How much of the evaluation data also occurs in the calibration data: the share of its n-grams of tokens."""
+
+    shared_ngrams: float | None = None
+    n: int | None = None
+
+
+class BasisInfo(Section):
+    """The coordinates that units are made of.
+
+    keys, values: names of bases. where: whether directions of keys are those after or before the rotation. error: the
+    largest entry of read write - 1. effective_rank: for every layer and kind, of each KV head, exp(entropy) of what its
+    directions are worth; None for channels.
+    """
+
+    keys: str = "channels"
+    values: str = "channels"
+    where: str = "after_rope"
+    error: float | None = None
+    passes: int = 0
+    parameters: int = 0
+    effective_rank: list[dict[str, Any]] | None = None
+
+
+class TargetInfo(Section):
+    """What the run was asked to reach, and what its mask reaches on evaluation data.
+
+    kind: sparsity, faithfulness or kl. interval: 95 %, by the bootstrap over evaluation sequences. units: how many are
+    kept. runs: how many masks the search learned.
+    """
+
+    kind: str = "sparsity"
+    value: float | None = None
+    achieved: float | None = None
+    interval: list[float] | None = None
+    units: int | None = None
+    runs: int | None = None
+
+
+class CostPart(Section):
+    """One part of a run: seconds, and predicted tokens that went through the model under a mask."""
+
+    name: str
+    seconds: float | None = None
+    tokens: int = 0
 
 
 class BinarizationGap(Section):
@@ -194,6 +271,7 @@ class Cost(Section):
     dense_cache_bytes: int | None = None
     total_seconds: float | None = None
     threads: int | None = None
+    parts: list[CostPart] = Field(default_factory=list)
 
 
 class SeedAgreement(Section):
@@ -258,7 +336,10 @@ class NecessityInfo(Section):
 
 
 class KlChanges(Section):
-    """Changes of the KL over random draws, in nats per token; lowers and raises are shares of the draws."""
+    """Changes of the KL over random draws, in nats per token; lowers, raises: shares below and above 0.
+
+    sd: of the draws; None for a single one.
+    """
 
     mean: float | None = None
     sd: float | None = None
@@ -379,6 +460,11 @@ class Result(Section):
     metrics: Metrics = Field(default_factory=Metrics)
     loss_degradation_percent: float | None = None
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
+    basis: BasisInfo | None = None
+    target: TargetInfo | None = None
+    leakage: Leakage | None = None
+    random_masks: RandomMasks | None = None
     finishing: FinishingInfo | None = None
     binarization_gap: BinarizationGap | None = None
     cost: Cost = Field(default_factory=Cost)
@@ -426,6 +512,11 @@ class Result(Section):
         """The seed of the run, the first one of several; None where it is not recorded."""
         seed = self.config.get("seed")
         return seed if isinstance(seed, int) else None
+
+    @property
+    def lacking(self) -> list[str]:
+        """Sections that every finished run has and this one lacks; their defaults must not pass for findings."""
+        return [name for name in NEEDED if name not in self.model_fields_set]
 
     @property
     def measured(self) -> bool:

@@ -183,6 +183,8 @@ def _finished_result(directory: Path) -> Result:
         raise UserError(
             f"the run in {directory} has no numbers (status {result.true_status}{detail}); let it finish or repeat it"
         )
+    if result.lacking:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(result.lacking)}; run the analysis again")
     return result
 
 

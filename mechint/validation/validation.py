@@ -13,7 +13,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from mechint.analysis.describing import Record, describe_method, end_record, start_record
+from mechint.analysis.describing import Record, end_record, mask_info, start_record
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
@@ -69,8 +69,7 @@ class Validation:
         refuse_run(output_dir)
         record = start_record(config)
         recipe = self._recipe()
-        describe_method(record, recipe)
-        record["mask"]["steps"] = recipe.steps
+        record["mask"] = {**mask_info(recipe).as_json(), "steps": recipe.steps}
         self._warn(recipe)
         record["models"] = {}
         write_json(output_dir / VALIDATION, record)

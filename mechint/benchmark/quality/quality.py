@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from mechint.analysis.attempt import RunOptions
 from mechint.analysis.describing import Record, end_record, start_record
 from mechint.analysis.preparation import Preparation
 from mechint.analysis.single import Analysis
@@ -103,7 +104,7 @@ class QualityBenchmark:
 
     def _machine(self) -> str:
         analysis, _ = self.compose([*self.overrides])
-        return machine(pick_device(analysis.device), torch.get_num_threads())
+        return machine(pick_device(analysis.inputs.device), torch.get_num_threads())
 
     def _plans(self) -> dict[tuple[Entry, Entry], list[str]]:
         """What every model and method adds to the overrides; a model or method that is not there is found here."""
@@ -117,7 +118,7 @@ class QualityBenchmark:
             analysis, _ = self.compose(overrides)
             if method == self._methods[0]:
                 try:
-                    analysis.loader.fingerprint(model.option)
+                    analysis.inputs.loader.fingerprint(model.option)
                 except UserError as error:
                     raise UserError(f"models: {model.label}: {error}") from error
             batch_size = analysis.trainer.batch_size
@@ -142,7 +143,8 @@ class QualityBenchmark:
         sets = [f"target_sparsity={cell.sparsity}", f"seed={cell.seed}"]
         analysis, config = self.compose([*plan, *sets])
         directory = output_dir / cell.directory
-        result = analysis.run(directory, config, bar=False, resume=self.resume, preparation=preparation)
+        options = RunOptions(bar=False, resume=self.resume, preparation=preparation)
+        result = analysis.run(directory, config, options).as_json()
         kind = kind_of(analysis.method, cell.method.label == self.reference)
         record["cells"].append(_numbers(cell, kind, result))
 

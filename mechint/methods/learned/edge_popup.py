@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from mechint.methods.method import LearnedMethod, MakeOptimizer, Schedule
-from mechint.methods.schedules import ConstantSchedule
+from mechint.methods.method import LearnedMethod, MakeOptimizer
+from mechint.methods.schedules import ConstantSchedule, Schedule
 
 
 @dataclass(kw_only=True)

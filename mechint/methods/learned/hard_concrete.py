@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mechint.methods.learned.lagrangian import SparsityConstraint, mean_per_pool
-from mechint.methods.method import LearnedMethod, MakeOptimizer, Schedule
-from mechint.methods.schedules import LinearSchedule, warm_up_and_decay
+from mechint.methods.method import LearnedMethod, MakeOptimizer
+from mechint.methods.schedules import LinearSchedule, Schedule, warm_up_and_decay
 
 LOW, HIGH = -0.1, 1.1  # the interval the concrete distribution is stretched to
 NEVER = 1e-6  # uniform draws keep this distance from 0 and 1

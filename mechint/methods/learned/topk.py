@@ -45,6 +45,13 @@ class TopK(LearnedMethod):
         self._scores = (1e-3 * noise).to(device).requires_grad_()
         self._keep = self.hard_mask(0.0)
 
+    def warm_start(self, worth: Tensor) -> None:
+        """Scores by the order of magnitude of a unit's worth, counted from the target's threshold and in [-1, 1]."""
+        size = worth.clamp_min(1e-30).log()
+        distance = (size - self.pools.thresholds(size)) / size.std().clamp_min(1e-12)
+        with torch.no_grad():
+            self._scores += 0.5 * distance.clamp(-2, 2).to(self._scores)
+
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The scores."""
         return [{"params": [self._scores]}]

@@ -1,0 +1,100 @@
+"""Every causal language model of transformers is masked as the definition says, or refused by name."""
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from families import NOT_BUILT, REFUSED, families, family_model, wrapper_families
+from tiny_checkpoints import load
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from mechint.errors import UserError
+from mechint.masking import MaskedModel
+from mechint.masking.examining import check_routing, examine
+
+BATCHES = 8
+TOKENS = torch.randint(
+    4, 97, (2, 16), generator=torch.Generator().manual_seed(0)
+)  # longer than windows and top-k
+
+# Here earlier tokens reach a prediction without attention: through linear attention, state spaces or convolutions.
+BYPASSED = {
+    *("bailing_hybrid", "bamba", "falcon_h1", "granitemoehybrid", "inkling2_text", "inkling_text", "jamba"),
+    *("kimi_linear", "lfm2", "lfm2_moe", "lfm3", "minimax", "nemotron_h", "olmo_hybrid", "qwen3_5_moe_text"),
+    *("qwen3_5_text", "qwen3_next", "recurrent_gemma", "zamba", "zamba2", "qwen4_exp_text"),
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet_transformers() -> Iterator[None]:
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+    logging.set_verbosity(level)
+
+
+def supported() -> list[str]:
+    return [kind for kind in families() if kind not in {*REFUSED, *NOT_BUILT, *wrapper_families()}]
+
+
+@pytest.mark.parametrize("batch", range(BATCHES))
+def test_families(batch: int, tmp_path: Path) -> None:
+    wrong = {}
+    for kind in itertools.islice(supported(), batch, None, BATCHES):
+        try:
+            wrong[kind] = list(problems(kind, tmp_path / kind))
+        except Exception as error:
+            wrong[kind] = [f"{type(error).__name__}: {error}"]
+    assert not {kind: found for kind, found in wrong.items() if found}
+
+
+@torch.no_grad()
+def problems(kind: str, directory: Path) -> Iterator[str]:
+    """What is wrong with how a family is masked, saved and loaded."""
+    model = family_model(kind)
+    dense = logits(model)
+    masked = MaskedModel(model)
+    check_routing(masked, TOKENS)
+    ones = torch.ones(masked.space.num_channels)
+    if not torch.equal(masked.logits(TOKENS), dense):
+        yield "changed by being made ready for masks"
+    if not torch.equal(masked.logits(TOKENS, ones), dense):
+        yield "changed by a mask that keeps everything"
+    for position, layer in enumerate(masked.space.layers):
+        for name in ("k", "v"):
+            gates = ones.clone()
+            masked.space.view(gates, position, name)[:] = 0
+            if (masked.logits(TOKENS, gates) - dense).abs().max() < 1e-5:
+                yield f"{name} of {layer.name} changes nothing"
+    if examine(masked).bypassed != (kind in BYPASSED):
+        yield "a second path around attention is not as expected"
+    masked.close()
+    if not torch.equal(logits(model), dense):
+        yield "not as before when closed"
+    model.save_pretrained(directory)
+    if not torch.equal(logits(load(directory).model), dense):
+        yield "changed by being saved and loaded"
+
+
+def logits(model: PreTrainedModel) -> Tensor:
+    return model(input_ids=TOKENS, use_cache=False).logits
+
+
+def test_other_families_are_refused_by_name() -> None:
+    accepted = {}
+    for kind, reason in REFUSED.items():
+        try:
+            masked = MaskedModel(family_model(kind))
+            examine(masked)
+            accepted[kind] = "accepted"
+        except UserError as error:
+            if reason not in str(error) or (kind not in str(error) and "BertGen" not in str(error)):
+                accepted[kind] = str(error)
+    assert not accepted
