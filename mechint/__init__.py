@@ -1,11 +1,27 @@
-"""Find the smallest set of attention Key and Value channels that keeps a trained transformer's behaviour."""
+"""Find the smallest set of attention Key and Value channels that keeps a trained transformer's behaviour.
+
+analyze            learn and measure a mask for a checkpoint
+load_run           a finished run from its directory; run.masked_model() is its model under the mask
+evaluate           what a run's mask does on other data
+compare_variants   compare two or more variants of a model
+
+    from mechint import analyze
+
+    run = analyze("bundled:baseline", "results/baseline", target_sparsity=0.9)
+    run.result.metrics.masked.kl
+    run.channels_frame()
+    with run.masked_model() as masked:
+        masked.generate("The sequence")
+
+On the command line: python experiments/analyze.py --help
+"""
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mechint.api import analyze, compare_variants
+    from mechint.api import analyze, compare_variants, evaluate, load_run
 
-__all__ = ["analyze", "compare_variants"]
+__all__ = ["analyze", "compare_variants", "evaluate", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,3 +31,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What completion and `help` show."""
+    return sorted([*globals(), *__all__])

@@ -1,8 +1,14 @@
-"""The two functions for use from Python; they do what the experiments do, without Hydra.
+"""The functions for use from Python; they do what the experiments do, without Hydra.
 
-from mechint import analyze, compare_variants
+from mechint import analyze, compare_variants, evaluate, load_run
+from mechint.data import TextFiles
 
 run = analyze("model.pt", "results/baseline", target_sparsity=0.9)
+run = load_run("results/baseline")                    # the same, later
+with run.masked_model() as masked:
+    print(masked.generate("Once upon a time"), masked.loss("Once upon a time there was a fox."))
+print(evaluate(run, TextFiles(path="other.txt")).metrics.masked.kl)
+run.channels_frame().groupby(["layer", "kind"])["kept"].mean()
 compare_variants({"Baseline": "results/baseline", "K=V^T": "results/transposed"}, "comparison")
 """
 
@@ -18,6 +24,7 @@ from typing import Any
 from mechint.analysis import Stability
 from mechint.analysis.attempt import Outputs, RunOptions
 from mechint.analysis.preparation import Inputs
+from mechint.analysis.saved import Evaluation, Run
 from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets
@@ -51,7 +58,6 @@ from mechint.reporting import (
     StabilityFigure,
     Visualizer,
 )
-from mechint.results import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +84,13 @@ def analyze(
     stability: Stability | None = None,
     loggers: Sequence[Logger] = (),
     resume: bool = True,
-) -> RunFiles:
+) -> Run:
     """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
     With `seeds` above 1, runs from as many seeds are in seed_<n>/ below it, and the run is their consensus. With
     several target sparsities, nested runs are in sparsity_<target>/, and the run has the highest target's mask.
     Whatever is None is as in conf/analyze.yaml and conf/mask. A finished run of the same settings in `output_dir` is
-    returned as it is unless `resume` is False. Raises UserError for what a user can mend.
+    returned as it is unless `resume` is False. Raises UserError for errors that you can fix.
     """
     recipe = Recipe(
         method=method or TopK(),
@@ -113,7 +119,32 @@ def analyze(
         "loggers": list(loggers),
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
-    return RunFiles.read(output_dir)
+    return Run.read(output_dir)
+
+
+def load_run(directory: str | Path) -> Run:
+    """A finished run, from the files in its directory.
+
+    Raises UserError where there is none, where it did not finish, and where its files are damaged.
+    """
+    return Run.read(directory)
+
+
+def evaluate(
+    run: Run | str | Path,
+    dataset: Dataset | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    batch_size: int = 8,
+) -> Evaluation:
+    """What a run's mask does on other data: the dense, empty, masked and complement model on its evaluation side.
+
+    run: or its directory. dataset: None is the run's own. batch_size: sequences that go through the model at once.
+    Raises UserError where the run's checkpoint or data are not there any more, or have changed.
+    """
+    found = run if isinstance(run, Run) else Run.read(run)
+    return found.evaluate(dataset, device, dtype, batch_size)
 
 
 Runnable = Analysis | SeedStudy | NestedTargets
@@ -172,7 +203,7 @@ def compare_variants(
 
     variant_dirs: name -> a run's directory, one with several runs that differ in the seed, or a list of
     those; names are free. project_name: the W&B project, used with `use_wandb`. baseline: what all others are
-    held against; None: the first. figures: None draws all. Raises UserError for what a user can mend.
+    held against; None: the first. figures: None draws all. Raises UserError for errors that you can fix.
     """
     comparison = read_comparison(variant_dirs, baseline)
     places = {name: _described(place) for name, place in variant_dirs.items()}

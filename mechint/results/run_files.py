@@ -19,6 +19,7 @@ from mechint.runtime.files import parse_json, read_text, write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
+    from typing_extensions import Self
 
 CHANNELS = "channels.csv"
 
@@ -41,7 +42,7 @@ class RunFiles:
     units: Tensor | None = None
 
     @classmethod
-    def read(cls, directory: str | Path) -> RunFiles:
+    def read(cls, directory: str | Path) -> Self:
         """Read a finished run.
 
         Raises UserError where a file is missing or damaged, where the run did not finish, and where the files

@@ -1,0 +1,198 @@
+"""A finished run whose mask is used again: the model under it, and what it does on other data."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from mechint.analysis.describing import dataset_info
+from mechint.analysis.preparation import Prepared
+from mechint.checkpoints import Checkpoint, CheckpointLoader
+from mechint.data import Dataset, TokenData
+from mechint.data.batch import Batch
+from mechint.errors import UserError, one_line
+from mechint.masking import MaskedModel
+from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation
+from mechint.masking.masks import flat_keep
+from mechint.masking.sites import in_basis
+from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
+from mechint.metrics.metric import NLL
+from mechint.results import RunFiles
+from mechint.results.mask_files import load_basis
+from mechint.results.result import DatasetInfo, Metrics, Section
+from mechint.runtime.device import pick_device
+
+Part = TypeVar("Part")
+
+# Sequences at once where nothing says how many memory holds.
+AT_ONCE = 8
+
+
+class Evaluation(Section):
+    """What a saved mask does on some data: the four models of a run, and the tokens that they were measured on."""
+
+    dataset: DatasetInfo
+    metrics: Metrics
+    loss_degradation_percent: float | None = None
+    faithfulness: float | None = None
+
+
+@dataclass(frozen=True)
+class UnderMask:
+    """A model while a mask is applied to each of its forward passes.
+
+    model: the transformers model, for whatever can be done with one, `model.generate` for example. tokenizer: None for
+    a checkpoint without one.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    masked: MaskedModel
+
+    def generate(self, prompt: str, max_new_tokens: int = 50, **settings: Any) -> str:
+        """The text that the masked model continues a prompt with; settings: of `model.generate`, e.g. do_sample=True.
+
+        Raises UserError for a checkpoint without a tokenizer.
+        """
+        tokens, model = self._tokens(prompt), cast(Any, self.model)
+        with torch.inference_mode():
+            attended = torch.ones_like(tokens)
+            found = model.generate(tokens, attention_mask=attended, max_new_tokens=max_new_tokens, **settings)
+        assert self.tokenizer is not None
+        return str(self.tokenizer.decode(found[0, tokens.shape[1] :], skip_special_tokens=True))
+
+    def loss(self, text: str) -> float:
+        """Mean next-token loss of the masked model on a text, in nats per predicted token.
+
+        Raises UserError for a checkpoint without a tokenizer, and for a text of fewer than two tokens.
+        """
+        tokens = self._tokens(text)
+        if tokens.shape[1] < 2:
+            raise UserError("the text has fewer than two tokens, so that none is predicted; give more of it")
+        batch = Batch(tokens=tokens[:, :-1], answers=tokens[:, 1:])
+        return Evaluator(self.masked, batch).mean(None, NLL)  # no other gates than those of the block
+
+    def _tokens(self, text: str) -> Tensor:
+        if self.tokenizer is None:
+            raise UserError(
+                "the checkpoint has no tokenizer; call `model` with token ids, or give model.tokenizer to the analysis"
+            )
+        tokens: Tensor = self.tokenizer(text, return_tensors="pt").input_ids
+        return tokens.to(self.model.device)
+
+
+class Run(RunFiles):
+    """A finished run, and its model again. `masked_model` loads it under the mask; `repr` is short."""
+
+    @contextmanager
+    def masked_model(self, device: str = "auto", dtype: str = "auto") -> Iterator[UnderMask]:
+        """The run's checkpoint, loaded, with the run's mask applied inside the block.
+
+        Removed units become what they became in the run. Raises UserError where the checkpoint is not there any more
+        or has changed.
+        """
+        checkpoint = self._load(device, dtype)
+        masked = MaskedModel(checkpoint.model)
+        try:
+            view, kept, ablation = self._mask(masked, checkpoint)
+            with view.gated(kept.to(masked.device).float(), ablation):
+                yield UnderMask(checkpoint.model, checkpoint.tokenizer, view)
+        finally:
+            masked.close()
+
+    def evaluate(
+        self,
+        dataset: Dataset | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = AT_ONCE,
+    ) -> Evaluation:
+        """Measure the mask on the evaluation side of a dataset; None: the run's own.
+
+        batch_size: sequences that go through the model at once. Raises UserError as `masked_model`.
+        """
+        checkpoint = self._load(device, dtype)
+        masked = MaskedModel(checkpoint.model)
+        try:
+            view, kept, ablation = self._mask(masked, checkpoint)
+            data = self._own_data(checkpoint) if dataset is None else _tokens_of(dataset, checkpoint, 0)
+            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
+        finally:
+            masked.close()
+        dense, empty, mask = (measured[name]["loss"] for name in ("dense", "empty", "masked"))
+        return Evaluation(
+            dataset=dataset_info(data),
+            metrics=Metrics.model_validate(measured),
+            loss_degradation_percent=loss_degradation_percent(dense, mask),
+            faithfulness=faithfulness(dense, empty, mask),
+        )
+
+    def _load(self, device: str, dtype: str) -> Checkpoint:
+        recorded = self.result.checkpoint
+        loader = self._recorded("model", CheckpointLoader)
+        checkpoint = loader.load(recorded.source, pick_device(device), dtype)
+        if checkpoint.sha256 != recorded.sha256:
+            raise UserError(
+                f"{recorded.source} is another checkpoint than the one that {self.directory} analysed; "
+                "put that back, or run the analysis again"
+            )
+        return checkpoint
+
+    def _mask(self, masked: MaskedModel, checkpoint: Checkpoint) -> tuple[MaskedModel, Tensor, Ablation]:
+        """The model in the mask's coordinates, its kept channels bool [N], and what removed ones become."""
+        view = in_basis(masked, load_basis(masked.space, self.directory))
+        kept = flat_keep(view.space, self.masks)
+        kinds: dict[str, type[Ablation]] = {kind.name: kind for kind in (ZeroAblation, MeanAblation)}
+        name = self.result.mask.ablation
+        if name not in kinds:
+            raise UserError(f"{self.directory} was run with ablation={name}, which needs its prompts")
+        ablation = kinds[name]()
+        if name != ZeroAblation.name:
+            ablation = ablation.fit(view, self._own_data(checkpoint).calibration, AT_ONCE)
+        return view, kept, ablation
+
+    def _own_data(self, checkpoint: Checkpoint) -> TokenData:
+        """The tokens that the run had. Raises UserError where they are not the same any more."""
+        dataset = self._recorded("dataset", Dataset)  # type: ignore[type-abstract]
+        data = _tokens_of(dataset, checkpoint, self.result.seed or 0)
+        if data.evaluation_digest != self.result.dataset.evaluation_digest:
+            raise UserError(f"the data of {self.directory} have changed since; run the analysis again")
+        return data
+
+    def _recorded(self, key: str, kind: type[Part]) -> Part:
+        """The object of the configuration's section `key`, made again."""
+        try:
+            return _made(self.result.config[key], kind)
+        except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
+            raise UserError(
+                f"the configuration of {self.directory} does not tell its {key} ({one_line(error, 120)}); "
+                "run the analysis again"
+            ) from error
+
+
+def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:
+    """An object of class `kind` from its recorded settings, {_target_: class path, setting: plain value}.
+
+    The file may be a stranger's, so nothing but a class of that kind is called. Raises ValueError, or what an
+    impossible path or setting raises.
+    """
+    module, _, name = str(node["_target_"]).rpartition(".")
+    if not module.startswith("mechint."):
+        raise ValueError(f"{node['_target_']} is no class of mechint")
+    made = getattr(importlib.import_module(module), name)
+    if not (isinstance(made, type) and issubclass(made, kind)):
+        raise ValueError(f"{node['_target_']} is no {kind.__name__}")
+    return made(**{key: value for key, value in node.items() if not key.startswith("_")})
+
+
+def _tokens_of(dataset: Dataset, checkpoint: Checkpoint, seed: int) -> TokenData:
+    return dataset.load(
+        checkpoint.tokenizer, checkpoint.name, checkpoint.vocab_size, checkpoint.max_positions, seed
+    )
