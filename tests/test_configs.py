@@ -1,6 +1,8 @@
 """Every configuration option composes, resolves and fits the class it names."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from mechint import config as configuration
@@ -94,6 +97,58 @@ def test_every_option_fits_its_class(
         "stability",
     ):
         assert configuration.build(config[key]) is not None
+
+
+# Values in conf/ that are not their class's default, and why.
+OTHER_DEFAULTS = {
+    "architecture.kv_tied": "kv_tied is the option whose only point it is",
+    "dataset.name": "fineweb_edu is hf with a name",
+    "dataset.config_name": "as above",
+    "logger.sinks.wandb.project": "from logger.project",
+    "logger.sinks.wandb.group": "from logger.group",
+    "optimizer.weight_decay": "the optimizer alone has none; the default method was tuned with it",
+    "sparsity_schedule.end": "a schedule alone lasts the whole run; methods say when they reach the target",
+    "trainer.learning_rate_decay": "the trainer alone keeps the rate; the default method was tuned with it",
+    "what.finishing_trials": "methods are compared with the same finishing pass",
+}
+
+
+@pytest.mark.parametrize(
+    ("program", "group", "option"),
+    [
+        (program, group, option)
+        for program, groups in (
+            ("analyze", [group for group in ANALYZE_GROUPS if group not in ("experiment", "sweep")]),
+            ("benchmark", ["what"]),
+            ("pretrain", ["architecture"]),
+            ("validate", ["planted"]),
+        )
+        for group in groups
+        for option in options(group)
+    ],
+)
+def test_values_in_conf_are_the_defaults_of_their_classes(program: str, group: str, option: str) -> None:
+    plain = OmegaConf.to_container(composed(program, [f"{group}={option}"])[group], resolve=False)
+    for path, node in described(plain, group):
+        made = get_object(node["_target_"])
+        parameters = inspect.signature(made).parameters
+        factories = {f.name: f.default_factory for f in fields(made)} if is_dataclass(made) else {}
+        for key, value in node.items():
+            default = parameters[key].default if key in parameters else inspect.Parameter.empty
+            if default is inspect.Parameter.empty or f"{path}.{key}" in OTHER_DEFAULTS or group == "planted":
+                continue
+            if factories.get(key, MISSING) is not MISSING:
+                default = factories[key]()  # type: ignore[operator]
+            assert value == (list(default) if isinstance(default, tuple) else default), f"{path}.{key}"
+
+
+def described(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every description of an object of ours below a node."""
+    if isinstance(node, dict):
+        if str(node.get("_target_")).startswith("mechint."):
+            yield path, node
+        for key, value in node.items():
+            yield from described(value, f"{path}.{key}")
 
 
 def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

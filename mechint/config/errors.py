@@ -67,7 +67,7 @@ def in_user_words(error: BaseException) -> BaseException:
         return UserError(
             f"{several[1]} has a comma: add -m for one run each, or quote what is one text: {_quoted(several[1])}"
         )
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__
     unknown = re.match(r"Could not override '[^']+'|In '([^']+)': Config(Key|Attribute)Error raised", text)
     if unknown and isinstance(cause, (ConfigAttributeError, ConfigKeyError)) and cause.full_key:
         refused = _unknown_override(cause.full_key, cause.parent_node)
@@ -131,7 +131,10 @@ def key_paths(config: DictConfig) -> list[str]:
 
 def _unknown_override(path: str, parent: DictConfig) -> UserError:
     """The error of `path=value` where the configuration `parent` lacks the last key."""
-    known = [str(key) for key in parent if key != "hydra" and not str(key).startswith("_")]
+    known = [str(key) for key in parent or () if key != "hydra" and not str(key).startswith("_")]
+    if not known:
+        group = path.partition(".")[0]
+        return UserError(f"{path} needs an option of {group}: give {group}=NAME as well, --help lists them")
     return unknown_key(path, known, [] if "." in path else key_paths(parent))
 
 

@@ -95,6 +95,18 @@ class VisualizeSchema:
 
 
 @dataclass
+class EvaluateSchema:
+    """Types of the root keys of `conf/evaluate.yaml`."""
+
+    run: str | None
+    device: str
+    dtype: str
+    batch_size: int
+    output_dir: str | None
+    dataset: Any = None  # the run's own
+
+
+@dataclass
 class ValidateSchema:
     """Types of the root keys of `conf/validate.yaml`. planted: {name: keyword arguments of a planted model}."""
 
@@ -130,6 +142,7 @@ def register(about: str = "") -> None:
     store.store(name="pretrain_schema", node=PretrainSchema)
     store.store(name="benchmark_schema", node=BenchmarkSchema)
     store.store(name="compare_schema", node=CompareSchema)
+    store.store(name="evaluate_schema", node=EvaluateSchema)
     store.store(name="validate_schema", node=ValidateSchema)
     store.store(name="visualize_schema", node=VisualizeSchema)
     OmegaConf.register_new_resolver("slug", naming.slug, replace=True)
