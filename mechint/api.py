@@ -166,9 +166,6 @@ def evaluate(
 
 Runnable = Analysis | SeedStudy | NestedTargets | TargetSearch
 
-# Where no target is given.
-DEFAULT_SPARSITY = 0.95
-
 
 def make_analysis(
     *,
@@ -197,7 +194,7 @@ def make_analysis(
     if len(wanted) > 1:
         raise UserError(f"{' and '.join(wanted)}: give one target, and leave the others out")
     stability = stability or Stability()
-    targets = parse_targets(DEFAULT_SPARSITY if target_sparsity is None else target_sparsity)
+    targets = parse_targets(target_sparsity)
     if len(targets) > 1 and seeds != 1:
         raise UserError(
             f"seeds={seeds} and {len(targets)} values of target_sparsity in one run are not supported; "

@@ -5,7 +5,8 @@ import pytest
 import torch
 from architectures import tiny_model
 
-from mechint.masking import MaskedModel
+from mechint.data.batch import Batch
+from mechint.masking import MaskedModel, MeanAblation
 from mechint.masking.basis import Basis, Maps
 from mechint.masking.sites import in_basis, sites_before_rotation
 from mechint.masking.weights import output_projections, recording_heads
@@ -129,3 +130,16 @@ def test_gradients_in_a_basis_are_those_of_finite_differences(keys: str) -> None
 def test_a_model_without_whole_keys_is_refused_in_one_line() -> None:
     with pytest.raises(ValueError, match=r"basis.keys=after_rope"):
         sites_before_rotation(MaskedModel(tiny_model("deepseek_v3")))
+
+
+def test_means_follow_the_coordinates() -> None:
+    """What mean ablation puts in is the same model in every basis, also in one that changes after it was fitted."""
+    masked = MaskedModel(tiny_model("llama"))
+    tokens = torch.randint(3, 97, (4, 12), generator=torch.Generator().manual_seed(1))
+    batch, closed = Batch.of_rows(tokens), torch.zeros(masked.space.num_channels)
+    first, second = (random_basis(masked, keys) for keys in ("after_rope", "after_rope"))
+    plain = masked.logits(tokens, closed, MeanAblation().fit(masked, batch, 2))
+    fitted = MeanAblation().fit(in_basis(masked, first), batch, 2)
+    for basis in (first, second):
+        got = in_basis(masked, basis).logits(tokens, closed, fitted)
+        torch.testing.assert_close(got, plain, rtol=1e-3, atol=1e-3)

@@ -109,7 +109,8 @@ def by_hand(
     Removed channels are put in by hooks on the projections of a GPT-2, and not by anything of mechint.
     """
     model, space = masked.model, masked.space
-    fill = torch.zeros(space.num_channels) if ablation.constant is None else ablation.constant
+    constant = ablation.constant(masked)
+    fill = torch.zeros(space.num_channels) if constant is None else constant
     ones = torch.ones(space.num_channels) if gates is None else gates.float()
 
     def replaced(position: int) -> Callable[..., Tensor]:
@@ -318,7 +319,7 @@ def test_padding_does_not_count_in_means(name: str, left: bool) -> None:
     sums = sum(length * channel_means(masked, alone(number), 1) for number, length in enumerate(LENGTHS))
     expected = sums / sum(LENGTHS)
     fitted = MeanAblation().fit(masked, padded(left), 3)
-    torch.testing.assert_close(fitted.constant, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fitted.constant(masked), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_means_are_fitted_once_and_tell_themselves_apart() -> None:
@@ -328,11 +329,11 @@ def test_means_are_fitted_once_and_tell_themselves_apart() -> None:
     assert first.identity == plain.fit(masked, BATCH, 3).identity
     assert len({ZERO.identity, plain.identity, first.identity, second.identity}) == 4
     with pytest.raises(AssertionError, match="measured by `fit`"):
-        _ = plain.constant
+        plain.constant(masked)
     assert ZERO.fit(masked, BATCH, 3) is ZERO
-    assert ZERO.constant is None
+    assert ZERO.constant(masked) is None
     fills = first.fills(masked, BATCH)
-    assert torch.equal(torch.cat([fill.flatten() for fill in fills]), first.constant)
+    assert torch.equal(torch.cat([fill.flatten() for fill in fills]), first.constant(masked))
 
 
 class OfAnother(Ablation):

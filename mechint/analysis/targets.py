@@ -35,6 +35,9 @@ COST = 1.5
 # More targets than this tell nothing more, and each takes a run of its own.
 MOST_TARGETS = 100
 
+# Where no target is given.
+DEFAULT_SPARSITY = 0.95
+
 
 @dataclass(kw_only=True)
 class NestedTargets:
@@ -155,8 +158,11 @@ def directory_of(target: float) -> str:
 def parse_targets(value: Any) -> tuple[float, ...]:
     """Target sparsities, ascending, from a number, a list of them, or a range "first:last:step" with both ends.
 
+    None stands for the default.
+
     Raises UserError for anything else and for a list without or with repeated targets.
     """
+    value = DEFAULT_SPARSITY if value is None else value
     wrong = UserError(
         f"target_sparsity={value} is neither a number nor a list or range of them; "
         "use e.g. 0.9, [0.5,0.9] or 0.5:0.9:0.1"

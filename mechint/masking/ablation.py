@@ -37,9 +37,8 @@ class Ablation(ABC):
     def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill] | None:
         """A fill for every layer's keys and values, in the order of `ChannelSpace.slices`; None: zero everywhere."""
 
-    @property
-    def constant(self) -> Tensor | None:
-        """What removed channels [N] become where that is the same everywhere; None: zero."""
+    def constant(self, masked: MaskedModel) -> Tensor | None:
+        """What removed units' coordinates [N] become where that is the same everywhere; None: zero."""
         return None
 
     @property
@@ -61,7 +60,10 @@ class ZeroAblation(Ablation):
 
 @dataclass(frozen=True)
 class MeanAblation(Ablation):
-    """Removed channels become their mean over the calibration data, [N]."""
+    """Removed units' coordinates become their mean over the calibration data.
+
+    What is kept are the means of keys and values themselves, [N], so that a basis may change after they were measured.
+    """
 
     name: ClassVar[str] = "mean"
 
@@ -70,18 +72,26 @@ class MeanAblation(Ablation):
     def fit(self, masked: MaskedModel, calibration: Batch, at_once: int) -> MeanAblation:
         """Measure the means, which takes one forward pass of the dense model."""
         fitted = MeanAblation()
-        object.__setattr__(fitted, "_means", channel_means(masked, calibration, at_once))
+        means = channel_means(masked, calibration, at_once)
+        if masked.basis is not None:
+            parts = zip(masked.space.parts(means), masked.basis.maps, strict=True)
+            states = [(part.unsqueeze(-2) @ maps.write).flatten() for part, maps in parts]
+            means = torch.cat(states).detach()
+        object.__setattr__(fitted, "_means", means)
         return fitted
 
     def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill]:
-        """Every channel's mean, [G, C]."""
-        return masked.space.parts(self.constant)
-
-    @property
-    def constant(self) -> Tensor:
-        """The means [N]."""
+        """Every coordinate's mean, [G, C]."""
         assert self._means is not None, "means are measured by `fit`"
-        return self._means
+        parts = masked.space.parts(self._means)
+        if masked.basis is None:
+            return parts
+        maps = masked.basis.maps
+        return [(part.unsqueeze(-2) @ one.read).squeeze(-2) for part, one in zip(parts, maps, strict=True)]
+
+    def constant(self, masked: MaskedModel) -> Tensor:
+        """The means [N]."""
+        return torch.cat([part.flatten() for part in self.fills(masked, Batch(masked.no_tokens))])
 
     @property
     def identity(self) -> Hashable:

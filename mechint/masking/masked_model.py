@@ -47,7 +47,7 @@ class MaskedModel:
             raise
         self.head: Head = find_head(model)
         self._compiled: Callable[..., Any] | None = None
-        self._no_tokens = torch.zeros(0, 0, dtype=torch.long)
+        self.no_tokens = torch.zeros(0, 0, dtype=torch.long)
         self.basis: Basis | None = None
 
     @property
@@ -89,7 +89,7 @@ class MaskedModel:
             yield
             return
         parts = self.space.parts(gates)
-        made = ablation.fills(self, Batch(self._no_tokens) if batch is None else batch)
+        made = ablation.fills(self, Batch(self.no_tokens) if batch is None else batch)
         fills: Sequence[Tensor | None] = [None] * len(parts) if made is None else made
         maps: Sequence[Maps | None] = [None] * len(parts) if self.basis is None else self.basis.maps
         before = self.basis is not None and self.basis.keys == "before_rope"

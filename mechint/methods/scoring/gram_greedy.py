@@ -30,7 +30,7 @@ class GramGreedy(ActivationScorer):
 
     def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
         """Observe all sequences once, then remove greedily."""
-        constant = calibration.ablation.constant
+        constant = calibration.ablation.constant(calibration.masked)
         self._fill = torch.zeros_like(channels) if constant is None else constant.double()
         return super().score_channels(calibration, channels)
 
