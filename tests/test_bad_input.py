@@ -279,10 +279,10 @@ KINDS = [
             "mask.key_sparsity=abc",
             "model.num_heads=abc",
             "stability.subset_sizes=abc",
-            "visualizer.dpi=abc",
             "sparsity_schedule.begin=abc",
         )
     ),
+    analyze("dots per inch in words", "visualizer.dpi", "visualizer=default", "visualizer.dpi=abc"),
     analyze("dots per inch of a poster", "visualizer.dpi", "visualizer=default", "visualizer.dpi=1000000"),
     analyze("cache that is NaN", "trainer.dense_cache_gib", "trainer.dense_cache_gib=nan"),
     analyze("batch of 10^11", "trainer.batch_size", "trainer.batch_size=100000000000"),

@@ -25,8 +25,19 @@ from mechint.benchmark.quality.quality import QualityBenchmark
 from mechint.benchmark.quality.summary import summarise
 from mechint.benchmark.quality.table import as_markdown
 from mechint.errors import UserError
+from mechint.learning.recipe import Recipe
 from mechint.masking.masks import LayerMask
-from mechint.methods import EdgePopup, Fisher, IntegratedGradients, IterativeFisher, TopK
+from mechint.methods import (
+    ChannelBasis,
+    EdgePopup,
+    Fisher,
+    IntegratedGradients,
+    IterativeFisher,
+    LearnedBasis,
+    TopK,
+)
+from mechint.methods.bases import BasisMethod
+from mechint.methods.method import MaskMethod
 from mechint.results.mask_files import save_masks
 
 SMALL = [
@@ -183,14 +194,19 @@ def test_entries_are_options_with_overrides_and_labels() -> None:
 
 
 def test_every_method_gets_the_same_passes() -> None:
-    assert spend(EdgePopup(), 100, 8, 0.25) == ["trainer.passes=100", "steps=100"]
-    assert spend(TopK(finishing_trials=3), 100, 8, 0.25) == ["trainer.passes=100", "steps=75"]
-    assert spend(TopK(finishing_trials=0), 100, 8, 0.25) == ["trainer.passes=100", "steps=100"]
-    assert spend(IterativeFisher(stages=30), 100, 8, 0.25) == [
-        "trainer.passes=100",
-        "mask.sequences_per_stage=26",
-    ]
-    assert spend(Fisher(), 100, 8, 0.25) == ["trainer.passes=100"]
+    def spent(method: MaskMethod, basis: BasisMethod | None = None) -> list[str]:
+        recipe = Recipe(method=method, basis=basis or ChannelBasis())
+        first, share, *rest = spend(recipe, 100, 8, 0.25)
+        assert (first, share) == ("trainer.passes=100", "trainer.finishing_share=0.25")
+        return rest
+
+    assert spent(EdgePopup()) == ["steps=100"]
+    assert spent(TopK(finishing_trials=3)) == ["steps=75"]
+    assert spent(TopK(finishing_trials=0)) == ["steps=100"]
+    assert spent(TopK(finishing_trials=3), LearnedBasis(passes=4)) == ["steps=71"]
+    assert spent(IterativeFisher(stages=30)) == ["mask.sequences_per_stage=26"]
+    assert spent(IterativeFisher(stages=30, finishing_trials=3)) == ["mask.sequences_per_stage=20"]
+    assert spent(Fisher()) == []
     assert IntegratedGradients(path_steps=7).passes_per_row == 7
     kinds = [kind_of(method, False) for method in (EdgePopup(), IterativeFisher(), Fisher())]
     assert kinds == ["published learner", "iterative scorer", "one-shot scorer"]

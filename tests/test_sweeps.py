@@ -204,7 +204,7 @@ def test_a_single_run_is_repeated_only_on_demand_and_keeps_its_directory(
     other = analyze(*command, "target_sparsity=0.25")
     assert other.code == 2
     assert other.err.count("\n") == 1
-    assert "holds another run (target_sparsity=0.95 there, 0.25 here)" in other.err
+    assert "holds another run (target_sparsity=None there, 0.25 here)" in other.err
     assert (out / "result.json").read_bytes() == before
     assert (out / ".hydra" / "overrides.yaml").read_bytes() == overrides
 

@@ -193,10 +193,6 @@ def settings_without_effect(
             f"the head of architecture {masked.model.config.model_type!r} is not understood: whole logits are kept and "
             "computed, which takes more memory"
         )
-    if method.unit == "rope_pair" and masked.basis is not None:
-        notes.append(
-            "mask.unit=rope_pair pairs channels after the rotation; in a basis it joins directions of the same numbers"
-        )
     if method.key_sparsity is not None and method.value_sparsity is not None:
         given = units_target(method)
         if given is not None and abs(given - target_sparsity) > 0.5 / method.units.count:
@@ -219,7 +215,12 @@ def settings_without_effect(
     if isinstance(method, LearnedMethod) and not method.follows_schedule:
         notes.append(f"sparsity_schedule has no effect: {name} takes the target's count at the end")
     if isinstance(method, ScoringMethod):
-        notes.append(f"objective, optimizer, sparsity_schedule and steps have no effect: {name} only scores")
+        idle = (
+            "optimizer, sparsity_schedule and steps have"
+            if method.finishing_trials
+            else ("objective, optimizer, sparsity_schedule and steps have")
+        )
+        notes.append(f"{idle} no effect: {name} only scores")
     return notes
 
 

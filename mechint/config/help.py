@@ -233,7 +233,7 @@ def _lines(rows: Iterable[tuple[str, str]]) -> str:
         if len(head.rstrip()) > COLUMN - 2 and comment:
             text += f"\n{head.rstrip()}"
             head = " " * COLUMN
-        wrapped = textwrap.wrap(comment, width - COLUMN) or [""]
+        wrapped = textwrap.wrap(comment, width - COLUMN, break_on_hyphens=False) or [""]
         text += f"\n{head}{wrapped[0]}".rstrip()
         text += "".join(f"\n{' ' * COLUMN}{line}" for line in wrapped[1:])
     return text

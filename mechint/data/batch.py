@@ -65,8 +65,8 @@ class Batch:
         """Mean of values [B, T] over the positions that count of every sequence, [B], in the values' precision."""
         if self.counted is None:
             return values.mean(1)
-        counted = self.counted.to(values)
-        return (values * counted).sum(1) / counted.sum(1)
+        counted = self.counted.to(values.device)
+        return torch.where(counted, values, 0).sum(1) / counted.sum(1)
 
     def rows(self) -> Tensor:
         """Running text again as rows [B, T + 1]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -114,6 +115,12 @@ class MaskedModel:
         ]
         with hooks(pairs):
             yield
+
+    def in_channels(self) -> MaskedModel:
+        """The same with gates and recorded states of the channels themselves."""
+        view = copy.copy(self)
+        view.basis = None
+        return view
 
     def recomputing(self) -> AbstractContextManager[None]:
         """Inside the block layers keep only their input for the backward pass: less memory, up to half more time."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mechint.errors import UserError
+from mechint.masking.layers import some_tokens
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.weights import attention_modules, linear_layers
 
@@ -66,7 +67,7 @@ def rounding_of(masked: MaskedModel) -> float:
 @torch.no_grad()
 def _squares_over_positions(masked: MaskedModel) -> list[Tensor]:
     """For each layer the squared keys of one-token sequences, [positions, samples, C]."""
-    tokens = torch.arange(NUM_TOKENS, device=masked.device)[:, None]  # [B, 1]
+    tokens = some_tokens(masked.model, NUM_TOKENS, 1)  # [B, 1]
     squares: list[list[Tensor]] = [[] for _ in masked.space.layers]
 
     def record(position: int, query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mechint.errors import UserError
 from mechint.masking.attention import HOOK
 from mechint.masking.basis import Basis
+from mechint.masking.layers import some_tokens
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.weights import InputRows, attention_modules, input_rows
 
@@ -83,6 +84,7 @@ def sites_before_rotation(masked: MaskedModel) -> list[LayerSites]:
 
     Raises UserError where a layer's keys or queries are nowhere whole before the rotation.
     """
+    masked = masked.in_channels()
     modules, rows = attention_modules(masked), input_rows(masked)
     outputs: list[list[tuple[nn.Module, Tensor]]] = [[] for _ in modules]
     final: list[tuple[Tensor, Tensor] | None] = [None for _ in modules]
@@ -97,7 +99,7 @@ def sites_before_rotation(masked: MaskedModel) -> list[LayerSites]:
     def record(position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         final[position] = query, key
 
-    tokens = torch.arange(1, NUM_TOKENS + 1, device=masked.device)[None]
+    tokens = some_tokens(masked.model, 1, NUM_TOKENS)
     with ExitStack() as stack:
         for position, attention in enumerate(modules):
             for child in attention.modules():

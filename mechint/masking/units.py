@@ -103,6 +103,10 @@ def make_units(masked: MaskedModel, unit: Unit = "channel", tie_kv: bool = False
             "mask.tie_kv=true needs keys and values of the same width; use mask.tie_kv=false for this model"
         )
     if unit == "rope_pair":
+        if masked.basis is not None:
+            raise UserError(
+                "mask.unit=rope_pair joins channels that are rotated together; in a basis use mask.unit=channel"
+            )
         channel = _first_of_pair(masked, layer, kind, channel, tie_kv)
     elif unit == "head":
         channel = torch.zeros_like(channel)

@@ -104,6 +104,7 @@ def input_rows(masked: MaskedModel) -> list[LayerRows]:
 
     Raises UserError where the signs spell nothing, or where a channel mixes several outputs.
     """
+    masked = masked.in_channels()
     modules = attention_modules(masked)
     linears = [linear_layers(module) for module in modules]
     starts = [torch.tensor([0, *(_outputs(one) for one in layer)]).cumsum(0) for layer in linears]

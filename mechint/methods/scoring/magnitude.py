@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mechint.masking.weights import input_rows, output_projections
+from mechint.masking.masked_model import MaskedModel
+from mechint.masking.space import KINDS
+from mechint.masking.weights import LayerRows, input_rows, output_projections
 from mechint.methods.scoring.scorer import ChannelScorer
 from mechint.metrics.evaluation import Evaluator
 
@@ -27,9 +29,23 @@ class Magnitude(ChannelScorer):
         rows, outputs = input_rows(masked), output_projections(masked)
         for position, (inputs, projection) in enumerate(zip(rows, outputs, strict=True)):
             groups = masked.space.layers[position].num_kv_heads
-            norms = {kind: getattr(inputs, kind).norms() for kind in ("query", "key", "value")}
+            norms = self._norms(masked, position, inputs)
             query = norms["query"].unflatten(0, (groups, -1)).sum(1)  # [G, C]
             output = projection.by_group(groups).double().square().sum((0, 2)).sqrt().cpu()  # [G, C]
             masked.space.view(channels, position, "k").copy_(query * norms["key"])
             masked.space.view(channels, position, "v").copy_(norms["value"] * output)
         return 0
+
+    def _norms(self, masked: MaskedModel, position: int, inputs: LayerRows) -> dict[str, Tensor]:
+        """Norms [heads, C] of the rows that queries, keys and values are read with, in the model's basis."""
+        if masked.basis is None:
+            return {kind: getattr(inputs, kind).norms() for kind in ("query", "key", "value")}
+        keys, values = (masked.basis.of(masked.space, position, kind) for kind in KINDS)
+        groups = masked.space.layers[position].num_kv_heads
+        query = inputs.query.weight().unflatten(0, (groups, -1))  # [G, R, C, D]
+        rows = {
+            "query": (keys.write.unsqueeze(1) @ query).flatten(0, 1),
+            "key": keys.read.mT @ inputs.key.weight(),
+            "value": values.read.mT @ inputs.value.weight(),
+        }
+        return {kind: part.double().norm(dim=-1).cpu() for kind, part in rows.items()}
