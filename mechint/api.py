@@ -30,6 +30,8 @@ from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets
 from mechint.checkpoints import CheckpointLoader
+from mechint.circuits import CircuitStudy
+from mechint.circuits.gates import parse_gates
 from mechint.comparison.compare import read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
 from mechint.comparison.figures import (
@@ -89,6 +91,8 @@ def analyze(
     visualizer: Visualizer | None = None,
     stability: Stability | None = None,
     controls: Controls | None = None,
+    circuit: CircuitStudy | None = None,
+    gates: Sequence[str] = (),
     loggers: Sequence[Logger] = (),
     resume: bool = True,
 ) -> Run:
@@ -129,6 +133,8 @@ def analyze(
         "seeds": seeds,
         "stability": stability or Stability(),
         "controls": controls or Controls(),
+        "circuit": circuit or CircuitStudy(),
+        "gates": list(gates),
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
     return Run.read(output_dir)
@@ -180,6 +186,8 @@ def make_analysis(
     seeds: int = 1,
     stability: Stability | None = None,
     controls: Controls | None = None,
+    circuit: CircuitStudy | None = None,
+    gates: Sequence[str] = (),
 ) -> Runnable:
     """The analysis for one target or several sparsities, from one seed or several.
 
@@ -193,6 +201,7 @@ def make_analysis(
     wanted = [f"{name}={value}" for name, value in given.items() if value is not None]
     if len(wanted) > 1:
         raise UserError(f"{' and '.join(wanted)}: give one target, and leave the others out")
+    parse_gates(gates)  # now, before anything is computed; they are judged by the configuration's wording
     stability = stability or Stability()
     targets = parse_targets(target_sparsity)
     if len(targets) > 1 and seeds != 1:
@@ -208,6 +217,7 @@ def make_analysis(
         target_sparsity=targets[-1],
         seed=seed,
         controls=controls or Controls(),
+        circuit=circuit,
     )
     if target_faithfulness is not None or target_kl is not None:
         if seeds != 1:

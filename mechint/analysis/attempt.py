@@ -29,6 +29,8 @@ from mechint.analysis.describing import (
     started_result,
 )
 from mechint.analysis.preparation import Inputs, Preparation, Prepared
+from mechint.analysis.tasks import task_info
+from mechint.circuits.gates import judge
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 from mechint.learning.resume import SavedStates
@@ -137,6 +139,7 @@ class Attempt:
         result.dataset = dataset_info(data)
         result.mask = mask_info(recipe)
         result.leakage = leakage_info(data)
+        result.task = task_info(data)
         without_effect = settings_without_effect(recipe, prepared.masked, trainer, target)
         result.notes = [*checkpoint.notes, *data.notes, *without_effect]
 
@@ -171,6 +174,7 @@ class Attempt:
             files.append(save_basis(units.space, outcome.basis, self.directory))
         if outcome.evidence is not None:
             files.append(save_evidence(outcome.evidence, self.directory, identity))
+        result.verdict = judge(result, result.config.get("gates"))
         end_result(result, "done")
         history, of_channel = list(outcome.history), units.of_channel
         run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel)
@@ -265,7 +269,10 @@ def record_failure(directory: Path, config: Record, error: BaseException) -> Non
 
 def child_config(config: Record, directory: Path, **changes: Any) -> Record:
     """The configuration of a run that is part of another, in a directory of its own."""
-    told = {**config, **changes}
+    told = {
+        key: value for key, value in config.items() if key != "gates"
+    }  # the whole is judged, not its parts
+    told |= changes
     if "output_dir" in config:
         told["output_dir"] = str(directory)
     return told

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechint.analysis.describing import dataset_info
 from mechint.analysis.preparation import Prepared
+from mechint.analysis.tasks import solved
 from mechint.checkpoints import Checkpoint, CheckpointLoader
 from mechint.data import Dataset, TokenData
 from mechint.data.batch import Batch
@@ -26,7 +27,8 @@ from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation
 from mechint.metrics.metric import NLL
 from mechint.results import RunFiles
 from mechint.results.mask_files import load_basis
-from mechint.results.result import DatasetInfo, Metrics, Section
+from mechint.results.result import DatasetInfo, Metrics
+from mechint.results.section import Section
 from mechint.runtime.device import pick_device
 
 Part = TypeVar("Part")
@@ -122,7 +124,8 @@ class Run(RunFiles):
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
-            data = self._own_data(checkpoint) if dataset is None else _tokens_of(dataset, checkpoint, 0)
+            own = dataset is None
+            data = self._own_data(checkpoint, masked) if own else _tokens_of(dataset, checkpoint, masked, 0)
             measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size).metrics
         finally:
             masked.close()
@@ -155,15 +158,15 @@ class Run(RunFiles):
             raise UserError(f"{self.directory} was run with ablation={name}, which needs its prompts")
         ablation = kinds[name]()
         if name != ZeroAblation.name:
-            calibration = self._own_data(checkpoint).calibration
+            calibration = self._own_data(checkpoint, masked).calibration
             learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
             ablation = ablation.fit(view, learned_on, AT_ONCE)
         return view, kept, ablation
 
-    def _own_data(self, checkpoint: Checkpoint) -> TokenData:
+    def _own_data(self, checkpoint: Checkpoint, masked: MaskedModel) -> TokenData:
         """The tokens that the run had. Raises UserError where they are not the same any more."""
         dataset = self._recorded("dataset", Dataset)  # type: ignore[type-abstract]
-        data = _tokens_of(dataset, checkpoint, self.result.seed or 0)
+        data = _tokens_of(dataset, checkpoint, masked, self.result.seed or 0)
         if data.evaluation_digest != self.result.dataset.evaluation_digest:
             raise UserError(f"the data of {self.directory} have changed since; run the analysis again")
         return data
@@ -194,7 +197,8 @@ def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:
     return made(**{key: value for key, value in node.items() if not key.startswith("_")})
 
 
-def _tokens_of(dataset: Dataset, checkpoint: Checkpoint, seed: int) -> TokenData:
-    return dataset.load(
+def _tokens_of(dataset: Dataset, checkpoint: Checkpoint, masked: MaskedModel, seed: int) -> TokenData:
+    data = dataset.load(
         checkpoint.tokenizer, checkpoint.name, checkpoint.vocab_size, checkpoint.max_positions, seed
     )
+    return solved(data, masked.in_channels())

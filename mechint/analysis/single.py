@@ -23,6 +23,7 @@ from mechint.analysis.describing import (
     finishing_info,
 )
 from mechint.analysis.preparation import Inputs, Prepared
+from mechint.circuits import CircuitStudy
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.learning.learner import StepMetrics
@@ -36,7 +37,9 @@ from mechint.methods.bases import ChannelBasis
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod, importance
 from mechint.metrics.evaluation import Evaluator, Measured
 from mechint.results import Result, RunFiles
+from mechint.results.circuit import CircuitInfo
 from mechint.results.mask_files import load_basis
+from mechint.results.result import Cost
 from mechint.runtime.seeds import deterministic, seed_everything
 from mechint.runtime.signals import PATIENCE
 
@@ -50,7 +53,7 @@ class Analysis:
     target_sparsity: fraction of units removed, in [0, 1). seed: of which calibration sequences are drawn and of every
     random draw of the method. within: a run whose kept units are the only ones that this run may keep, and whose basis
     this run begins with. basis_seed: of the calibration sequences that a basis is fitted to; None: as `seed`. held_out:
-    calibration sequences, the last ones, that nothing is learned from.
+    calibration sequences, the last ones, that nothing is learned from. circuit: what is measured on tasks.
 
     Raises UserError for values out of range.
     """
@@ -65,6 +68,7 @@ class Analysis:
     within: RunFiles | None = field(default=None, repr=False)
     basis_seed: int | None = None
     held_out: int = 0
+    circuit: CircuitStudy | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_sparsity < 1:
@@ -210,6 +214,7 @@ class Analysis:
             add_part(
                 cost, "random masks", started, (result.random_masks.count + 2) * result.random_masks.tokens
             )
+        result.circuit = self.study_circuit(prepared, keep, scores, cost)
         result.basis = basis_info(prepared.masked.basis, units.space, self.recipe)
         result.binarization_gap = None  # there is none for methods that only score
         if isinstance(method, LearnedMethod):
@@ -230,6 +235,32 @@ class Analysis:
             prepared.masked.basis,
             training.history,
         )
+
+    def study_circuit(
+        self, prepared: Prepared, keep: Tensor, ranking: Tensor, cost: Cost
+    ) -> CircuitInfo | None:
+        """What a mask keep, bool [U], and a ranking [U] are worth as circuits of the data's task; None without one."""
+        if self.circuit is None or prepared.data.task is None:
+            return None
+        log.info("measuring the circuit on the task %s", prepared.data.task.name)
+        study, method, calibration = self.circuit, self.method, self.calibration(prepared)
+        info = self.trainer.fit(
+            lambda size: study.measure(
+                prepared.masked,
+                prepared.data,
+                method.units,
+                keep,
+                ranking,
+                self.recipe.ablation,
+                calibration,
+                size,
+                method.selection,
+                self.seed,
+            )
+        )
+        if info is not None and info.seconds is not None:
+            add_part(cost, "circuit", time.perf_counter() - info.seconds, 0)
+        return info
 
 
 def measure_with_progress(

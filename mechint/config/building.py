@@ -65,6 +65,8 @@ def build_analysis(config: DictConfig) -> Any:
         seeds=config.seeds,
         stability=build(config.stability),
         controls=build(config.controls),
+        circuit=build(config.circuit),
+        gates=OmegaConf.to_container(config.gates) if isinstance(config.gates, ListConfig) else config.gates,
     )
 
 

@@ -46,14 +46,14 @@ class Ablation(ABC):
         """Tensors that are learned together with the mask; none for most ablations."""
         return []
 
-    def step(self) -> None:
+    def step(self) -> None:  # noqa: B027
         """Update what is learned by the gradient that a backward pass left in it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes from step to step, as tensors, numbers and containers of them."""
         return {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027
         """Continue from a state."""
 
     @property

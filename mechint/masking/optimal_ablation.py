@@ -64,7 +64,8 @@ class OptimalAblation(Ablation):
     @property
     def states(self) -> Tensor:
         """The constants as keys and values, float [N]."""
-        assert self._start is not None and self._offset is not None, "constants start in `fit`"
+        assert self._start is not None, "constants start in `fit`"
+        assert self._offset is not None
         assert self._scale is not None
         return self._start + self._offset * self._scale
 
@@ -81,12 +82,17 @@ class OptimalAblation(Ablation):
 
     def state_dict(self) -> dict[str, Any]:
         """The constants, and the optimizer that learns them."""
-        assert self._offset is not None and self._optimizer is not None
-        return {"offset": self._offset.detach().cpu().clone(), "optimizer": copy.deepcopy(self._optimizer.state_dict())}
+        assert self._offset is not None
+        assert self._optimizer is not None
+        return {
+            "offset": self._offset.detach().cpu().clone(),
+            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a state."""
-        assert self._offset is not None and self._optimizer is not None
+        assert self._offset is not None
+        assert self._optimizer is not None
         with torch.no_grad():
             self._offset.copy_(state_dict["offset"])
         self._optimizer.load_state_dict(state_dict["optimizer"])

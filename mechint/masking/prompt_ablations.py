@@ -86,7 +86,7 @@ class CounterfactualAblation(Ablation):
 
 
 def states_of(masked: MaskedModel, batch: Batch) -> list[Tensor]:
-    """Keys and values [B, G, T, C] of the dense model where masks act on them, in the order of `ChannelSpace.slices`."""
+    """Keys and values [B, G, T, C] of the dense model where masks act on them, in the order of the space's slices."""
     found: dict[tuple[int, str], Tensor] = {}
 
     def record(position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -130,7 +130,7 @@ def position_means(masked: MaskedModel, batch: Batch, at_once: int) -> tuple[Ten
 
 
 def position_numbers(batch: Batch) -> Tensor:
-    """The position of every token in its sequence, without padding, LongTensor [B, T], or [1, T] where all are alike."""
+    """The position of every token in its sequence, without padding, LongTensor [B, T], or [1, T] if all are alike."""
     if batch.attention_mask is None:
         return torch.arange(batch.length, device=batch.tokens.device)[None]
     return (batch.attention_mask.long().cumsum(1) - 1).clamp_min(0)
@@ -146,4 +146,6 @@ def _paired(batch: Batch) -> Tensor:
 
 
 def _no_constant(name: str) -> UserError:
-    return UserError(f"this method reckons with one value of every removed unit, and ablation={name} has several")
+    return UserError(
+        f"this method reckons with one value of every removed unit, and ablation={name} has several"
+    )

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -35,6 +35,8 @@ class MaskMethod(ABC):
 
     make_optimizer: ClassVar[MakeOptimizer] = partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25)
     schedule: ClassVar[Schedule] = CubicSchedule(end=0.3)
+    # Whether a score is that of a size, or has a sign and units that do harm come last.
+    selection: Literal["signed", "absolute"] = "signed"
 
     unit: Unit = "channel"
     scope: Scope = "global"

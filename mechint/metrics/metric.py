@@ -95,7 +95,9 @@ class Metric(ABC):
     def mean(self, hidden: Tensor, batch: Batch, dense: Tensor | None, head: Head = WHOLE) -> Tensor:
         """Mean over sequences, each by its positions; what learning minimises."""
         values = self.per_position(hidden, batch, dense, head)
-        return values.mean() if batch.at(self.positions) is None else batch.mean(values, self.positions).mean()
+        return (
+            values.mean() if batch.at(self.positions) is None else batch.mean(values, self.positions).mean()
+        )
 
 
 def wanted_positions(batch: Batch, kinds: Sequence[Positions], device: torch.device) -> Tensor | None:
@@ -180,7 +182,7 @@ class Top1Agreement(Metric):
 
 
 def log_mass(logits: Tensor, tokens: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    """log sum exp of the logits [P, V] of some tokens [P] or [P, A], NO_TOKEN left out, [P]; and its gradient [P, V]."""
+    """log sum exp of the logits [P, V] of some tokens [P] or [P, A], NO_TOKEN apart, [P]; and its gradient [P, V]."""
     chosen = tokens.unsqueeze(1) if tokens.ndim == 1 else tokens
     there = chosen != NO_TOKEN
     values = logits.gather(1, chosen.clamp_min(0)).masked_fill(~there, -torch.inf)  # [P, A]

@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mechint.errors import one_line
-from mechint.runtime.files import parse_json, plain, read_text, write_json
+from mechint.results.circuit import CircuitInfo, TaskInfo, Verdict
+from mechint.results.section import Section
+from mechint.runtime.files import parse_json, read_text, write_json
 from mechint.runtime.processes import has_died
 
 # The one file of a run that other programs read.
@@ -35,17 +37,6 @@ NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
 
 class UnreadableResult(ValueError):
     """A result.json that says nothing: damaged, cut short, foreign or too new. The text is one line."""
-
-
-class Section(BaseModel):
-    """A part of result.json."""
-
-    model_config = ConfigDict(extra="allow", validate_assignment=True, protected_namespaces=())
-
-    def as_json(self) -> dict[str, Any]:
-        """What the file holds: the fields that were set, with null for NaN and infinity."""
-        content: dict[str, Any] = plain(self.model_dump(exclude_unset=True))
-        return content
 
 
 class CheckpointInfo(Section):
@@ -478,6 +469,9 @@ class Result(Section):
     cost: Cost = Field(default_factory=Cost)
     stability: StabilityInfo | None = None
     nested: list[NestedPoint] | None = None
+    task: TaskInfo | None = None
+    circuit: CircuitInfo | None = None
+    verdict: Verdict | None = None
     old_tool: OldToolLosses | None = None
     not_logged: list[str] = Field(default_factory=list)
 

@@ -52,7 +52,9 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequen
         prompt.corrupted,
         *(prompt.clean + answer for answer in (*prompt.right, *prompt.wrong)),
     ]
-    clean, corrupted, *continued = (tuple(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids)
+    clean, corrupted, *continued = (
+        tuple(ids) for ids in tokenizer(texts, add_special_tokens=False).input_ids
+    )
     if len(clean) != len(corrupted):
         raise PromptError(f"clean has {len(clean)} tokens and corrupted {len(corrupted)}")
     if any(ids[: len(clean)] != clean or len(ids) == len(clean) for ids in continued):

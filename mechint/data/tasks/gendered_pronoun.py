@@ -25,7 +25,7 @@ HE, SHE = (" he",), (" she",)
 
 @dataclass(kw_only=True)
 class GenderedPronoun(TextTask):
-    """"So Mary is such a good friend, isn't" -> " she" and not " he" (Mathwin et al. 2023).
+    """ "So Mary is such a good friend, isn't" -> " she" and not " he" (Mathwin et al. 2023).
 
     The paired prompt has a name of the other gender.
     """
@@ -39,7 +39,11 @@ class GenderedPronoun(TextTask):
         men, women = (part_of([pair[place] for pair in pairs], side) for place in (0, 1))
         require_words(men, 4, "names", self.title)
         while True:
-            template, man, woman = generator.choice(TEMPLATES[side]), generator.choice(men), generator.choice(women)
+            template, man, woman = (
+                generator.choice(TEMPLATES[side]),
+                generator.choice(men),
+                generator.choice(women),
+            )
             him, her = template.format(name=f" {man}"), template.format(name=f" {woman}")
             yield Prompt(him, her, HE, SHE)
             yield Prompt(her, him, SHE, HE)

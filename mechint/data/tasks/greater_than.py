@@ -24,7 +24,7 @@ CENTURIES = (11, 12, 13, 14, 15, 16, 17, 18)
 
 @dataclass(kw_only=True)
 class GreaterThan(TextTask):
-    """"The war lasted from the year 1752 to the year 17" -> 53 or more and not 52 or less (Hanna et al. 2023, arXiv
+    """ "The war lasted from the year 1752 to the year 17" -> 53 or more and not 52 or less (Hanna et al. 2023, arXiv
     2305.00586).
 
     Answers are first tokens: of tokenizers that cut numbers into digits, the digits above and below the first one of

@@ -34,7 +34,7 @@ TEMPLATES: dict[Side, tuple[str, ...]] = {
 
 @dataclass(kw_only=True)
 class IndirectObject(TextTask):
-    """"When John and Mary went to the store, John gave a drink to" -> " Mary" and not " John".
+    """ "When John and Mary went to the store, John gave a drink to" -> " Mary" and not " John".
 
     Either name comes first equally often. corruption: the paired prompt has three `names` of other people (Wang et al.
     2022, arXiv 2211.00593), another person as the `subject` of the second clause, or the two names exchanged there
@@ -53,7 +53,9 @@ class IndirectObject(TextTask):
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """Two names and a template at random, each prompt in both orders of the names."""
-        people = [name for (name,) in words.alike([n for pair in zip(MEN, WOMEN, strict=False) for n in pair])]
+        people = [
+            name for (name,) in words.alike([n for pair in zip(MEN, WOMEN, strict=False) for n in pair])
+        ]
         names = part_of(people, side)
         require_words(names, 5, "names", self.title)
         places = part_of([w for (w,) in words.alike(PLACES, distinct=False)], side)

@@ -55,13 +55,18 @@ class PromptPairs(TaskDataset):
     ) -> list[Encoded]:
         """The prompts of one side. Raises UserError for one that cannot be used, which it shows."""
         if tokenizer is None:
-            raise UserError(f"dataset {self.title} is text: give the checkpoint's tokenizer, model.tokenizer=DIRECTORY")
+            raise UserError(
+                f"dataset {self.title} is text: give the checkpoint's tokenizer, model.tokenizer=DIRECTORY"
+            )
         if self.path is None:
-            raise UserError("give dataset.path=FILE, a CSV or JSONL file with the columns " + ", ".join(COLUMNS))
+            raise UserError(
+                "give dataset.path=FILE, a CSV or JSONL file with the columns " + ", ".join(COLUMNS)
+            )
         prompts = self._of_side(side)
         generator.shuffle(prompts)
         return [
-            self._encoded(prompt, tokenizer, beginning) for prompt in prompts[: getattr(self, f"{side}_prompts")]
+            self._encoded(prompt, tokenizer, beginning)
+            for prompt in prompts[: getattr(self, f"{side}_prompts")]
         ]
 
     def _of_side(self, side: Side) -> list[Prompt]:
@@ -144,8 +149,8 @@ def _names(clean: str, path: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     pair = found.groups() if found else ()
     if len(twice & set(pair)) != 1:
         raise UserError(
-            f"{path} has no columns of right and wrong answers, and they cannot be told from {clean!r}; add the columns "
-            "correct and incorrect"
+            f"{path} has no columns of right and wrong answers, and they cannot be told from {clean!r}; add the "
+            "columns correct and incorrect"
         )
     (subject,) = twice & set(pair)
     (other,) = set(pair) - {subject}

@@ -25,7 +25,7 @@ ONE, MANY = (" is", " was", " has"), (" are", " were", " have")
 
 @dataclass(kw_only=True)
 class SubjectVerbAgreement(TextTask):
-    """"The keys near the lamp" -> " are", " were" or " have" and not " is", " was" or " has".
+    """ "The keys near the lamp" -> " are", " were" or " have" and not " is", " was" or " has".
 
     The noun in between has the other number. The paired prompt has the subject in the other number (as in Marks et al.
     2024, arXiv 2403.19647).
@@ -42,6 +42,7 @@ class SubjectVerbAgreement(TextTask):
             subject, other = generator.sample(nouns, 2)
             for number, (right, wrong) in enumerate(((ONE, MANY), (MANY, ONE))):
                 clean, corrupted = (
-                    template.format(subject=subject[own], other=other[1 - number]) for own in (number, 1 - number)
+                    template.format(subject=subject[own], other=other[1 - number])
+                    for own in (number, 1 - number)
                 )
                 yield Prompt(clean, corrupted, right, wrong)

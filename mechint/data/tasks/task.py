@@ -55,9 +55,7 @@ class TaskDataset(Dataset):
         for side, least in zip(SIDES, (FEWEST, FEWEST, 0), strict=True):
             count = getattr(self, f"{side}_prompts")
             if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise UserError(
-                    f"dataset.{side}_prompts={count} must be a whole number of at least {least}"
-                )
+                raise UserError(f"dataset.{side}_prompts={count} must be a whole number of at least {least}")
         if not 0 <= self.needed_accuracy <= 1:
             raise UserError(f"dataset.needed_accuracy={self.needed_accuracy} must lie in [0, 1], e.g. 0.7")
 
