@@ -35,8 +35,6 @@ class MaskMethod(ABC):
 
     make_optimizer: ClassVar[MakeOptimizer] = partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25)
     schedule: ClassVar[Schedule] = CubicSchedule(end=0.3)
-    # Whether a score is that of a size, or has a sign and units that do harm come last.
-    selection: Literal["signed", "absolute"] = "signed"
 
     unit: Unit = "channel"
     scope: Scope = "global"
@@ -75,6 +73,11 @@ class MaskMethod(ABC):
         if within is not None:
             self.pools = self.pools.within(self.units.of_channels(within))
         self.start(masked.device, generator)
+
+    @property
+    def selection(self) -> Literal["signed", "absolute"]:
+        """Whether scores have a sign, so that units that do harm come last, or are sizes."""
+        return "signed"
 
     @abstractmethod
     def start(self, device: torch.device, generator: torch.Generator) -> None:
@@ -162,6 +165,11 @@ class ScoringMethod(MaskMethod):
 
     passes_per_row: int = 1
     stages: int = 0
+
+    @property
+    def selection(self) -> Literal["signed", "absolute"]:
+        """Most scores are sizes."""
+        return "absolute"
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """Nothing is known before `score`."""

@@ -37,7 +37,7 @@ class Docstring(TextTask):
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """Words for arguments and text at random, none of them twice."""
-        names = part_of([w for (w,) in words.alike(IDENTIFIERS)], side)
+        names = part_of(words.alike(IDENTIFIERS, distinct=True), side)
         require_words(names, WORDS + ARGUMENTS, "identifiers", self.title)
         while True:
             template = generator.choice(TEMPLATES[side])

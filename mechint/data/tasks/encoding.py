@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -45,7 +46,8 @@ class PromptError(ValueError):
 def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequence[int] = ()) -> Encoded:
     """The tokens of a prompt. Raises PromptError where lengths differ, or where answers do not begin with new tokens.
 
-    beginning: tokens put before every prompt.
+    Tokens that all answers begin with, such as a space of its own, become part of both prompts. beginning: tokens put
+    before every prompt.
     """
     texts = [
         prompt.clean,
@@ -59,7 +61,12 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequen
         raise PromptError(f"clean has {len(clean)} tokens and corrupted {len(corrupted)}")
     if any(ids[: len(clean)] != clean or len(ids) == len(clean) for ids in continued):
         raise PromptError("an answer changes the tokens of the prompt before it")
-    first = [ids[len(clean)] for ids in continued]
+    answers = [ids[len(clean) :] for ids in continued]
+    shared = _common_beginning(answers)
+    if any(len(answer) == len(shared) for answer in answers):
+        raise PromptError("one answer begins with another one")
+    clean, corrupted = clean + shared, corrupted + shared
+    first = [answer[len(shared)] for answer in answers]
     right, wrong = set(first[: len(prompt.right)]), set(first[len(prompt.right) :])
     if not right - wrong or not wrong - right:
         raise PromptError("right and wrong answers begin with the same token")
@@ -69,6 +76,12 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequen
         tuple(sorted(right - wrong)),
         tuple(sorted(wrong - right)),
     )
+
+
+def _common_beginning(rows: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all rows begin with."""
+    shared = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+    return tuple(tokens[0] for tokens in shared)
 
 
 def make_batch(prompts: Sequence[Encoded], side: Literal["left", "right"] = "right") -> Batch:
@@ -110,24 +123,24 @@ class Lexicon:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
 
-    def alike(self, *forms: Sequence[str], distinct: bool = True) -> list[tuple[str, ...]]:
-        """Of words in several forms, given form by form, those whose every form has one and the same number of tokens
-        after a space: the number that most of them have.
+    def alike(self, words: Sequence[str], distinct: bool = False) -> list[str]:
+        """The words that have one and the same number of tokens after a space: the number that most of them have.
 
-        distinct: leave out words whose first token another one has, so that it tells them apart.
+        distinct: leave out words whose first token another one has, unless those are most of them.
         """
-        rows = list(zip(*forms, strict=True))
-        lengths: dict[int, list[tuple[str, ...]]] = {}
-        for row in rows:
-            counts = {len(self._ids(word)) for word in row}
-            if len(counts) == 1:
-                lengths.setdefault(counts.pop(), []).append(row)
-        found = max(lengths.values(), key=len, default=[])
+        lengths: dict[int, list[str]] = {}
+        for word in words:
+            lengths.setdefault(len(self._ids(word)), []).append(word)
+        found = max(lengths.values(), key=len)
         if not distinct:
             return found
-        first = [tuple(self._ids(word)[0] for word in row) for row in found]
-        tokens = [token for row in first for token in set(row)]
-        return [row for row, own in zip(found, first, strict=True) if all(tokens.count(t) == 1 for t in own)]
+        first = [self._ids(word)[0] for word in found]
+        alone = [word for word, token in zip(found, first, strict=True) if first.count(token) == 1]
+        return alone if 2 * len(alone) >= len(found) else found
+
+    def forms_alike(self, pairs: Mapping[str, str]) -> list[tuple[str, str]]:
+        """Of words in two forms those whose forms have as many tokens as each other after a space."""
+        return [pair for pair in pairs.items() if len(self._ids(pair[0])) == len(self._ids(pair[1]))]
 
     def _ids(self, word: str) -> list[int]:
         ids: list[int] = self._tokenizer(f" {word}", add_special_tokens=False).input_ids

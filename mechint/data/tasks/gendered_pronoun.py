@@ -34,10 +34,9 @@ class GenderedPronoun(TextTask):
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """A man's and a woman's name and a template at random; each name is once the clean one."""
-        count = min(len(MEN), len(WOMEN))
-        pairs = words.alike(MEN[:count], WOMEN[:count], distinct=False)
-        men, women = (part_of([pair[place] for pair in pairs], side) for place in (0, 1))
-        require_words(men, 4, "names", self.title)
+        names = words.alike([*MEN, *WOMEN])
+        men, women = (part_of([n for n in names if n in of_kind], side) for of_kind in (MEN, WOMEN))
+        require_words(min(men, women, key=len), 4, "names", self.title)
         while True:
             template, man, woman = (
                 generator.choice(TEMPLATES[side]),

@@ -35,7 +35,7 @@ class GreaterThan(TextTask):
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """An event, a century and a year at random."""
-        events = part_of([w for (w,) in words.alike(EVENTS, distinct=False)], side)
+        events = part_of(words.alike(EVENTS), side)
         centuries = part_of(CENTURIES, side)
         years = [f"{year:02d}" for year in range(100)]
         while True:

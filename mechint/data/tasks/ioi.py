@@ -53,13 +53,11 @@ class IndirectObject(TextTask):
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """Two names and a template at random, each prompt in both orders of the names."""
-        people = [
-            name for (name,) in words.alike([n for pair in zip(MEN, WOMEN, strict=False) for n in pair])
-        ]
-        names = part_of(people, side)
+        people = [name for pair in zip(MEN, WOMEN, strict=False) for name in pair]
+        names = part_of(words.alike(people, distinct=True), side)
         require_words(names, 5, "names", self.title)
-        places = part_of([w for (w,) in words.alike(PLACES, distinct=False)], side)
-        things = part_of([w for (w,) in words.alike(THINGS, distinct=False)], side)
+        places = part_of(words.alike(PLACES), side)
+        things = part_of(words.alike(THINGS), side)
         while True:
             template = generator.choice(TEMPLATES[side])
             indirect, subject, *others = generator.sample(names, 5)

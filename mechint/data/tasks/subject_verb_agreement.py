@@ -35,7 +35,7 @@ class SubjectVerbAgreement(TextTask):
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """Two nouns and a template at random, each once with one and once with many."""
-        nouns = part_of(words.alike(list(NOUNS), list(NOUNS.values()), distinct=False), side)
+        nouns = part_of(words.forms_alike(NOUNS), side)
         require_words(nouns, 2, "nouns with their plurals", self.title)
         while True:
             template = generator.choice(TEMPLATES[side])

@@ -36,6 +36,14 @@ EVENTS = _words("""
 
 # One and many of the same noun.
 NOUNS = {
+    "man": "men",
+    "woman": "women",
+    "postman": "postmen",
+    "fireman": "firemen",
+    "policeman": "policemen",
+    "fisherman": "fishermen",
+    "gentleman": "gentlemen",
+    "chairman": "chairmen",
     "key": "keys", "book": "books", "car": "cars", "boy": "boys", "girl": "girls", "dog": "dogs", "cat": "cats",
     "doctor": "doctors", "teacher": "teachers", "student": "students", "friend": "friends", "king": "kings",
     "tree": "trees", "house": "houses", "ship": "ships", "bird": "birds", "farmer": "farmers", "soldier": "soldiers",
