@@ -55,6 +55,7 @@ from mechint.methods.method import MakeOptimizer, MaskMethod
 from mechint.methods.schedules import Schedule
 from mechint.metrics import KL, Metric
 from mechint.reporting import (
+    CircuitFigure,
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
@@ -134,7 +135,7 @@ def analyze(
         "stability": stability or Stability(),
         "controls": controls or Controls(),
         "circuit": circuit or CircuitStudy(),
-        "gates": list(gates),
+        "gates": [gate.wording for gate in parse_gates(gates)],
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
     return Run.read(output_dir)
@@ -142,7 +143,14 @@ def analyze(
 
 def run_figures() -> list[RunFigure]:
     """All figures of a run, as in conf/visualizer/default.yaml."""
-    return [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
+    return [
+        ImportanceOverview(),
+        LayerImportance(),
+        SparsityCurves(),
+        StabilityFigure(),
+        NestedFigure(),
+        CircuitFigure(),
+    ]
 
 
 def load_run(directory: str | Path) -> Run:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from mechint.masking.masks import LayerMask
 from mechint.reporting import wording
 from mechint.reporting.certainty import certainty, seeds_in_words, signed
+from mechint.reporting.circuit import circuit_context, interval
 from mechint.reporting.finding import cautions, finding, thirds
 from mechint.reporting.importance_overview import ImportanceOverview
 from mechint.reporting.layer_importance import layer_files
@@ -53,7 +54,7 @@ def write_report(run: RunFiles, drawn: Sequence[Path]) -> Path:
     )
     for name in ("text", "code", "number", "percent", "counted", "seconds", "byte_size", "enumeration"):
         environment.filters[name] = getattr(wording, name)
-    environment.filters["signed"] = signed
+    environment.filters |= {"signed": signed, "interval": interval}
     path = run.directory / FILENAME
     with write_atomically(path) as temporary:
         temporary.write_text(
@@ -82,6 +83,7 @@ def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
         "stability_figure": StabilityFigure.filename if StabilityFigure.filename in there else None,
         "nested": result.nested or [],
         "nested_figure": NestedFigure.filename if NestedFigure.filename in there else None,
+        **circuit_context(run, there),
         "cost": result.cost,
         "measured": run.measured,
         "binarization": result.binarization_gap,

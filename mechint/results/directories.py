@@ -34,6 +34,7 @@ RUN_FILES = (
     "circuit_analysis_report.md",
     "sparsity_curves.png",
     "nested_sparsities.png",
+    "circuit.png",
     "stability.png",
     "stability.safetensors",
     "evaluation.safetensors",

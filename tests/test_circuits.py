@@ -1,0 +1,341 @@
+"""Scores of circuits, gates, ablations that know prompts, and a whole run on a task."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import tiny_model
+
+from mechint import analyze
+from mechint.analysis.chance import Controls
+from mechint.circuits import CircuitStudy, scores
+from mechint.circuits.gates import Gate, judge, parse_gates
+from mechint.circuits.study import fewest_within, learn_constants
+from mechint.data.batch import NO_TOKEN, Batch
+from mechint.data.tasks import InductionTask
+from mechint.errors import UserError
+from mechint.learning import MaskTrainer
+from mechint.masking import (
+    CounterfactualAblation,
+    MaskedModel,
+    MeanAblation,
+    MeanPerPositionAblation,
+    OptimalAblation,
+)
+from mechint.masking.gating import gated
+from mechint.methods import TopK
+from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
+from mechint.metrics.gradients import gate_gradient
+from mechint.reporting import CircuitFigure, Visualizer
+from mechint.results.circuit import CircuitInfo, TaskScores, Verdict
+from mechint.results.result import Result
+
+# --- scores
+
+
+def test_areas_are_those_of_the_benchmark() -> None:
+    """Numbers worked out from its formula by other means: trapezoids over k, of f and of |1 - f|."""
+    shares = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    faithfulness = torch.tensor([0.0, -0.1, 0.1, 0.3, 0.5, 0.8, 1.1, 1.3, 1.05, 1.0], dtype=torch.double)
+    assert float(scores.cpr(shares, faithfulness)) == pytest.approx(1.05695, abs=1e-9)
+    assert float(scores.cmd(shares, faithfulness)) == pytest.approx(0.11705, abs=1e-9)
+    ones = torch.ones(10, dtype=torch.double)
+    assert float(scores.cpr(shares, ones)) == pytest.approx(0.999, abs=1e-12)
+    assert float(scores.cmd(shares, ones)) == 0
+    assert float(scores.cpr(shares, ones, log=True)) == pytest.approx(1, abs=1e-12)
+    ramp = torch.tensor([math.log(share) for share in shares], dtype=torch.double)
+    assert float(scores.cpr(shares, ramp, log=True)) == pytest.approx(math.log(0.001) / 2, abs=1e-9)
+
+
+def test_counts_are_rounded_down_and_float_noise_does_not_decide() -> None:
+    assert [scores.kept_at(share, 11_520) for share in (0.001, 0.002, 0.1, 1.0)] == [11, 23, 1152, 11_520]
+    assert scores.kept_at(0.29, 100) == 29  # 0.29 * 100 is a little less than 29
+
+
+def test_faithfulness_is_a_ratio_of_means_and_may_leave_the_unit_interval() -> None:
+    dense, empty = torch.tensor(4.0), torch.tensor(-1.0)
+    found = scores.faithfulness_of(dense, empty, torch.tensor([4.0, -1.0, 1.5, 6.5, -2.0]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5, 1.5, -0.2]))
+
+
+def test_the_smallest_circuit_that_does_is_one_from_which_on_all_larger_ones_do() -> None:
+    assert fewest_within([1, 2, 4, 8], [3.0, 1.0, 3.1, 3.0], dense=3.0) == 4
+    assert fewest_within([1, 2, 4, 8], [3.0, 2.9, 3.1, 9.0], dense=3.0) is None
+
+
+# --- metrics at answers
+
+
+def asked(answers: list[list[int]], foils: list[list[int]]) -> Batch:
+    """Sequences of two positions of which the last counts."""
+    counted = torch.tensor([[False, True]] * len(answers))
+    wide = [torch.tensor([[row, row] for row in part]) for part in (answers, foils)]
+    return Batch(torch.zeros(len(answers), 2, dtype=torch.long), wide[0], counted, foils=wide[1])
+
+
+def test_several_answers_count_together() -> None:
+    logits = torch.tensor([[[9.0] * 5, [0.0, 1.0, 2.0, 3.0, 4.0]]]).repeat(2, 1, 1)
+    batch = asked([[1, 3], [4, NO_TOKEN]], [[2, 4], [0, 1]])
+    p = logits[0, 1].softmax(0)
+    expected = [(p[1] + p[3]).log() - (p[2] + p[4]).log(), p[4].log() - (p[0] + p[1]).log()]
+    found = LOGIT_DIFF.per_sequence(logits, batch, None)
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert ACCURACY.per_sequence(logits, batch, None).tolist() == [0, 1]
+    nll = NLL.per_sequence(logits, batch, None)
+    torch.testing.assert_close(nll, -torch.stack([(p[1] + p[3]).log(), p[4].log()]))
+
+
+@pytest.mark.parametrize(
+    "metric", [LOGIT_DIFF, NLL, LogitDifferenceGap(), AccuracySurrogate()], ids=lambda metric: metric.name
+)
+def test_gradients_at_answers_are_those_of_autograd(metric: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 5, generator=generator, requires_grad=True)
+    dense = torch.randn(2, 2, 5, generator=generator)
+    batch = asked([[1, 3], [4, NO_TOKEN]], [[2, 4], [0, 1]])
+    (slope,) = torch.autograd.grad(metric.mean(logits, batch, dense), logits)
+    p = logits.log_softmax(-1)[:, 1]
+    right = torch.stack([p[0, [1, 3]].logsumexp(0), p[1, 4]])
+    difference = right - torch.stack([p[0, [2, 4]].logsumexp(0), p[1, [0, 1]].logsumexp(0)])
+    expected = {
+        "logit_diff": difference,
+        "nll": -right,
+        "logit_diff_gap": (difference - LOGIT_DIFF.per_sequence(dense, batch, None)).abs(),
+        "logistic_loss": (1 + (-difference).exp()).log(),
+    }[metric.name].mean()
+    torch.testing.assert_close(metric.mean(logits, batch, dense), expected)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected, logits)[0], rtol=1e-4, atol=1e-6)
+    assert slope[:, 0].abs().max() == 0  # of the position that does not count
+
+
+def test_a_metric_of_answers_refuses_running_text() -> None:
+    rows = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    masked = MaskedModel(tiny_model("llama"))
+    with pytest.raises(UserError, match="needs right and wrong answers"):
+        Evaluator(masked, Batch.of_rows(rows))([None], [LOGIT_DIFF])
+
+
+# --- ablations
+
+
+def pairs(count: int = 5, length: int = 9) -> Batch:
+    """Prompts beside others with the same last token."""
+    generator = torch.Generator().manual_seed(4)
+    tokens, paired = (torch.randint(3, 97, (count, length), generator=generator) for _ in range(2))
+    paired[:, -1] = tokens[:, -1]
+    counted = torch.zeros(count, length, dtype=torch.bool)
+    counted[:, -1] = True
+    answers, foils = (torch.randint(3, 97, (count, length), generator=generator) for _ in range(2))
+    return Batch(tokens, answers, counted, foils=foils, paired=paired)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_the_empty_model_does_as_on_the_paired_prompt_under_counterfactual_ablation(name: str) -> None:
+    masked, batch = MaskedModel(tiny_model(name)), pairs()
+    ablation = CounterfactualAblation().fit(masked, batch, 2)
+    assert batch.paired is not None
+    empty = masked.logits(batch, torch.zeros(masked.space.num_channels), ablation)
+    torch.testing.assert_close(empty[:, -1], masked.logits(batch.paired)[:, -1], rtol=1e-3, atol=1e-4)
+    full = masked.logits(batch, torch.ones(masked.space.num_channels), ablation)
+    torch.testing.assert_close(full, masked.logits(batch))
+
+
+def test_counterfactual_ablation_needs_paired_prompts() -> None:
+    masked = MaskedModel(tiny_model("llama"))
+    with pytest.raises(UserError, match="needs paired prompts"):
+        CounterfactualAblation().fit(masked, Batch(pairs().tokens), 2)
+
+
+def test_means_per_position_are_those_of_the_calibration_prompts() -> None:
+    masked, batch = MaskedModel(tiny_model("gpt2")), pairs()
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+    with masked.recording(lambda i, q, k, v: seen.update({(i, "k"): k, (i, "v"): v})):
+        masked.hidden(batch)
+    fitted = MeanPerPositionAblation().fit(masked, batch, 2)
+    for fill, place in zip(fitted.fills(masked, batch), masked.space.slices, strict=True):
+        torch.testing.assert_close(fill[0], seen[place].mean(0))
+    longer = Batch(torch.cat([batch.tokens, batch.tokens], 1))
+    beyond = fitted.fills(masked, longer)[0]
+    torch.testing.assert_close(beyond[0, :, 9:], seen[0, "k"].mean((0, 2))[:, None].expand(-1, 9, -1))
+
+
+def test_the_gradient_of_constants_is_that_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 2, 5, 4, generator=generator, dtype=torch.double)
+    gate = torch.rand(3, 2, 4, generator=generator, dtype=torch.double, requires_grad=True)
+    fill = torch.randn(2, 4, generator=generator, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda g, f: gated(states, g, f), (gate, fill))
+    assert torch.autograd.gradcheck(lambda g, f: gated(states, g[0], f), (gate, fill))
+
+
+def test_optimal_constants_start_at_the_means_and_lower_the_kl() -> None:
+    masked, batch = MaskedModel(tiny_model("llama")), pairs()
+    start = OptimalAblation(learning_rate=0.1).fit(masked, batch, 2)
+    torch.testing.assert_close(start.states, MeanAblation().fit(masked, batch, 2).states)
+    gates = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(0)) > 0.5
+    learned = learn_constants(masked, batch, gates, start, steps=20, at_once=5)
+    before, after = (Evaluator(masked, batch, one).mean(gates, KL) for one in (start, learned))
+    assert after < 0.8 * before
+    assert torch.equal(
+        start.states, MeanAblation().fit(masked, batch, 2).states
+    )  # another mask starts there too
+    again = start.fresh()
+    again.load_state_dict(learned.state_dict())
+    torch.testing.assert_close(again.states, learned.states)
+
+
+def test_optimal_constants_are_learned_with_the_mask() -> None:
+    masked, batch = MaskedModel(tiny_model("llama")), pairs()
+    ablation = OptimalAblation().fit(masked, batch, 2)
+    before = ablation.states.detach().clone()
+    gate_gradient(masked, batch, torch.full((masked.space.num_channels,), 0.5), KL, ablation)
+    ablation.step()
+    moved = (ablation.states - before).abs() > 0
+    assert moved.float().mean() > 0.9
+
+
+# --- gates
+
+
+@pytest.mark.parametrize(
+    ("wording", "passes"),
+    [
+        ("faithfulness >= 0.9", True),
+        ("faithfulness>0.95", False),
+        ("metrics.masked.kl <= 0.3", True),
+        ("kl < 0.01", False),
+        ("seed_iou >= 0.1", False),  # not measured
+        ("circuit.cmd.value <= 1e3", False),
+    ],
+)
+def test_gates_are_judged_by_the_numbers_of_result_json(wording: str, passes: bool) -> None:
+    result = Result.model_validate(
+        {"status": "done", "faithfulness": 0.5, "metrics": {"masked": {"kl": 0.2}}}
+    )
+    result.circuit = CircuitInfo(faithfulness=0.95, masked=TaskScores(kl=0.02))
+    verdict = judge(result, [wording, "faithfulness >= 0"])
+    assert verdict is not None
+    assert [gate.passed for gate in verdict.gates] == [passes, True]
+    assert verdict.overall == ("GO" if passes else "NO_GO")
+    assert Verdict.model_validate(verdict.as_json()) == verdict
+
+
+def test_a_run_of_text_is_judged_by_its_loss() -> None:
+    result = Result.model_validate({"status": "done", "faithfulness": 0.5})
+    assert Gate.parse("faithfulness >= 0.5").judge(result).value == 0.5
+    assert judge(result, []) is None
+
+
+@pytest.mark.parametrize(
+    "gates", ["faithfulness", ["faithfulness == 1"], ["beauty > 1"], ["metrics.masked > 1"], 3]
+)
+def test_gates_that_mean_nothing_are_refused_before_the_run(gates: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gate"):
+        analyze(output_dir=tmp_path / "run", gates=gates)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError):
+        parse_gates(gates)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shares": [0.5]},
+        {"shares": [0.5, 0.1]},
+        {"shares": [0.0, 1.0]},
+        {"ablations": ["noise"]},
+        {"prompts": 1},
+        {"knockouts": -1},
+    ],
+)
+def test_impossible_settings_of_a_study_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="circuit"):
+        CircuitStudy(**settings)
+
+
+# --- a whole run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path) -> Any:
+    """A tiny random model on the induction prompts that it gets right by chance."""
+    return analyze(
+        str(byte_model_directory),
+        tmp_path_factory.mktemp("circuits") / "run",
+        target_sparsity=0.5,
+        steps=6,
+        device="cpu",
+        dataset=InductionTask(
+            calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=16, needed_accuracy=0.2
+        ),
+        method=TopK(finishing_trials=0),
+        ablation=CounterfactualAblation(),
+        trainer=MaskTrainer(batch_size=4),
+        controls=Controls(random_masks=3),
+        circuit=CircuitStudy(prompts=12, optimal_steps=2, knockouts=2, minimality_parts=3),
+        gates=["faithfulness >= -100", "kl <= 0", "seed_iou >= 0.7"],
+        visualizer=Visualizer([CircuitFigure()], dpi=60),
+    )
+
+
+def test_a_run_on_a_task_measures_its_circuit(run: Any) -> None:
+    result: Result = run.result
+    task, circuit = result.task, result.circuit
+    assert task is not None
+    assert circuit is not None
+    assert task.name == "induction"
+    assert task.prompts["evaluation"] + task.left_out["evaluation"] == 40
+    assert circuit.dense.accuracy == 1  # what the dense model gets wrong is left out
+    assert circuit.dense.kl == 0
+    assert [row.ablation for row in circuit.ablations] == [
+        "zero",
+        "mean",
+        "mean_per_position",
+        "counterfactual",
+        "optimal",
+    ]
+    own = circuit.ablations[3]
+    assert own.masked == circuit.masked
+    assert own.faithfulness == circuit.faithfulness
+    assert len({row.faithfulness for row in circuit.ablations}) == 5
+    first, last = circuit.curve[0], circuit.curve[-1]
+    assert (first.kept, last.kept) == (0, result.sparsity.total)
+    assert (last.faithfulness, last.completeness, last.kl) == (1, 0, 0)
+    assert (first.faithfulness, first.completeness) == (0, 1)
+    half = next(point for point in circuit.curve if point.share == 0.5)
+    assert half.faithfulness == pytest.approx(circuit.faithfulness)
+    for scores_ in (circuit.empty, circuit.masked, circuit.complement):
+        assert scores_.kl is not None
+        assert scores_.kl_p95 is not None
+        assert scores_.kl_median is not None
+        assert scores_.kl_p95 >= scores_.kl_median > 0
+    low, high = circuit.faithfulness_interval or (1, 0)
+    assert low <= (circuit.faithfulness or 0) <= high
+    assert circuit.incompleteness is not None
+    assert circuit.incompleteness.draws == 2
+    assert circuit.minimality is not None
+    assert circuit.minimality.tested == 3
+    assert circuit.paraphrase is not None
+    assert circuit.selection == "signed"
+
+
+def test_the_verdict_and_the_circuit_are_in_the_report(run: Any) -> None:
+    verdict = run.result.verdict
+    assert verdict.overall == "NO_GO"
+    assert [gate.passed for gate in verdict.gates] == [True, False, False]
+    report = (run.directory / "circuit_analysis_report.md").read_text()
+    assert "## Verdict: NO GO" in report
+    assert "FAIL, not measured" in report
+    assert "## The circuit of `induction`" in report
+    assert "`counterfactual` (learned with)" in report
+    assert "(circuit.png)" in report
+    assert (run.directory / "circuit.png").stat().st_size > 5000
+
+
+def test_a_task_run_is_measured_again_from_its_files(run: Any) -> None:
+    again = run.evaluate(batch_size=8)
+    assert again.metrics.masked.kl == pytest.approx(run.result.metrics.masked.kl, rel=1e-4)
