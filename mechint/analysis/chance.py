@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mechint.analysis.preparation import Prepared
+from mechint.data.batch import Batch
 from mechint.data.packing import even_rows
 from mechint.errors import UserError
-from mechint.masking import Units
+from mechint.masking import MaskedModel, Units
 from mechint.masking.ablation import Ablation
 from mechint.masking.random_masks import matched_random_masks
+from mechint.masking.space import KINDS
 from mechint.metrics.evaluation import Evaluator, faithfulness
+from mechint.metrics.gradients import unit_gradients
 from mechint.metrics.metric import KL, NLL
 from mechint.results.result import RandomMasks
 
 FEWEST_ROWS = 4
+
+Match = Literal["counts", "norms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +32,8 @@ class Controls:
 
     random_masks: how many random masks with the same counts per layer, kind and KV head are measured; 0: none. tokens:
     evaluation tokens that each is measured on, at most. budget: together they see at most this fraction of the tokens
-    that learning saw, with fewer tokens each, but no fewer than four sequences.
+    that learning saw, with fewer tokens each, but no fewer than four sequences. match: `counts` alone, or `norms` as
+    well: as many units of every quarter of a head's units by the norm of their activations.
 
     Raises UserError for values out of range.
     """
@@ -34,8 +41,13 @@ class Controls:
     random_masks: int = 19
     tokens: int = 4096
     budget: float = 0.25
+    match: Match = "counts"
 
     def __post_init__(self) -> None:
+        if self.match not in get_args(Match):
+            raise UserError(
+                f"controls.match={self.match} is not known; use one of {', '.join(get_args(Match))}"
+            )
         if self.random_masks < 0 or self.tokens < 1 or not self.budget > 0:
             raise UserError(
                 "controls.random_masks must be at least 0, controls.tokens at least 1 and controls.budget above 0"
@@ -62,7 +74,8 @@ class Controls:
         count = min(max(FEWEST_ROWS, affordable), max(1, self.tokens // data.length))
         chosen = data[torch.from_numpy(even_rows(len(data), count))]
         generator = torch.Generator().manual_seed(seed)
-        masks = matched_random_masks(units, keep, self.random_masks, generator)
+        norms = activation_norms(prepared.masked, units, chosen, at_once) if self.match == "norms" else None
+        masks = matched_random_masks(units, keep, self.random_masks, generator, norms)
         evaluator = Evaluator(prepared.masked, chosen, ablation, at_once)
         gates = [units.to_channels(mask) for mask in (torch.zeros_like(keep.cpu()), keep.cpu(), *masks)]
         values = evaluator.over_positions(evaluator([None, *gates], [NLL, KL]))  # [3 + masks, 2]
@@ -71,6 +84,7 @@ class Controls:
         known = [value for value in faithful if value is not None]
         return RandomMasks(
             count=self.random_masks,
+            match=self.match,
             tokens=chosen.size,
             kl=kl[1:],
             kl_mean=sum(kl[1:]) / self.random_masks,
@@ -80,3 +94,25 @@ class Controls:
             faithfulness_of_mask=faithfulness(dense, empty, own),
             p=(1 + sum(value <= kl[0] for value in kl[1:])) / (1 + self.random_masks),
         )
+
+
+@torch.no_grad()
+def activation_norms(masked: MaskedModel, units: Units, batch: Batch, at_once: int) -> Tensor:
+    """Root of the sum of squares of every unit's activations over a batch, without padding, float [U]."""
+    space = masked.space
+    squares = torch.zeros(space.num_channels, dtype=torch.double, device=masked.device)
+    there: Tensor | None = None
+
+    def record(position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        for kind, states in zip(KINDS, (key, value), strict=True):
+            wide = states.double().square()  # [B, G, T, C]
+            if there is not None:
+                wide = wide * there[:, None, :, None]
+            space.view(squares, position, kind).add_(wide.sum((0, 2)))
+
+    with masked.recording(record):
+        for start in range(0, len(batch), at_once):
+            part = batch[start : start + at_once].to(masked.device)
+            there = part.attention_mask
+            masked.hidden(part)
+    return unit_gradients(units, squares[None])[0].sqrt().float().cpu()

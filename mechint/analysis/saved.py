@@ -16,15 +16,20 @@ from mechint.analysis.describing import dataset_info
 from mechint.analysis.preparation import Prepared
 from mechint.analysis.tasks import solved
 from mechint.checkpoints import Checkpoint, CheckpointLoader
+from mechint.circuits.study import learn_constants
 from mechint.data import Dataset, TokenData
 from mechint.data.batch import Batch
+from mechint.data.bos import find_beginning
+from mechint.data.tasks.encoding import Prompt, PromptError, encode, make_batch
 from mechint.errors import UserError, one_line
 from mechint.masking import MaskedModel
 from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation
 from mechint.masking.masks import flat_keep
+from mechint.masking.optimal_ablation import OptimalAblation
+from mechint.masking.prompt_ablations import CounterfactualAblation
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
-from mechint.metrics.metric import NLL
+from mechint.metrics.metric import LOGIT_DIFF, NLL
 from mechint.results import RunFiles
 from mechint.results.mask_files import load_basis
 from mechint.results.result import DatasetInfo, Metrics
@@ -32,6 +37,9 @@ from mechint.results.section import Section
 from mechint.runtime.device import pick_device
 
 Part = TypeVar("Part")
+
+# Constants of the optimal ablation are not saved; they are learned again, for the mask as it ended.
+OPTIMAL_STEPS, OPTIMAL_PROMPTS = 20, 12
 
 # Sequences at once where nothing says how many memory holds.
 AT_ONCE = 8
@@ -81,6 +89,20 @@ class UnderMask:
         batch = Batch(tokens=tokens[:, :-1], answers=tokens[:, 1:])
         return Evaluator(self.masked, batch).mean(None, NLL)  # no other gates than those of the block
 
+    def logit_diff(self, prompt: str, right: str, wrong: str) -> float:
+        """log P(right) - log P(wrong) after a prompt, in nats, by the first tokens in which the answers differ.
+
+        Raises UserError for a checkpoint without a tokenizer, and for answers that cannot be told apart.
+        """
+        if self.tokenizer is None:
+            raise UserError("the checkpoint has no tokenizer; call `model` with token ids")
+        try:
+            added = find_beginning(self.tokenizer, "auto").tokens
+            asked = encode(Prompt(prompt, prompt, (right,), (wrong,)), self.tokenizer, added)
+        except PromptError as error:
+            raise UserError(f"{right!r} and {wrong!r} cannot be held against each other: {error}") from error
+        return Evaluator(self.masked, make_batch([asked])).mean(None, LOGIT_DIFF)
+
     def _tokens(self, text: str) -> Tensor:
         if self.tokenizer is None:
             raise UserError(
@@ -94,17 +116,22 @@ class Run(RunFiles):
     """A finished run, and its model again. `masked_model` loads it under the mask; `repr` is short."""
 
     @contextmanager
-    def masked_model(self, device: str = "auto", dtype: str = "auto") -> Iterator[UnderMask]:
+    def masked_model(
+        self, device: str = "auto", dtype: str = "auto", ablation: Ablation | None = None
+    ) -> Iterator[UnderMask]:
         """The run's checkpoint, loaded, with the run's mask applied inside the block.
 
-        Removed units become what they became in the run. Raises UserError where the checkpoint is not there any more
-        or has changed.
+        ablation: what removed units become; None: what they became in the run, and under counterfactual ablation, which
+        free text has no paired prompts for, their mean over the calibration prompts. Raises UserError where the
+        checkpoint is not there any more or has changed.
         """
         checkpoint = self._load(device, dtype)
         masked = MaskedModel(checkpoint.model)
         try:
-            view, kept, ablation = self._mask(masked, checkpoint)
-            with view.gated(kept.to(masked.device).float(), ablation):
+            if ablation is None and self.result.mask.ablation == CounterfactualAblation.name:
+                ablation = MeanAblation()
+            view, kept, fitted = self._mask(masked, checkpoint, ablation)
+            with view.gated(kept.to(masked.device).float(), fitted):
                 yield UnderMask(checkpoint.model, checkpoint.tokenizer, view)
         finally:
             masked.close()
@@ -148,19 +175,22 @@ class Run(RunFiles):
             )
         return checkpoint
 
-    def _mask(self, masked: MaskedModel, checkpoint: Checkpoint) -> tuple[MaskedModel, Tensor, Ablation]:
+    def _mask(
+        self, masked: MaskedModel, checkpoint: Checkpoint, ablation: Ablation | None = None
+    ) -> tuple[MaskedModel, Tensor, Ablation]:
         """The model in the mask's coordinates, its kept channels bool [N], and what removed ones become."""
         view = in_basis(masked, load_basis(masked.space, self.directory))
         kept = flat_keep(view.space, self.masks)
-        kinds: dict[str, type[Ablation]] = {kind.name: kind for kind in (ZeroAblation, MeanAblation)}
-        name = self.result.mask.ablation
-        if name not in kinds:
-            raise UserError(f"{self.directory} was run with ablation={name}, which needs its prompts")
-        ablation = kinds[name]()
-        if name != ZeroAblation.name:
+        if ablation is None:
+            ablation = self._recorded("ablation", Ablation)  # type: ignore[type-abstract]
+        if ablation.name != ZeroAblation.name:
             calibration = self._own_data(checkpoint, masked).calibration
             learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
             ablation = ablation.fit(view, learned_on, AT_ONCE)
+            if isinstance(ablation, OptimalAblation):
+                ablation = learn_constants(
+                    view, learned_on[:OPTIMAL_PROMPTS], kept, ablation, OPTIMAL_STEPS, AT_ONCE
+                )
         return view, kept, ablation
 
     def _own_data(self, checkpoint: Checkpoint, masked: MaskedModel) -> TokenData:

@@ -112,7 +112,9 @@ class TargetSearch:
         recipe.steps = max(1, round(COST_OF_ONE * recipe.steps))
         recipe.method.finishing_trials = math.ceil(COST_OF_ONE * recipe.method.finishing_trials)
         sparsity = 1 - density
-        single = fresh.another(target_sparsity=sparsity, recipe=recipe, within=passed, held_out=held_out)
+        single = fresh.another(
+            target_sparsity=sparsity, recipe=recipe, within=passed, held_out=held_out, circuit=None
+        )
         directory = attempt.directory / f"search_{density:.4f}"
         config, options = attempt.result.config, attempt.options
         changes: Record = {"target_sparsity": sparsity, "steps": recipe.steps, "held_out": held_out}
@@ -189,6 +191,7 @@ class TargetSearch:
         worth = units.of_channels(flat_importance(units.space, best.masks))
         cost, basis = total_cost([run.result.cost for run in runs]), load_basis(units.space, best.directory)
         target = best.result.sparsity.target or 0.0
+        result.circuit = given.study_saved(prepared, basis, keep, worth, cost)
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, best.history))
 
     def _achieved(self, run: RunFiles) -> float | None:

@@ -108,6 +108,7 @@ class SeedStudy:
         target, worth = first.target_sparsity, importance(scores)
         basis = prepared.masked.basis
         attempt.result.basis = basis_info(basis, units.space, recipe)
+        attempt.result.circuit = first.study_circuit(prepared, keep, scores, cost)
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, evidence=evidence))
 
     def _in_first_basis(self, prepared: Prepared, run: RunFiles) -> Prepared:

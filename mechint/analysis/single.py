@@ -31,6 +31,7 @@ from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
 from mechint.masking.ablation import ZERO, Ablation
+from mechint.masking.basis import Basis
 from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.methods.bases import ChannelBasis
@@ -261,6 +262,20 @@ class Analysis:
         if info is not None and info.seconds is not None:
             add_part(cost, "circuit", time.perf_counter() - info.seconds, 0)
         return info
+
+    def study_saved(
+        self, prepared: Prepared, basis: Basis | None, keep: Tensor, ranking: Tensor, cost: Cost
+    ) -> CircuitInfo | None:
+        """The same for a mask that other runs have found, in their basis."""
+        if self.circuit is None or prepared.data.task is None:
+            return None
+        seen, recipe, calibration = (
+            prepared.seen_in(in_basis(prepared.masked, basis)),
+            self.recipe,
+            self.calibration(prepared),
+        )
+        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(seen.masked, calibration, size))
+        return self.study_circuit(seen, keep, ranking, cost)
 
 
 def measure_with_progress(

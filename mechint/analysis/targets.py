@@ -79,6 +79,7 @@ class NestedTargets:
         result.binarization_gap = None
         basis, cost = load_basis(units.space, last.directory), total_cost([run.result.cost for run in runs])
         result.basis, result.random_masks = last.result.basis, last.result.random_masks
+        result.circuit = highest.study_saved(prepared, basis, keep, ranking, cost)
         target, worth = highest.target_sparsity, importance(ranking)
         attempt.finish(Outcome(units, target, keep, worth, measured_by(last), cost, basis))
 
@@ -87,7 +88,7 @@ class NestedTargets:
         recipe = copy.deepcopy(self.analysis.recipe)
         recipe.method.finishing_trials = self._part(number, recipe.method.finishing_trials)
         recipe.steps = max(1, self._part(number, recipe.steps))
-        return self.analysis.another(target_sparsity=self.targets[number], recipe=recipe)
+        return self.analysis.another(target_sparsity=self.targets[number], recipe=recipe, circuit=None)
 
     def _part(self, number: int, whole: int) -> int:
         """One target's part of steps or trials: for n targets in the ratio n + 1 : n + 2 : ... : 2n."""

@@ -78,6 +78,13 @@ class MaskedModel:
         with self.gated(gates, ablation, batch):
             return decoder(**_inputs(batch), use_cache=False).last_hidden_state
 
+    def hidden_of_embeddings(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """Final hidden states of the dense model, as `hidden`, for other input embeddings [B, T, D]."""
+        inputs = {name: value for name, value in _inputs(batch).items() if name != "input_ids"}
+        if isinstance(self.head, WholeLogits):
+            return self.model(inputs_embeds=embeddings, **inputs, use_cache=False).logits
+        return self.model.base_model(inputs_embeds=embeddings, **inputs, use_cache=False).last_hidden_state
+
     @contextmanager
     def gated(
         self, gates: Tensor | None, ablation: Ablation = ZERO, batch: Batch | None = None

@@ -135,6 +135,14 @@ class LearnedMethod(MaskMethod):
         """The final gates [U] as the forward pass has them, without noise; None where they are the hard mask."""
         return None
 
+    def look(self, calibration: Evaluator) -> int:
+        """See calibration data before the first step; return how many tokens went through the model."""
+        return 0
+
+    def final_scores(self) -> Tensor:
+        """The scores [U] after the last step, from which the mask is made."""
+        return self.scores()
+
     def warm_start(self, worth: Tensor) -> None:
         """Begin with an estimate of what every unit is worth, [U], positive; methods may do without."""
 

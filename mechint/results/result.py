@@ -186,11 +186,13 @@ class FinishingInfo(Section):
 class RandomMasks(Section):
     """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
 
-    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. p: share of all
-    masks, the run's included, whose KL is at most that of the run's.
+    match: `norms` where they are matched by the norms of activations as well. kl: of each of them; kl_of_mask: of the
+    run's mask on the same tokens. faithfulness: likewise. p: share of all masks, the run's included, whose KL is at
+    most that of the run's.
     """
 
     count: int = 0
+    match: str = "counts"
     tokens: int = 0
     kl: list[float] = Field(default_factory=list)
     kl_mean: float | None = None
