@@ -27,8 +27,8 @@ class Conductance(ScoringMethod):
     Input embeddings go in `path_steps` equal steps from the paired prompt's, or from zero where there is none, to the
     prompt's own. At every step a channel gets dL/dy times how far it moves in the step, y at all positions; L is the
     negative log-likelihood of the right answers. The sum over the path is the part of the change of L that flows
-    through the channel. The score is its size; with `signed` it is how much the channel lowers L, and those that raise it go
-    first.
+    through the channel. The score is its size; with `signed` it is how much the channel lowers L, and those that
+    raise it go first.
 
     Raises UserError for settings without meaning.
     """
