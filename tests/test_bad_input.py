@@ -434,7 +434,49 @@ RUNS = [
     ),
 ]
 CASES = [*CHECKPOINTS, *DATA, *SETTINGS, *KINDS, *OTHERS, *RUNS]
-WHOLE: set[str] = set()
+WHOLE = {
+    # samples of every step
+    "no checkpoint",
+    "file that is not there",
+    "code in .pt",
+    "wrong shape",
+    "weights cut short",
+    "GGUF array of 2^60 numbers",
+    "empty text",
+    "tokens outside the vocabulary",
+    "steps=0",
+    "unknown key",
+    "unknown option",
+    "unknown ablation",
+    "no run",
+    "code in an old result",
+    "empty tree",
+    "variants from broken YAML",
+    # what only a program finds out
+    "device that is not there",
+    "unknown device",
+    "unknown dtype",
+    "sweep without -m",
+    "unknown unit",
+    "unknown scope",
+    "K and V tied with targets of their own",
+    "compiled and recomputed",
+    "more steps than passes",
+    "split over one process",
+    "learning rate below zero",
+    "learning rate NaN",
+    "output_dir that is a file",
+    "output_dir of another program",
+    "output_dir with a NUL",
+    "device without numbers",
+    "learning rate of 10^300",
+    "name longer than names can be",
+    "checkpoint with a long name",
+    "control characters in a name",
+    "compare into a file",
+    "dots per inch of none",
+    "nothing to compare",
+}
 
 
 def configured(words: list[str]) -> DictConfig:
