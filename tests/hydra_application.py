@@ -70,9 +70,10 @@ def experiment(
 ) -> Iterator[Experiment]:
     """Runs experiments/analyze.py, or another program, below a directory; what Hydra does to logging ends with it."""
     monkeypatch.chdir(directory)
-    root = logging.getLogger()
+    root, progress = logging.getLogger(), logging.getLogger("mechint.loggers.progress")
     handlers, level = list(root.handlers), root.level
     yield Experiment(directory, monkeypatch, capsys, program)
+    progress.setLevel(logging.NOTSET)  # which experiments/benchmark.py raises
     for handler in root.handlers:
         if handler not in handlers:
             handler.close()
