@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from hydra_application import SMALL, Experiment, experiment
+from hydra_application import FEW_TRIALS, SMALL, Experiment, experiment
 from omegaconf import OmegaConf
 from slurm_fixture import MiniSlurm, SlurmUnavailableError
 
@@ -70,7 +70,7 @@ def slurm() -> Iterator[MiniSlurm]:
 def start(directory: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     """Start a sweep as a user would."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "experiments" / "analyze.py"), "-m", *SMALL, *arguments],
+        [sys.executable, str(ROOT / "experiments" / "analyze.py"), "-m", *SMALL, FEW_TRIALS, *arguments],
         cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,
