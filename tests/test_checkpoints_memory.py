@@ -147,6 +147,7 @@ def small(directory: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_analyze_takes_a_model_and_its_tokenizer(tmp_path: Path) -> None:
     model = tiny_llama().train()
     model.set_attn_implementation("eager")
@@ -187,7 +188,7 @@ def test_analyze_takes_a_model_and_its_tokenizer(tmp_path: Path) -> None:
         evaluate(run)
     loader = ModelInMemory(tiny_llama(), tokenizer)
     again = evaluate(run, loader=loader)
-    assert again.metrics.masked.kl == pytest.approx(run.result.metrics.masked.kl, rel=1e-5)
+    assert again.metrics.masked.loss == pytest.approx(run.result.metrics.masked.loss, rel=1e-6)
     with run.masked_model(loader=loader) as masked:
         assert masked.generate("three", 4)
     with pytest.raises(UserError, match="another checkpoint"):
@@ -199,6 +200,7 @@ def test_analyze_takes_a_model_and_its_tokenizer(tmp_path: Path) -> None:
     assert [variant.name for variant in comparison.variants] == ["memory", "files"]
 
 
+@pytest.mark.slow
 def test_several_seeds_of_a_model_in_memory(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer())
     run = analyze(tiny_llama(), tmp_path / "run", tokenizer=tokenizer, seeds=2, **small(tmp_path))
@@ -210,9 +212,7 @@ def test_a_tokenizer_for_a_checkpoint_on_disk(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "model")
     byte_tokenizer().save(str(tmp_path / "bytes.json"))
     settings = small(tmp_path)
-    run = analyze(
-        tmp_path / "model", tmp_path / "run", tokenizer=str(tmp_path / "bytes.json"), **settings
-    )
+    run = analyze(tmp_path / "model", tmp_path / "run", tokenizer=str(tmp_path / "bytes.json"), **settings)
     assert run.result.metrics.masked.kl is not None
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer())
     with pytest.raises(UserError, match="give tokenizer= as a directory or hub id"):
