@@ -43,7 +43,8 @@ def beginning_notes(checkpoint: Checkpoint, masked: MaskedModel, data: TokenData
     if float(gains.mean() if not begins else -gains.mean()) <= 2 * float(gains.std()) / len(gains) ** 0.5:
         return ()
     name = " ".join(str(token) for token in tokenizer.convert_ids_to_tokens(first.tolist()))
-    found = f"{float(with_it.mean()):.3f} nats per token with it, {float(without.mean()):.3f} without, on {len(bare)} rows"
+    losses = f"{float(with_it.mean()):.3f} nats per token with it, {float(without.mean()):.3f} without"
+    found = f"{losses}, on {len(bare)} rows"
     if begins:
         return (
             f"the dense model predicts text inside of documents worse after {name} ({found}); dataset.bos=false "
