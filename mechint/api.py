@@ -157,7 +157,7 @@ def _source(
         return str(checkpoint), loader or CheckpointLoader()
     if loader is not None or not isinstance(tokenizer, str | Path):
         raise UserError(
-            "for a checkpoint on disk, give tokenizer= as a directory or hub id, or loader=CheckpointLoader(...) with one"
+            "for a checkpoint on disk, give tokenizer= as a directory or hub id, or a loader with one"
         )
     return str(checkpoint), CheckpointLoader(tokenizer=str(tokenizer))
 

@@ -60,8 +60,8 @@ def find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:
     heads = _kv_heads(model.config.get_text_config())
     if any(heads is not None and call.key.shape[1] > heads and _repeats(call.key) for call in calls):
         raise UserError(
-            f"architecture {kind!r} is not supported: it repeats its {heads} KV heads before attention, where masks act; "
-            f"{LISTED}"
+            f"architecture {kind!r} is not supported: it repeats its {heads} KV heads before attention, where masks "
+            f"act; {LISTED}"
         )
     own: dict[int, _Call] = {}  # by the identity of the keys
     readers: dict[int, list[nn.Module]] = {}
