@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechint.analysis.beginning import beginning_notes
 from mechint.checkpoints import Checkpoint, CheckpointLoader
 from mechint.data import Dataset, TokenData
 from mechint.masking import MaskedModel
@@ -108,6 +109,7 @@ class Preparation:
         )
         masked = before.masked if before else MaskedModel(checkpoint.model)
         check_routing(masked, data.evaluation.tokens[:1].to(masked.device))
+        data = replace(data, notes=(*data.notes, *beginning_notes(checkpoint, masked, data)))
         self._prepared = Prepared(checkpoint, masked, data, before._baselines if before else {})
         self._model_key, self._data_key = model_key, data_key
         return self._prepared
