@@ -75,9 +75,9 @@ class Prepared:
         self._baselines[key] = measured.first(2)
         return measured
 
-    def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> float:
-        """KL(dense || gated) on evaluation data, nats per token, for gates float [N]."""
-        return Evaluator(self.masked, self.data.evaluation, ablation, batch_size).mean(gates, KL)
+    def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> Tensor:
+        """KL(dense || gated) on every evaluation sequence, double [M], nats per token, for gates float [N]."""
+        return Evaluator(self.masked, self.data.evaluation, ablation, batch_size)([gates], [KL])[0, 0]
 
 
 class Preparation:

@@ -142,8 +142,9 @@ class Measured:
     """Several models on the same data.
 
     metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and the standard error of each, with _se
-    behind its name, where there are two sequences or more; loss and kl in nats per predicted token. sequences: the mean loss, kl and top1_agreement of every
-    sequence, double [models, M], models in the same order. positions: how many positions of each sequence count, [M].
+    behind its name, where there are two sequences or more; loss and kl in nats per predicted token. sequences: the mean
+    loss, kl and top1_agreement of every sequence, double [models, M], models in the same order. positions: how many
+    positions of each sequence count, [M].
     """
 
     metrics: dict[str, dict[str, float]]

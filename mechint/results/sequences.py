@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.metrics.evaluation import Measured
+from mechint.results.run_files import RunFiles
 from mechint.runtime.files import write_atomically
 
 FILENAME = "evaluation.safetensors"
@@ -40,3 +41,13 @@ def load_sequences(directory: Path) -> dict[str, Tensor] | None:
     except (OSError, SafetensorError, KeyError, ValueError, torch.OutOfMemoryError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the analysis again") from error
     return tensors
+
+
+def measured_by(run: RunFiles) -> Measured | None:
+    """What a run measured, from its files; None for runs that did not keep it by sequence."""
+    sequences = load_sequences(run.directory)
+    if sequences is None:
+        return None
+    positions = sequences.pop("positions")
+    metrics = run.result.as_json()["metrics"]
+    return Measured(metrics, sequences, positions)
