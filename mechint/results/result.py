@@ -198,8 +198,8 @@ class RandomMasks(Section):
     """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
 
     kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. kl_sd: over the
-    masks. kl_gain: kl_mean - kl_of_mask, with its standard error over sequences. p: share of all masks, the run's included,
-    whose KL is at most that of the run's. sequences: how many the tokens are.
+    masks. kl_gain: kl_mean - kl_of_mask, with its standard error over sequences. p: share of all masks, the run's
+    included, whose KL is at most that of the run's. sequences: how many the tokens are.
     """
 
     count: int = 0
