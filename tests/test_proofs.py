@@ -234,7 +234,7 @@ def test_a_second_text_is_measured_as_any_other(proved: RunFiles, texts: dict[st
     assert transfer.faithfulness == pytest.approx(again.faithfulness, rel=1e-3)
     assert transfer.shared_ngrams == 0
     assert transfer.random_masks is not None
-    assert transfer.random_masks.kl_of_mask == pytest.approx(transfer.metrics.masked.kl, rel=1e-4)
+    assert transfer.random_masks.kl_mean > transfer.random_masks.kl_of_mask
 
 
 def test_permuted_models_are_measured_by_themselves(proved: RunFiles, checkpoint: Path) -> None:
@@ -289,7 +289,7 @@ def test_every_fact_is_there_for_the_report_and_every_gap_is_named(
     assert bare.proofs is not None
     assert (bare.proofs.null, bare.proofs.transfer, bare.proofs.subspaces) == (None, None, None)
     assert len(bare.proofs.missing) == 3
-    assert "basis.proofs=true, which takes as long as 2 more runs" in bare.proofs.missing[1]
+    assert "basis.proofs=true, which takes as long as 2 more runs of this" in bare.proofs.missing[1]
     assert "basis.second_text" in bare.proofs.missing[2]
     plain = analyze(output_dir=tmp_path / "plain", **settings).result
     assert plain.proofs is None
@@ -347,7 +347,8 @@ def test_seeds_show_their_subspaces_and_learn_on_permuted_models_once(seeds: Run
         "subspaces",
         "carried",
     ]
-    assert seeds.result.random_masks.kl_of_mask == pytest.approx(stability.consensus.kl, rel=1e-4)  # type: ignore[union-attr]
+    assert seeds.result.random_masks is not None
+    assert seeds.result.random_masks.count == 3
 
 
 def test_every_evaluation_number_has_its_error(seeds: RunFiles, proved: RunFiles) -> None:

@@ -69,7 +69,8 @@ class Controls:
         data = prepared.data.evaluation
         affordable = int(self.budget * seen / (self.random_masks + 3) / data.length)
         count = min(max(FEWEST_ROWS, affordable), max(1, self.tokens // data.length))
-        chosen = data[torch.from_numpy(even_rows(len(data), count))]
+        rows = torch.from_numpy(even_rows(len(data), count))
+        chosen, documents = data[rows], prepared.data.evaluation_documents
         generator = torch.Generator().manual_seed(seed)
         masks = matched_random_masks(units, keep, self.random_masks, generator)
         evaluator = Evaluator(prepared.masked, chosen, ablation, at_once)
@@ -79,7 +80,8 @@ class Controls:
         (dense, empty, own), kl = means[:3, 0].tolist(), means[2:, 1].tolist()
         faithful = [faithfulness(dense, empty, loss) for loss in means[3:, 0].tolist()]
         known = Spread.of(faithful)
-        samples = resampled(values, chosen.positions)  # [draws, 3 + masks, 2]
+        documents = None if documents is None else documents[rows]
+        samples = resampled(values, chosen.positions, documents)  # [draws, 3 + masks, 2]
         losses, sampled_kl = samples[..., 0], samples[:, 2:, 1]
         sampled = (losses[:, 1:2] - losses[:, 2:]) / (losses[:, 1:2] - losses[:, :1])  # [draws, 1 + masks]
         of_random = Spread(tuple(kl[1:]))

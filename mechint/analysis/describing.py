@@ -294,17 +294,23 @@ def finishing_info(training: Training, objective: str) -> FinishingInfo | None:
 
 
 def binarization_gap(
-    kl: Tensor, kept: int, soft: Tensor | None, soft_kl: Tensor | None, positions: Tensor
+    kl: Tensor,
+    kept: int,
+    soft: Tensor | None,
+    soft_kl: Tensor | None,
+    positions: Tensor,
+    documents: Tensor | None = None,
 ) -> BinarizationGap:
     """What making the mask hard cost a learned method.
 
     kl, kept: KL on every sequence, double [M], and kept units of the hard mask. soft, soft_kl: final soft gates [U] and
     their KL, [M]; None for a method whose gates are hard while it learns. positions: how many of each sequence count.
+    documents: the document of each, where known.
     """
     own = kl if soft_kl is None else soft_kl
     both = torch.stack([own, kl - own])
     means = (both * positions).sum(-1) / positions.sum()
-    errors = [standard_error(samples) for samples in resampled(both, positions).unbind(1)]
+    errors = [standard_error(samples) for samples in resampled(both, positions, documents).unbind(1)]
     return BinarizationGap(
         soft_kl=float(means[0]),
         soft_kl_se=errors[0],

@@ -18,7 +18,7 @@ from mechint.analysis.attempt import Attempt
 from mechint.analysis.preparation import Prepared
 from mechint.learning.resume import SavedStates
 from mechint.loggers import LoggerGroup
-from mechint.metrics.evaluation import Measured, faithfulness, resampled, standard_error
+from mechint.metrics.evaluation import Measured, faithfulness, standard_error
 from mechint.metrics.spread import Spread
 from mechint.metrics.statistics import compare_means, crossed_mean
 from mechint.results.result import NullControl, NullLosses, Permutation
@@ -82,7 +82,7 @@ def permutation_of(measured: Measured, seed: int, seconds: float) -> Permutation
         f"{name}{end}": measured.metrics[name].get(f"loss{end}") for name in LOSSES for end in ("", "_se")
     }
     gain = empty["loss"] - dense["loss"]
-    samples = resampled(measured.sequences["loss"], measured.positions)  # [draws, models]
+    samples = measured.resampled("loss")
     error = standard_error(samples[:, 1] - samples[:, 0])
     return Permutation(
         seed=seed,

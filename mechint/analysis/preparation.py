@@ -69,7 +69,7 @@ class Prepared:
         evaluator = Evaluator(
             self.masked, self.data.evaluation, ablation, batch_size, on_sequences=on_sequences
         )
-        measured = measure(evaluator, variants, self.data.evaluation_bytes)
+        measured = measure(evaluator, variants, self.data.evaluation_bytes, self.data.evaluation_documents)
         if known is not None:
             measured = known.and_then(measured)
         self._baselines[key] = measured.first(2)

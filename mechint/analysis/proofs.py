@@ -50,7 +50,10 @@ DRAWS = 20
 # By layer position and kind, for each KV head.
 Spans = dict[tuple[int, Kind], list[Tensor]]
 
-MISSING_NULL = "the same learning on models with permuted weights: basis.proofs=true, which takes as long as {} more runs"
+MISSING_NULL = (
+    "the same learning on models with permuted weights: basis.proofs=true, which takes as long as {} more runs of this "
+    "kind"
+)
 MISSING_NULL_OF_SEEDS = (
     "the same learning on models with permuted weights: stability.null_control=true, which takes as long as {} more "
     "seeds"

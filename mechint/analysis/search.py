@@ -22,7 +22,7 @@ from mechint.analysis.targets import point, proofs_of_several
 from mechint.errors import UserError
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.masking.sites import in_basis
-from mechint.metrics.evaluation import Evaluator, Measured, faithfulness, resampled, standard_error
+from mechint.metrics.evaluation import Evaluator, Measured, faithfulness, standard_error
 from mechint.metrics.metric import KL, NLL
 from mechint.results import Result, RunFiles
 from mechint.results.mask_files import load_basis
@@ -204,8 +204,8 @@ class TargetSearch:
     def _samples(self, measured: Measured) -> Tensor:
         """What bootstrap samples of the evaluation sequences say of it, [draws]."""
         if self.kind == "kl":
-            return resampled(measured.sequences["kl"][2], measured.positions)
-        dense, empty, masked = resampled(measured.sequences["loss"][:3], measured.positions).unbind(1)
+            return measured.resampled("kl")[:, 2]
+        dense, empty, masked, _ = measured.resampled("loss").unbind(1)
         return (empty - masked) / (empty - dense)
 
 

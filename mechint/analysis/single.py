@@ -224,7 +224,8 @@ class Analysis:
                 gates = units.to_channels(soft)
                 soft_kl = self.trainer.fit(lambda size: prepared.kl(gates, ablation, size))
             kl, kept = measured.sequences["kl"][2], int(keep.sum())
-            result.binarization_gap = binarization_gap(kl, kept, soft, soft_kl, measured.positions)
+            positions, documents = measured.positions, measured.documents
+            result.binarization_gap = binarization_gap(kl, kept, soft, soft_kl, positions, documents)
         return Outcome(
             units,
             self.target_sparsity,

@@ -35,7 +35,11 @@ def proof_facts(result: Result) -> list[ProofFact]:
     if null is not None:
         kl = result.metrics
         own = None if not kl.empty.kl or kl.masked.kl is None else 1 - kl.masked.kl / kl.empty.kl
-        holds = None if not null.informative or own is None else _above(own, null.kl_recovered, null.kl_recovered_sd)
+        holds = (
+            None
+            if not null.informative or own is None
+            else _above(own, null.kl_recovered, null.kl_recovered_sd)
+        )
         found.append(
             ProofFact(
                 "null",

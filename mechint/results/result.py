@@ -142,7 +142,8 @@ class ModelMetrics(Section):
     """What a model does on evaluation data; None where it is not known.
 
     loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors,
-    here and everywhere else in this file, by the bootstrap over evaluation sequences; None for a single sequence.
+    here and everywhere else in this file, by the bootstrap over documents of the evaluation data, or over
+    sequences where documents are not known or fewer than ten; None for a single sequence.
     """
 
     loss: float | None = None

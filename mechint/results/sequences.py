@@ -19,10 +19,13 @@ FILENAME = "evaluation.safetensors"
 
 def save_sequences(measured: Measured, directory: Path) -> Path:
     """Write evaluation.safetensors, atomically: loss, kl and top1_agreement, double [4, M], of the dense, empty, masked
-    and complement model on M evaluation sequences, means over their positions; and `positions`, how many count, [M].
+    and complement model on M evaluation sequences, means over their positions; `positions`, how many count, [M]; and,
+    where known, `documents`, the number of the document of each, [M].
     """
     path = directory / FILENAME
     tensors = {name: values.contiguous() for name, values in measured.sequences.items()}
+    if measured.documents is not None:
+        tensors["documents"] = measured.documents.contiguous()
     with write_atomically(path) as temporary:
         temporary.write_bytes(save({**tensors, "positions": measured.positions.contiguous()}))
     return path
@@ -48,6 +51,6 @@ def measured_by(run: RunFiles) -> Measured | None:
     sequences = load_sequences(run.directory)
     if sequences is None:
         return None
-    positions = sequences.pop("positions")
+    positions, documents = sequences.pop("positions"), sequences.pop("documents", None)
     metrics = run.result.as_json()["metrics"]
-    return Measured(metrics, sequences, positions)
+    return Measured(metrics, sequences, positions, documents)
