@@ -92,7 +92,7 @@ class SeedStudy:
             scores = selections.scores(pools)
             keep = pools.select(scores)
             measured = attempt.measure(prepared, units.to_channels(keep), ablation, trainer)
-            cost = total_cost([run.result.cost for run in runs])
+            cost = total_cost(runs)
             attempt.result.random_masks = first.random_masks(prepared, keep, cost)
             assessment = Assessment(
                 self.stability,

@@ -78,7 +78,7 @@ class NestedTargets:
         keep = units.of_channels(flat_keep(units.space, last.masks))
         result.nested = [point(run) for run in runs]
         result.binarization_gap = None
-        basis, cost = load_basis(units.space, last.directory), total_cost([run.result.cost for run in runs])
+        basis, cost = load_basis(units.space, last.directory), total_cost(runs)
         result.basis, result.random_masks = last.result.basis, last.result.random_masks
         result.proofs = proofs_of_several(last.result.proofs, recipe)
         measured = measured_by(last)
@@ -140,6 +140,7 @@ def point(run: RunFiles) -> NestedPoint:
         achieved=sparsity.achieved,
         kept=sparsity.kept,
         total=sparsity.total,
+        channels=result.channels.kept,
         metrics=Metrics(masked=metrics.masked, complement=metrics.complement),
         faithfulness=result.faithfulness,
         faithfulness_se=result.faithfulness_se,

@@ -201,8 +201,9 @@ def measure(
     """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.
 
     variants: gates [N] each; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown,
-    bits_per_byte is left out. documents: the document of each sequence, [M], where known. Raises UserError where outputs
-    are not finite.
+    bits_per_byte is left out. documents: the document of each sequence, [M], where known.
+
+    Raises UserError where outputs are not finite.
     """
     values = evaluator(list(variants.values()), [NLL, KL, TOP1])
     totals = evaluator.over_positions(values)  # [models, 3]

@@ -29,6 +29,10 @@ Status = Literal["running", "done", "failed", "interrupted", "died"]
 ModelName = Literal["dense", "empty", "masked", "complement"]
 MODELS: tuple[ModelName, ...] = ("dense", "empty", "masked", "complement")
 
+# How much of what the dense model does is done by some of its units alone.
+Grade = Literal["nearly all", "most", "part", "little"]
+GRADES: tuple[Grade, ...] = ("nearly all", "most", "part", "little")
+
 # The sections that every finished run has.
 NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
 
@@ -92,9 +96,10 @@ class DatasetInfo(Section):
 
 
 class MaskInfo(Section):
-    """What was learned and how, in the names of the classes."""
+    """What was learned and how, in the names of the classes. importance: what the method's scores say of a unit."""
 
     method: str | None = None
+    importance: str | None = None
     unit: str = "channel"
     scope: str | None = None
     ablation: str = "zero"
@@ -270,6 +275,22 @@ class CostPart(Section):
     tokens: int = 0
 
 
+class Verdict(Section):
+    """What the mask is worth (`mechint.results.verdict`).
+
+    kept, removed: how much of what the dense model does the kept and the removed units do alone, by the worst measure;
+    kept_by, removed_by: which that is. above_chance: whether the mask beats matched random masks. not_learned: why it
+    is less than what learning arrived at.
+    """
+
+    kept: Grade | None = None
+    kept_by: str | None = None
+    removed: Grade | None = None
+    removed_by: str | None = None
+    above_chance: bool | None = None
+    not_learned: list[str] = Field(default_factory=list)
+
+
 class BinarizationGap(Section):
     """What making soft gates hard cost, in nats: gap is the KL of the hard mask minus that of the soft gates.
 
@@ -283,8 +304,17 @@ class BinarizationGap(Section):
     gap_se: float | None = None
 
 
+class RunCost(CostPart):
+    """What one run of several took in all. name: of its directory."""
+
+    steps: int = 0
+
+
 class Cost(Section):
-    """What the run took: `seconds` are those of learning, `total_seconds` those of the whole run."""
+    """What the run took: `seconds` are those of learning, `total_seconds` those of the whole run.
+
+    runs: what each of the runs took that it consists of, in the order in which they ran.
+    """
 
     steps: int = 0
     batch_size: int | None = None
@@ -296,6 +326,7 @@ class Cost(Section):
     total_seconds: float | None = None
     threads: int | None = None
     parts: list[CostPart] = Field(default_factory=list)
+    runs: list[RunCost] = Field(default_factory=list)
 
 
 class SeedAgreement(Section):
@@ -622,13 +653,17 @@ class StabilityInfo(Section):
 
 
 class NestedPoint(Section):
-    """One target of a run for several: where its own run is, and what its mask does."""
+    """One target of a run for several: where its own run is, and what its mask does.
+
+    channels: how many of these it keeps; None in files of earlier versions.
+    """
 
     directory: str
     target: float | None = None
     achieved: float = 0.0
     kept: int = 0
     total: int = 0
+    channels: int | None = None
     metrics: Metrics = Field(default_factory=Metrics)
     faithfulness: float | None = None
     faithfulness_se: float | None = None
@@ -680,6 +715,7 @@ class Result(Section):
     proofs: Proofs | None = None
     finishing: FinishingInfo | None = None
     binarization_gap: BinarizationGap | None = None
+    verdict: Verdict | None = None
     cost: Cost = Field(default_factory=Cost)
     stability: StabilityInfo | None = None
     nested: list[NestedPoint] | None = None
