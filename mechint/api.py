@@ -60,9 +60,11 @@ from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
+    RankFigure,
     RunFigure,
     SparsityCurves,
     StabilityFigure,
+    SurvivalMap,
     Visualizer,
 )
 
@@ -164,7 +166,15 @@ def _source(
 
 def run_figures() -> list[RunFigure]:
     """All figures of a run, as in conf/visualizer/default.yaml."""
-    return [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
+    return [
+        ImportanceOverview(),
+        LayerImportance(),
+        SparsityCurves(),
+        StabilityFigure(),
+        NestedFigure(),
+        SurvivalMap(),
+        RankFigure(),
+    ]
 
 
 def load_run(directory: str | Path) -> Run:

@@ -70,15 +70,15 @@ class Prepared:
         evaluator = Evaluator(
             self.masked, self.data.evaluation, ablation, batch_size, on_sequences=on_sequences
         )
-        measured = measure(evaluator, variants, self.data.evaluation_bytes)
+        measured = measure(evaluator, variants, self.data.evaluation_bytes, self.data.evaluation_documents)
         if known is not None:
             measured = known.and_then(measured)
         self._baselines[key] = measured.first(2)
         return measured
 
-    def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> float:
-        """KL(dense || gated) on evaluation data, nats per token, for gates float [N]."""
-        return Evaluator(self.masked, self.data.evaluation, ablation, batch_size).mean(gates, KL)
+    def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> Tensor:
+        """KL(dense || gated) on every evaluation sequence, double [M], nats per token, for gates float [N]."""
+        return Evaluator(self.masked, self.data.evaluation, ablation, batch_size)([gates], [KL])[0, 0]
 
 
 class Preparation:
