@@ -4,7 +4,7 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS := .ci/constraints.txt
 
-.PHONY: setup demo test check
+.PHONY: setup demo test check reference
 setup: $(VENV)/ready
 
 # A torch that the Python at hand already has (on a CUDA machine, say) is kept; otherwise the pinned one is installed first.
@@ -31,3 +31,7 @@ check: setup
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
+
+# The tables of conf/README.md, from the comments in conf/.
+reference: setup
+	@$(PY) -m mechint.config.reference
