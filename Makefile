@@ -12,7 +12,7 @@ PYTEST := $(PY) -m pytest -n $(JOBS) --dist worksteal --timeout $(LIMIT) --timeo
 .PHONY: setup demo quick test check reference
 setup: $(VENV)/ready
 
-# A torch that the Python at hand already has (on a CUDA machine, say) is kept; otherwise the pinned one is installed first.
+# If this Python already has torch (on a CUDA machine, say), it is kept; otherwise the pinned one is installed first.
 $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else "Python 3.10 to 3.13 is needed, not %d.%d; choose one with make PYTHON=python3.12" % v)'
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)

@@ -59,7 +59,7 @@ class SeedStudy:
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= MOST_SEEDS:
             raise UserError(
-                f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is how many seeds are run"
+                f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is the number of seeds"
             )
 
     def unseen(self) -> SeedStudy:
@@ -138,7 +138,7 @@ class SeedStudy:
     def _null_control(self, prepared: Prepared, attempt: Attempt) -> NullControl:
         """The same method at the same settings on the model with permuted weights, from the first seed."""
         first = self.analysis
-        log.info("null control: seed %d once more, on the model with permuted weights", first.seed)
+        log.info("null control: seed %d again, on the model with permuted weights", first.seed)
         control = replace(first, recipe=copy.deepcopy(first.recipe))
         permuted = Prepared(prepared.checkpoint, prepared.masked, prepared.data)
         with permuted_weights(prepared.masked.model, first.seed) as matrices:
