@@ -115,7 +115,7 @@ def test_multimodal_objects_give_their_text_decoder():
         (nn.Linear(2, 2), "checkpoint is a Linear, but must be a path"),
         (3, "checkpoint is a int, but must be a path"),
         (np.zeros(3), "checkpoint is a ndarray, but must be"),
-        (tiny_llama().model, "LlamaModel is no language model; give one with a head"),
+        (tiny_llama().model, "LlamaModel is not a language model; give one with a head"),
     ],
 )
 def test_other_objects_are_refused(thing: Any, message: str):

@@ -148,7 +148,7 @@ class Attempt:
             self.logger.log({name: value for name, value in line.items() if name != "step"}, line["step"])
         self.result.resumed = [*self.result.resumed, step]
         self.result.write(self.directory)
-        log.info("the run continues after step %d", step)
+        log.info("continuing after step %d", step)
 
     def measure(self, prepared: Prepared, kept: Tensor, ablation: Ablation, trainer: MaskTrainer) -> Measured:
         """The four models on evaluation data for kept channels bool [N], with progress over the sequences."""
@@ -229,7 +229,7 @@ def attempt_run(
         states = SavedStates(directory, digest)
         finished = finished_run(directory, digest) if options.resume else None
         if distributed.from_first(finished is not None):
-            log.info("this run is already done; resume=false would repeat it: %s", directory)
+            log.info("this run is already finished (resume=false repeats it): %s", directory)
             states.remove()
             return finished or Result(status="done")
         result = started_result(config)
@@ -259,7 +259,8 @@ def attempt_run(
             logger.finish(succeeded=False)
             if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
                 raise UserError(
-                    f"{directory} cannot be written ({error.strerror}); make room, and the same command continues"
+                    f"{directory} cannot be written ({error.strerror}); free some space, and the same "
+                    "command continues the run"
                 ) from error
             raise
         with interruption.held():

@@ -135,7 +135,7 @@ def dataset_info(data: TokenData) -> DatasetInfo:
 
 
 def leakage_info(data: TokenData) -> LeakageInfo | None:
-    """How much of the evaluation data also stands in the calibration data; None where nobody looked."""
+    """How much of the evaluation data also occurs in the calibration data; None where it was not measured."""
     if data.leakage is None:
         return None
     return LeakageInfo(shared_ngrams=data.leakage.shared_ngrams, n=data.leakage.n)

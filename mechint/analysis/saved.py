@@ -75,7 +75,9 @@ class UnderMask:
         """
         tokens = self._tokens(text)
         if tokens.shape[1] < 2:
-            raise UserError("the text has fewer than two tokens, so that none is predicted; give more of it")
+            raise UserError(
+                "the text has fewer than two tokens, so there is nothing to predict; give a longer one"
+            )
         batch = Batch(tokens=tokens[:, :-1], answers=tokens[:, 1:])
         return Evaluator(self.masked, batch).mean(None, NLL)  # no other gates than those of the block
 
@@ -150,8 +152,8 @@ class Run(RunFiles):
         checkpoint = loader.load(recorded.source, pick_device(device), dtype)
         if checkpoint.sha256 != recorded.sha256:
             raise UserError(
-                f"{recorded.source} is another checkpoint than the one that {self.directory} analysed; "
-                "put that back, or run the analysis again"
+                f"{recorded.source} is not the checkpoint that {self.directory} analysed; "
+                "restore that one, or run the analysis again"
             )
         return checkpoint
 
@@ -175,7 +177,9 @@ class Run(RunFiles):
         dataset = self._recorded("dataset", Dataset)  # type: ignore[type-abstract]
         data = _tokens_of(dataset, checkpoint, self.result.seed or 0)
         if data.evaluation_digest != self.result.dataset.evaluation_digest:
-            raise UserError(f"the data of {self.directory} have changed since; run the analysis again")
+            raise UserError(
+                f"the data of {self.directory} have changed since the run; run the analysis again"
+            )
         return data
 
     def _recorded(self, key: str, kind: type[Part]) -> Part:
@@ -184,7 +188,7 @@ class Run(RunFiles):
             return _made(self.result.config[key], kind)
         except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
             raise UserError(
-                f"the configuration of {self.directory} does not tell its {key} ({one_line(error, 120)}); "
+                f"the configuration of {self.directory} does not describe its {key} ({one_line(error, 120)}); "
                 "run the analysis again"
             ) from error
 
@@ -197,10 +201,10 @@ def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:
     """
     module, _, name = str(node["_target_"]).rpartition(".")
     if not module.startswith("mechint."):
-        raise ValueError(f"{node['_target_']} is no class of mechint")
+        raise ValueError(f"{node['_target_']} is not a class of mechint")
     made = getattr(importlib.import_module(module), name)
     if not (isinstance(made, type) and issubclass(made, kind)):
-        raise ValueError(f"{node['_target_']} is no {kind.__name__}")
+        raise ValueError(f"{node['_target_']} is not a {kind.__name__}")
     return made(**{key: value for key, value in node.items() if not key.startswith("_")})
 
 

@@ -59,7 +59,7 @@ class SeedStudy:
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= MOST_SEEDS:
             raise UserError(
-                f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is how many seeds are run"
+                f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is the number of seeds"
             )
 
     def unseen(self) -> SeedStudy:

@@ -197,7 +197,7 @@ class Assessment:
         kept = int(self.keep.sum())
         if not self.settings.necessity or not kept:
             return None
-        log.info("removing each of %d kept units alone", min(kept, most))
+        log.info("removing each of %d kept units in turn", min(kept, most))
         started = time.perf_counter()
         with self.progress as progress:
             progress.start(len(trials.evaluator.batch), "removing units", "sequence")

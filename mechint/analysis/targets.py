@@ -179,7 +179,7 @@ def parse_targets(value: Any) -> tuple[float, ...]:
         if not (step > 0 and first <= last):
             raise wrong
         if not (math.isfinite(first + last + step) and (last - first) / step < MOST_TARGETS):
-            raise UserError(f"target_sparsity={value} stands for too many values; use at most {MOST_TARGETS}")
+            raise UserError(f"target_sparsity={value} has too many values; use at most {MOST_TARGETS}")
         value = [round(first + step * index, 12) for index in range(int((last - first) / step + 1 + 1e-9))]
     items = value if isinstance(value, (list, tuple)) else [value]
     targets = sorted(_number(item, wrong) for item in items)
@@ -187,7 +187,7 @@ def parse_targets(value: Any) -> tuple[float, ...]:
         raise wrong
     if len(targets) > MOST_TARGETS or len({directory_of(target) for target in targets}) < len(targets):
         raise UserError(
-            f"target_sparsity={value} has values too close to each other or more than {MOST_TARGETS} of them; "
+            f"target_sparsity={value} has values that are too close together, or more than {MOST_TARGETS} of them; "
             "leave some out"
         )
     return tuple(targets)

@@ -84,7 +84,7 @@ def _language_model(model: Any) -> PreTrainedModel:
         raise UserError("the model's weights are packed; load it unquantised")
     if not model.can_generate() or model.get_output_embeddings() is None:
         raise UserError(
-            f"{type(model).__name__} is no language model; give one with a head, such as a ...ForCausalLM"
+            f"{type(model).__name__} is not a language model; give one with a head, such as a ...ForCausalLM"
         )
     if len({str(parameter.device) for parameter in model.parameters()}) > 1:
         raise UserError(

@@ -32,7 +32,7 @@ class TokenData:
     bos: tuple[int, ...] = ()
     """Tokens that every row begins with, which are never answers that count."""
     leakage: Leakage | None = None
-    """How much of the evaluation text also stands in the calibration text; None where nobody looked."""
+    """How much of the evaluation text also occurs in the calibration text; None where it was not measured."""
     notes: tuple[str, ...] = ()
     """Facts that a reader of the numbers must know."""
 

@@ -41,7 +41,7 @@ def find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:
     if len({id(call.module) for call in calls}) < len(calls):
         raise UserError(
             f"architecture {kind!r} is not supported: its attention modules run more than once in a pass; give a model "
-            "whose every layer runs once"
+            "in which every layer runs once"
         )
     names = {id(module): name for name, module in model.named_modules()}
     called = {id(call.module) for call in calls}
@@ -54,8 +54,8 @@ def find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:
             )
     if not calls:
         raise UserError(
-            f"architecture {kind!r} has no softmax attention that runs, so no keys and values to mask; give a model "
-            "that has"
+            f"architecture {kind!r} runs no softmax attention, so there are no keys and values to mask; give a model "
+            "that does"
         )
     heads = _kv_heads(model.config.get_text_config())
     if any(heads is not None and call.key.shape[1] > heads and _repeats(call.key) for call in calls):
