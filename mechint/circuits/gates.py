@@ -11,8 +11,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from mechint.errors import UserError
-from mechint.results.circuit import GateResult, Verdict
-from mechint.results.result import Result
+from mechint.results.circuit import GateResult
+from mechint.results.result import Result, Verdict
 
 # Short names of numbers in result.json; any other number there goes by its own path, e.g. metrics.masked.kl.
 NUMBERS = {
@@ -77,13 +77,15 @@ def parse_gates(wordings: object) -> list[Gate]:
     return [Gate.parse(wording) for wording in wordings]
 
 
-def judge(result: Result, wordings: object) -> Verdict | None:
-    """The verdict on a finished run; None where there are no gates."""
+def judge_gates(result: Result, wordings: object) -> None:
+    """Add to a finished run's verdict how its gates went."""
     gates = parse_gates(wordings or [])
     if not gates:
-        return None
+        return
     judged = [gate.judge(result) for gate in gates]
-    return Verdict(overall="GO" if all(gate.passed for gate in judged) else "NO_GO", gates=judged)
+    verdict = result.verdict or Verdict()
+    verdict.gates, verdict.overall = judged, "GO" if all(gate.passed for gate in judged) else "NO_GO"
+    result.verdict = verdict
 
 
 def _number(result: Result, path: str) -> float | None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from mechint.reporting.style import ACCENT, LINE, QUIET, figure_style, headline, new_figure, save
+from mechint.reporting.context import Context
+from mechint.reporting.style import ACCENT, LINE, QUIET, heading_height, headline, new_figure, wrapped
 from mechint.reporting.wording import number
 from mechint.results.circuit import CircuitInfo, CircuitPoint
-from mechint.results.run_files import RunFiles
 
 EXAMPLE_NAMES = {
     "clean": "Prompt",
@@ -25,28 +25,31 @@ EXAMPLE_NAMES = {
 LOWEST, HIGHEST = -1.0, 2.0
 
 
+WIDTH = 9.6  # inches
+
+
 class CircuitFigure:
-    """circuit.png: faithfulness and completeness of circuits against their size, with intervals. For tasks only."""
+    """circuit: faithfulness and completeness of circuits against their size, with intervals. For tasks only."""
 
-    filename: ClassVar[str] = "circuit.png"
+    stem: ClassVar[str] = "circuit"
 
-    def draw(self, run: RunFiles, dpi: int) -> list[Path]:
-        """Draw the figure into the run's directory and return its path."""
-        circuit, task = run.result.circuit, run.result.task
+    def draw(self, context: Context) -> Iterator[tuple[str, Figure]]:
+        """The picture, for runs on a task."""
+        circuit, task = context.result.circuit, context.result.task
         if circuit is None or not circuit.curve or task is None:
-            return []
-        with figure_style():
-            figure = new_figure(7.6, 3.7)
-            grid = figure.add_gridspec(2, 2, height_ratios=[0.6, 2.8])
-            title = f"{run.model_name}: circuits of {task.name} by size"
-            lines = [
-                f"The highest-ranked units alone, on {circuit.prompts} evaluation prompts, {circuit.ablation} "
-                "ablation. Bands: 95 % over prompts."
-            ]
-            headline(figure, grid[0, :], title, lines)
-            draw_faithfulness(figure.add_subplot(grid[1, 0]), circuit)
-            draw_kl(figure.add_subplot(grid[1, 1]), circuit)
-            return [save(figure, run.directory / self.filename, dpi)]
+            return
+        about = (
+            f"The highest-ranked units alone, on {circuit.prompts} evaluation prompts, {circuit.ablation} ablation. "
+            "Bands: 95 % over prompts."
+        )
+        lines = wrapped([about], WIDTH)
+        header = heading_height(lines)
+        figure = new_figure(WIDTH, header + 3.2)
+        grid = figure.add_gridspec(2, 2, height_ratios=[header, 3.0])
+        headline(figure, grid[0, :], f"{context.run.model_name}: circuits of {task.name} by size", lines)
+        draw_faithfulness(figure.add_subplot(grid[1, 0]), circuit)
+        draw_kl(figure.add_subplot(grid[1, 1]), circuit)
+        yield self.stem, figure
 
 
 def draw_faithfulness(axes: Axes, circuit: CircuitInfo) -> None:
@@ -120,17 +123,13 @@ def share_axis(axes: Axes, points: Sequence[CircuitPoint]) -> None:
     axes.set_xlim(80 * points[0].share, 125 * points[-1].share)
 
 
-def circuit_context(run: RunFiles, drawn: set[str]) -> dict[str, Any]:
-    """What circuit.md.jinja uses; drawn: the names of the figures that there are."""
-    circuit = run.result.circuit
+def circuit_facts(context: Context) -> dict[str, Any]:
+    """What circuit.md.jinja uses beside the result."""
+    circuit = context.result.circuit
     faithful = None if circuit is None else circuit.faithfulness
     return {
-        "task": run.result.task,
-        "circuit": circuit,
         "distance": None if faithful is None else abs(1 - faithful),
-        "verdict": run.result.verdict,
         "example_names": EXAMPLE_NAMES,
-        "circuit_figure": CircuitFigure.filename if CircuitFigure.filename in drawn else None,
     }
 
 

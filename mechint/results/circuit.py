@@ -144,10 +144,3 @@ class GateResult(Section):
     gate: str
     value: float | None = None
     passed: bool = False
-
-
-class Verdict(Section):
-    """All gates, fixed before the run, and what follows: GO where all of them pass."""
-
-    overall: Literal["GO", "NO_GO"]
-    gates: list[GateResult] = Field(default_factory=list)

@@ -34,6 +34,7 @@ class TopK(LearnedMethod):
     calibration sequences, as in arXiv 2510.06811.
     """
 
+    meaning: ClassVar[str] = "learned score, counted from the threshold between kept and removed"
     changing: ClassVar[tuple[str, ...]] = ("_scores", "_keep")
 
     perturbed: float = 0.15
