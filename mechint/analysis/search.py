@@ -206,7 +206,7 @@ class TargetSearch:
         worth = units.of_channels(flat_importance(units.space, best.masks))
         cost, basis = total_cost(runs), load_basis(units.space, best.directory)
         target = best.result.sparsity.target or 0.0
-        result.circuit = given.study_saved(prepared, basis, keep, worth, cost)
+        result.circuit = given.study_saved(prepared, basis, keep, worth, cost, attempt.directory)
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, best.history))
 
     def _achieved(self, run: RunFiles) -> float | None:

@@ -228,7 +228,7 @@ class Analysis:
             add_part(
                 cost, "random masks", started, (result.random_masks.count + 2) * result.random_masks.tokens
             )
-        result.circuit = self.study_circuit(prepared, keep, scores, cost)
+        result.circuit = self.study_circuit(prepared, keep, scores, cost, attempt.directory)
         result.random_masks = self.random_masks(prepared, keep, cost)
         result.basis = basis_info(prepared.masked.basis, units.space, self.recipe)
         result.binarization_gap = None  # there is none for methods that only score
@@ -253,13 +253,17 @@ class Analysis:
         )
 
     def study_circuit(
-        self, prepared: Prepared, keep: Tensor, ranking: Tensor, cost: Cost
+        self, prepared: Prepared, keep: Tensor, ranking: Tensor, cost: Cost, directory: Path
     ) -> CircuitInfo | None:
-        """What a mask keep, bool [U], and a ranking [U] are worth as circuits of the data's task; None without one."""
+        """What a mask keep, bool [U], and a ranking [U] are worth as circuits of the data's task; None without one.
+
+        What single units do is written into the directory.
+        """
         if self.circuit is None or prepared.data.task is None:
             return None
         log.info("measuring the circuit on the task %s", prepared.data.task.name)
         study, method, calibration = self.circuit, self.method, self.calibration(prepared)
+        started = time.perf_counter()
         info = self.trainer.fit(
             lambda size: study.measure(
                 prepared.masked,
@@ -274,12 +278,22 @@ class Analysis:
                 self.seed,
             )
         )
-        if info is not None and info.seconds is not None:
-            add_part(cost, "circuit", time.perf_counter() - info.seconds, 0)
+        meanings = study.explain(
+            prepared.masked, prepared.data, method.units, keep, ranking, prepared.checkpoint.tokenizer
+        )
+        if meanings is not None:
+            meanings.write(directory)
+        add_part(cost, "circuit", started, 0)
         return info
 
     def study_saved(
-        self, prepared: Prepared, basis: Basis | None, keep: Tensor, ranking: Tensor, cost: Cost
+        self,
+        prepared: Prepared,
+        basis: Basis | None,
+        keep: Tensor,
+        ranking: Tensor,
+        cost: Cost,
+        directory: Path,
     ) -> CircuitInfo | None:
         """The same for a mask that other runs have found, in their basis."""
         if self.circuit is None or prepared.data.task is None:
@@ -290,7 +304,7 @@ class Analysis:
             self.calibration(prepared),
         )
         recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(seen.masked, calibration, size))
-        return self.study_circuit(seen, keep, ranking, cost)
+        return self.study_circuit(seen, keep, ranking, cost, directory)
 
     def random_masks(self, prepared: Prepared, keep: Tensor, cost: Cost) -> RandomMasks | None:
         """Matched random masks beside the mask, keep bool [U]; None where none are asked for."""

@@ -6,12 +6,13 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from mechint.circuits import scores
+from mechint.circuits.meaning import explain
 from mechint.circuits.scores import GRID, faithfulness_of, interval_of, kept_at
 from mechint.data import TokenData
 from mechint.data.batch import Batch
@@ -34,6 +35,10 @@ from mechint.results.circuit import (
     ParaphraseScores,
     TaskScores,
 )
+from mechint.results.units import UnitMeanings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +68,7 @@ class CircuitStudy:
     under the optimal ablation; each sees `optimal_prompts` calibration prompts. knockouts:
     random parts of the circuit that are removed from circuit and model. minimality_parts: at most so many of the
     circuit's parts (kept keys, or values, of a KV head) are removed alone, on `minimality_prompts` prompts.
+    explained_units: how many of the kept units that rank highest units.json tells of.
 
     Raises UserError for values out of range.
     """
@@ -75,6 +81,7 @@ class CircuitStudy:
     knockouts: int = 5
     minimality_parts: int = 32
     minimality_prompts: int = 16
+    explained_units: int = 24
 
     metric: ClassVar[str] = LOGIT_DIFF.name
 
@@ -88,7 +95,7 @@ class CircuitStudy:
         for name in ("prompts", "optimal_prompts", "minimality_prompts"):
             if getattr(self, name) < 2:
                 raise UserError(f"circuit.{name}={getattr(self, name)} must be at least 2")
-        for name in ("optimal_steps", "knockouts", "minimality_parts"):
+        for name in ("optimal_steps", "knockouts", "minimality_parts", "explained_units"):
             if getattr(self, name) < 0:
                 raise UserError(f"circuit.{name}={getattr(self, name)} must be at least 0; 0 leaves it out")
 
@@ -136,6 +143,22 @@ class CircuitStudy:
             )
         info.seconds = time.perf_counter() - started
         return info
+
+    def explain(
+        self,
+        masked: MaskedModel,
+        data: TokenData,
+        units: Units,
+        keep: Tensor,
+        ranking: Tensor,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> UnitMeanings | None:
+        """What the highest-ranked kept units do on the prompts that minimality is measured on; None without any."""
+        order = torch.argsort(ranking.cpu(), descending=True, stable=True)
+        chosen = [number for number in order.tolist() if keep[number]][: self.explained_units]
+        if not chosen or data.task is None:
+            return None
+        return explain(masked, data.evaluation[: self.minimality_prompts], units, chosen, tokenizer)
 
     def _curve(
         self, info: CircuitInfo, bench: _Bench, keep: Tensor, circuits: list[Tensor], kept: list[int]

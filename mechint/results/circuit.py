@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
@@ -105,6 +106,14 @@ class ParaphraseScores(Section):
     accuracy: float | None = None
 
 
+class SeedScores(Section):
+    """The numbers of each seed's own mask, in the order of the seeds."""
+
+    faithfulness: list[float | None] = Field(default_factory=list)
+    kl: list[float | None] = Field(default_factory=list)
+    cmd: list[float | None] = Field(default_factory=list)
+
+
 class CircuitInfo(Section):
     """What a mask is worth as a circuit of a task, under the ablation that it was learned with.
 
@@ -135,7 +144,18 @@ class CircuitInfo(Section):
     incompleteness: Incompleteness | None = None
     minimality: Minimality | None = None
     paraphrase: ParaphraseScores | None = None
+    seeds: SeedScores | None = None
     seconds: float | None = None
+
+
+def seed_scores(circuits: Sequence[CircuitInfo | None]) -> SeedScores:
+    """The numbers of several seeds' masks."""
+    known = [circuit for circuit in circuits if circuit is not None]
+    return SeedScores(
+        faithfulness=[circuit.faithfulness for circuit in known],
+        kl=[circuit.masked.kl for circuit in known],
+        cmd=[circuit.cmd.value for circuit in known],
+    )
 
 
 class GateResult(Section):

@@ -44,6 +44,7 @@ RUN_FILES = (
     "basis.safetensors",
     "channels.csv",
     "necessity.csv",
+    "units.json",
     "circuit_analysis_report.md",
     "stability.safetensors",
     "evaluation.safetensors",
