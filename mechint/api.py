@@ -59,7 +59,10 @@ from mechint.methods.method import MakeOptimizer, MaskMethod
 from mechint.methods.schedules import Schedule
 from mechint.metrics import KL, Metric
 from mechint.reporting import (
+    CircuitDiagram,
     CircuitFigure,
+    CircuitHeads,
+    CircuitPatterns,
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
@@ -180,6 +183,9 @@ def run_figures() -> list[RunFigure]:
         StabilityFigure(),
         NestedFigure(),
         CircuitFigure(),
+        CircuitHeads(),
+        CircuitPatterns(),
+        CircuitDiagram(),
         SurvivalMap(),
         RankFigure(),
     ]

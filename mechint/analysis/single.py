@@ -33,6 +33,7 @@ from mechint.analysis.proofs import (
     transfer_of,
 )
 from mechint.circuits import CircuitStudy
+from mechint.circuits.drawing import draw
 from mechint.data.batch import Batch
 from mechint.data.token_data import TokenData
 from mechint.errors import UserError
@@ -283,6 +284,15 @@ class Analysis:
         )
         if meanings is not None:
             meanings.write(directory)
+        draw(
+            prepared.masked,
+            prepared.data.evaluation,
+            method.units,
+            keep,
+            ranking,
+            self.recipe.ablation,
+            prepared.checkpoint.tokenizer,
+        ).write(directory)
         add_part(cost, "circuit", started, 0)
         return info
 

@@ -255,7 +255,7 @@ def final_norm(model: nn.Module) -> nn.Module | None:
 
 
 def normed(norm: nn.Module, direction: Tensor) -> Tensor:
-    """A direction [D] of the residual stream after a final norm that is taken as linear: centred where the norm does so,
+    """A direction [D] of the residual stream after a final norm that is taken as linear: centred if the norm does so,
     times its weights; the scale, which depends on the text, is left out.
     """
     if isinstance(norm, nn.LayerNorm):

@@ -154,6 +154,8 @@ class CircuitStudy:
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> UnitMeanings | None:
         """What the highest-ranked kept units do on the prompts that minimality is measured on; None without any."""
+        if not self.explained_units:
+            return None
         order = torch.argsort(ranking.cpu(), descending=True, stable=True)
         chosen = [number for number in order.tolist() if keep[number]][: self.explained_units]
         if not chosen or data.task is None:

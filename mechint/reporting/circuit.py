@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from mechint.reporting.context import Context
 from mechint.reporting.style import ACCENT, LINE, QUIET, heading_height, headline, new_figure, wrapped
 from mechint.reporting.wording import number
 from mechint.results.circuit import CircuitInfo, CircuitPoint
+from mechint.results.units import UnitMeaning, UnitMeanings
 
 EXAMPLE_NAMES = {
     "clean": "Prompt",
@@ -25,6 +27,8 @@ EXAMPLE_NAMES = {
 LOWEST, HIGHEST = -1.0, 2.0
 
 
+# Units that the report tells of.
+SHOWN = 10
 WIDTH = 9.6  # inches
 
 
@@ -130,7 +134,14 @@ def circuit_facts(context: Context) -> dict[str, Any]:
     return {
         "distance": None if faithful is None else abs(1 - faithful),
         "example_names": EXAMPLE_NAMES,
+        "meanings": [] if context.result.task is None else first_meanings(context.run.directory),
     }
+
+
+def first_meanings(directory: Path) -> list[UnitMeaning]:
+    """The first units of units.json; none where a run wrote no such file."""
+    found = UnitMeanings.read(directory)
+    return [] if found is None else found.units[:SHOWN]
 
 
 def interval(ends: list[float] | None) -> str:

@@ -13,6 +13,7 @@ from mechint.masking.masks import LayerMask
 from mechint.reporting import finding, wording
 from mechint.reporting.certainty import certainty, proofs_in_words, seeds_in_words, signed
 from mechint.reporting.circuit import CircuitFigure, circuit_facts, interval
+from mechint.reporting.circuit_pictures import CircuitDiagram, CircuitHeads, CircuitPatterns
 from mechint.reporting.context import KINDS, Context
 from mechint.reporting.layer_importance import LayerImportance, layer_stems
 from mechint.reporting.nested import NestedFigure
@@ -58,7 +59,10 @@ REMOVED_VALUES = {
     "into the output projection",
 }
 LINKED = (
+    CircuitDiagram,
     CircuitFigure,
+    CircuitHeads,
+    CircuitPatterns,
     ImportanceOverview,
     NestedFigure,
     RankFigure,

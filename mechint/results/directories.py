@@ -28,6 +28,9 @@ LOCK = ".lock"
 FIGURES = (
     "*_importance",
     "circuit",
+    "circuit_diagram",
+    "circuit_heads",
+    "circuit_patterns",
     "effective_rank",
     "layers_contact_sheet",
     "nested_sparsities",
@@ -44,6 +47,7 @@ RUN_FILES = (
     "basis.safetensors",
     "channels.csv",
     "necessity.csv",
+    "circuit.json",
     "units.json",
     "circuit_analysis_report.md",
     "stability.safetensors",

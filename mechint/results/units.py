@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from mechint.errors import UserError, one_line
 from mechint.results.section import Section
-from mechint.runtime.files import write_json
+from mechint.runtime.files import parse_json, read_text, write_json
 
 FILENAME = "units.json"
 
@@ -76,3 +77,16 @@ class UnitMeanings(Section):
         path = directory / FILENAME
         write_json(path, self.as_json())
         return path
+
+    @classmethod
+    def read(cls, directory: Path) -> UnitMeanings | None:
+        """What a run wrote; None where it wrote nothing. Raises UserError where the file is damaged."""
+        path = directory / FILENAME
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate(parse_json(read_text(path)))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({one_line(error, 160)}); run the analysis again"
+            ) from error
