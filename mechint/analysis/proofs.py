@@ -21,7 +21,7 @@ from mechint.masking import MaskedModel
 from mechint.masking.basis import Basis, Maps, Where
 from mechint.masking.layers import some_tokens
 from mechint.masking.sites import in_basis
-from mechint.masking.space import ChannelSpace, Kind
+from mechint.masking.space import KINDS, ChannelSpace, Kind
 from mechint.masking.weights import attention_modules, linear_layers
 from mechint.metrics.evaluation import Measured, faithfulness
 from mechint.results.result import (
@@ -129,7 +129,7 @@ def spans_of_weights(masked: MaskedModel, keys: Where) -> Spans:
     after the rotation, the rotation are part of it, whatever the architecture.
     """
     space, modules = masked.space, attention_modules(masked)
-    widest = max(layer.width(kind) for layer in space.layers for kind in ("k", "v"))  # type: ignore[arg-type]
+    widest = max(layer.width(kind) for layer in space.layers for kind in KINDS)
     length = min(32, getattr(masked.model.config.get_text_config(), "max_position_embeddings", None) or 32)
     tokens = some_tokens(masked.model, -(-2 * widest // length) + 1, length)
     generator = torch.Generator().manual_seed(0)
@@ -151,8 +151,8 @@ def spans_of_weights(masked: MaskedModel, keys: Where) -> Spans:
     return {
         (position, kind): [_span(head) for head in seen[position][number].double().cpu().transpose(0, 1)]
         for position in range(len(space.layers))
-        for number, kind in enumerate(("k", "v"))
-    }  # type: ignore[return-value]
+        for number, kind in enumerate(KINDS)
+    }
 
 
 def _unchanged(space: ChannelSpace, keys: Where) -> Basis:
