@@ -13,7 +13,7 @@ from architectures import tiny_model
 from mechint import analyze
 from mechint.analysis.chance import Controls
 from mechint.circuits import CircuitStudy, scores
-from mechint.circuits.gates import Gate, judge, parse_gates
+from mechint.circuits.gates import Gate, judge_gates, parse_gates
 from mechint.circuits.study import fewest_within, learn_constants
 from mechint.data.batch import NO_TOKEN, Batch
 from mechint.data.tasks import InductionTask
@@ -30,9 +30,9 @@ from mechint.masking.gating import gated
 from mechint.methods import TopK
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
 from mechint.metrics.gradients import gate_gradient
-from mechint.reporting import CircuitFigure, Visualizer
-from mechint.results.circuit import CircuitInfo, TaskScores, Verdict
-from mechint.results.result import Result
+from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
+from mechint.results.circuit import CircuitInfo, TaskScores
+from mechint.results.result import Result, Verdict
 
 # --- scores
 
@@ -217,7 +217,8 @@ def test_gates_are_judged_by_the_numbers_of_result_json(wording: str, passes: bo
         {"status": "done", "faithfulness": 0.5, "metrics": {"masked": {"kl": 0.2}}}
     )
     result.circuit = CircuitInfo(faithfulness=0.95, masked=TaskScores(kl=0.02))
-    verdict = judge(result, [wording, "faithfulness >= 0"])
+    judge_gates(result, [wording, "faithfulness >= 0"])
+    verdict = result.verdict
     assert verdict is not None
     assert [gate.passed for gate in verdict.gates] == [passes, True]
     assert verdict.overall == ("GO" if passes else "NO_GO")
@@ -227,7 +228,8 @@ def test_gates_are_judged_by_the_numbers_of_result_json(wording: str, passes: bo
 def test_a_run_of_text_is_judged_by_its_loss() -> None:
     result = Result.model_validate({"status": "done", "faithfulness": 0.5})
     assert Gate.parse("faithfulness >= 0.5").judge(result).value == 0.5
-    assert judge(result, []) is None
+    judge_gates(result, [])
+    assert result.verdict is None
 
 
 @pytest.mark.parametrize(
@@ -278,7 +280,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path) ->
         controls=Controls(random_masks=3),
         circuit=CircuitStudy(prompts=12, optimal_steps=2, knockouts=2, minimality_parts=3),
         gates=["faithfulness >= -100", "kl <= 0", "seed_iou >= 0.7"],
-        visualizer=Visualizer([CircuitFigure()], dpi=60),
+        visualizer=Visualizer([CircuitFigure(), CircuitHeads(), CircuitPatterns(), CircuitDiagram()], dpi=60),
     )
 
 
