@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from matplotlib.colors import Colormap, LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from mechint.reporting.context import KINDS, Context
+from mechint.reporting.context import KINDS, Context, Kind
 from mechint.reporting.style import (
     ACCENT,
     INK,
@@ -180,10 +181,7 @@ def _drawing(context: Context) -> CircuitDrawing | None:
     return None if context.result.task is None else CircuitDrawing.read(context.run.directory)
 
 
-def _shades(kind: str) -> Any:
+def _shades(kind: Kind) -> Colormap:
     """White to the kind's colour; cells without a number stay blank."""
-    from matplotlib.colors import LinearSegmentedColormap
-
-    shades = LinearSegmentedColormap.from_list(kind, ["#ffffff", ACCENT[kind]])  # type: ignore[index]
-    shades.set_bad("#ffffff")
-    return shades
+    shades = LinearSegmentedColormap.from_list(kind, ["#ffffff", ACCENT[kind]])
+    return shades.with_extremes(bad="#ffffff")
