@@ -42,6 +42,7 @@ from mechint.masking.basis import Basis
 from mechint.metrics.evaluation import Measured, faithfulness, loss_degradation_percent
 from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles, save_masks
+from mechint.results.diagram import CircuitDrawing
 from mechint.results.directories import (
     Occupant,
     clear_run,
@@ -54,6 +55,7 @@ from mechint.results.identity import config_digest
 from mechint.results.mask_files import save_basis
 from mechint.results.result import RESULT, Cost, Metrics
 from mechint.results.sequences import save_sequences
+from mechint.results.units import UnitMeanings
 from mechint.results.verdict import judge
 from mechint.runtime import distributed
 from mechint.runtime.signals import Interrupted, Interruption
@@ -188,7 +190,8 @@ class Attempt:
         judge_gates(result, result.config.get("gates"))
         end_result(result, "done")
         energy = None if outcome.basis is None else outcome.basis.energy
-        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel, energy)
+        told = (CircuitDrawing.read(self.directory), UnitMeanings.read(self.directory))
+        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel, energy, *told)
         _export_if_room(run)
         drawn = self.outputs.visualizer.draw_if_room(run)
         self._report(files, drawn)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from mechint.circuits.meaning import attention, scaling_of, states_on
+from mechint.circuits.meaning import attention, readable, scaling_of, states_on
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, Units
@@ -70,7 +70,7 @@ def draw(
         else torch.ones_like(one.tokens, dtype=torch.bool)
     )
     ids = one.tokens[there].tolist()
-    found.tokens = [str(number) if tokenizer is None else str(tokenizer.decode([number])) for number in ids]
+    found.tokens = [str(number) if tokenizer is None else readable([number], tokenizer) for number in ids]
     gates = kept.float().to(masked.device)
     dense, under = states_on(masked, one), states_on(masked, one, gates, ablation)
     for position, head in _most_important(units, keep, ranking):

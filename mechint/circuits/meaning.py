@@ -240,7 +240,14 @@ class _Teller:
         numbers = ids.tolist()
         if self._tokenizer is None:
             return " ".join(map(str, numbers))
-        return str(self._tokenizer.decode([n for n in numbers if n < len(self._tokenizer)]))
+        return readable(numbers, self._tokenizer)
+
+
+def readable(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tokens as text; parts of characters under the tokenizer's own names. Ids that it does not have are left out."""
+    known = [number for number in ids if number < len(tokenizer)]
+    text = str(tokenizer.decode(known))
+    return " ".join(map(str, tokenizer.convert_ids_to_tokens(known))) if "\ufffd" in text else text
 
 
 def final_norm(model: nn.Module) -> nn.Module | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
@@ -14,7 +13,6 @@ from mechint.reporting.context import Context
 from mechint.reporting.style import ACCENT, LINE, QUIET, heading_height, headline, new_figure, wrapped
 from mechint.reporting.wording import number
 from mechint.results.circuit import CircuitInfo, CircuitPoint
-from mechint.results.units import UnitMeaning, UnitMeanings
 
 EXAMPLE_NAMES = {
     "clean": "Prompt",
@@ -29,7 +27,7 @@ LOWEST, HIGHEST = -1.0, 2.0
 
 # Units that the report tells of.
 SHOWN = 10
-WIDTH = 9.6  # inches
+WIDTH, HEADING = 9.6, 7.8  # inches, of pictures and of the lines of their headings
 
 
 class CircuitFigure:
@@ -46,7 +44,7 @@ class CircuitFigure:
             f"The highest-ranked units alone, on {circuit.prompts} evaluation prompts, {circuit.ablation} ablation. "
             "Bands: 95 % over prompts."
         )
-        lines = wrapped([about], WIDTH)
+        lines = wrapped([about], HEADING)
         header = heading_height(lines)
         figure = new_figure(WIDTH, header + 3.2)
         grid = figure.add_gridspec(2, 2, height_ratios=[header, 3.0])
@@ -102,15 +100,20 @@ def draw_faithfulness(axes: Axes, circuit: CircuitInfo) -> None:
 
 def draw_kl(axes: Axes, circuit: CircuitInfo) -> None:
     """KL at the answer of the kept units alone."""
-    points = [point for point in circuit.curve if point.kl and point.kept]
-    shares, values = [100 * point.share for point in points], [point.kl for point in points]
+    points = [(100 * point.share, point.kl) for point in circuit.curve if point.kl and point.kept]
+    shares, values = zip(*points, strict=True) if points else ((), ())
     axes.plot(shares, values, marker="o", markersize=3, linewidth=1.2, color=ACCENT["K"])
     if circuit.empty.kl:
         axes.axhline(circuit.empty.kl, color=LINE, linewidth=0.8, linestyle=":")
         axes.annotate(
-            "empty", (shares[0] if shares else 1, circuit.empty.kl), xytext=(0, 2), textcoords="offset points",
-            fontsize=6.5, color=QUIET,
-        )  # fmt: skip
+            "empty",
+            (1.0, circuit.empty.kl),
+            xytext=(2, 2),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=6.5,
+            color=QUIET,
+        )
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
@@ -134,14 +137,8 @@ def circuit_facts(context: Context) -> dict[str, Any]:
     return {
         "distance": None if faithful is None else abs(1 - faithful),
         "example_names": EXAMPLE_NAMES,
-        "meanings": [] if context.result.task is None else first_meanings(context.run.directory),
+        "meanings": [] if context.run.meanings is None else context.run.meanings.units[:SHOWN],
     }
-
-
-def first_meanings(directory: Path) -> list[UnitMeaning]:
-    """The first units of units.json; none where a run wrote no such file."""
-    found = UnitMeanings.read(directory)
-    return [] if found is None else found.units[:SHOWN]
 
 
 def interval(ends: list[float] | None) -> str:

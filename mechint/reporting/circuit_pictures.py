@@ -25,7 +25,7 @@ from mechint.reporting.style import (
 )
 from mechint.results.diagram import CircuitDrawing
 
-WIDTH = 9.6  # inches
+WIDTH, HEADING = 9.6, 7.8  # inches, of pictures and of the lines of their headings
 EDGE_COLOURS = {"k": ACCENT["K"], "q": "#6a3d9a", "v": ACCENT["V"]}
 EDGE_NAMES = {"k": "keys", "q": "queries for kept keys", "v": "values"}
 
@@ -86,7 +86,7 @@ class CircuitPatterns:
             "Rows attend to columns, on the first evaluation prompt; above in the dense model, below with the kept "
             f"units alone ({context.result.mask.ablation} ablation)."
         )
-        lines = wrapped([about], WIDTH)
+        lines = wrapped([about], HEADING)
         header, columns = heading_height(lines), len(drawing.patterns)
         side = (WIDTH - 0.6) / max(columns, 2)
         figure = new_figure(WIDTH, header + 2 * side + 0.6)
@@ -127,7 +127,7 @@ class CircuitDiagram:
             "kept values write and a later head reads, by composition score"
             + (f"; the median of all pairs is {drawing.chance:.3f}." if drawing.chance is not None else ".")
         )
-        lines = wrapped([about], WIDTH)
+        lines = wrapped([about], HEADING)
         header = heading_height(lines)
         layers = sorted({node.layer for node in drawing.nodes})
         height = min(11.0, max(2.6, 0.34 * len(layers) + 0.6))
@@ -169,16 +169,14 @@ class CircuitDiagram:
             Line2D([], [], color=EDGE_COLOURS[kind], label=f"read by {EDGE_NAMES[kind]}") for kind in shown
         ]
         if handles:
-            axes.legend(
-                handles=handles, fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3
-            )
+            axes.legend(handles=handles, fontsize=6.5, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=3)
         axes.tick_params(colors=QUIET)
         save(figure, context.run.directory / f"{self.stem}.svg", 150)
         yield self.stem, figure
 
 
 def _drawing(context: Context) -> CircuitDrawing | None:
-    return None if context.result.task is None else CircuitDrawing.read(context.run.directory)
+    return None if context.result.task is None else context.run.drawing
 
 
 def _shades(kind: Kind) -> Colormap:
