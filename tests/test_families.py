@@ -18,7 +18,7 @@ from mechint.errors import UserError
 from mechint.masking import MaskedModel
 from mechint.masking.examining import check_routing, examine
 
-BATCHES = 8
+BATCHES = 32
 TOKENS = torch.randint(
     4, 97, (2, 16), generator=torch.Generator().manual_seed(0)
 )  # longer than windows and top-k
@@ -45,7 +45,9 @@ def supported() -> list[str]:
     return [kind for kind in families() if kind not in {*REFUSED, *NOT_BUILT, *wrapper_families()}]
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
+@pytest.mark.parametrize(
+    "batch", [0, *(pytest.param(number, marks=pytest.mark.slow) for number in range(1, BATCHES))]
+)
 def test_families(batch: int, tmp_path: Path) -> None:
     wrong = {}
     for kind in itertools.islice(supported(), batch, None, BATCHES):
