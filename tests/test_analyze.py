@@ -16,6 +16,7 @@ from conftest import ROOT
 from hydra_application import Experiment, experiment
 
 from mechint.results import load_masks
+from mechint.results.result import SCHEMA_VERSION
 
 SMALL = [
     "steps=4",
@@ -97,7 +98,7 @@ def test_every_file_is_there(run: Path) -> None:
 def test_result_says_everything(result: dict[str, Any], byte_model_directory: Path) -> None:
     assert result["status"] == "done"
     assert result["error"] is None
-    assert result["schema_version"] == 2
+    assert result["schema_version"] == SCHEMA_VERSION
     assert result["config"]["mask"]["unit"] == "channel"
     assert result["checkpoint"]["source"] == str(byte_model_directory)
     assert result["checkpoint"]["format"] == "huggingface"

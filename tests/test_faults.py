@@ -217,10 +217,10 @@ def test_a_full_disk_is_one_line_and_the_same_run_goes_on_later(
     run: Callable[..., RunFiles], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(
-        UserError, match=r"cannot be written \(No space left on device\); make room, and the same"
+        UserError, match=r"cannot be written \(No space left on device\); free some space, and the same"
     ):
         run(small_disk / "out", loggers=[Filler(left=0)])
-    assert caplog.text.count("the run goes on, but its state cannot be saved: No space left on device") == 1
+    assert caplog.text.count("the run continues, but its state cannot be saved: No space left on device") == 1
     with pytest.raises(
         UserError, match=r"cannot write into .* \(No space left on device\); give another output_dir"
     ):
