@@ -1,8 +1,7 @@
 """What a user may get wrong, and what a stranger's file may try: one line, exit code 2, nothing that looks finished.
 
-`python -m pytest tests/test_bad_input.py -s` prints the table with every message. Cases of which a program would only
-make what is refused here run the step that refuses; those in WHOLE run the program, as samples of every step and where
-only a run finds out.
+`python -m pytest tests/test_bad_input.py -s` prints the table with every message. Most cases run only the step of a
+program that refuses them; SAMPLES of every step run the whole program, and so does what only a run finds out.
 """
 
 from __future__ import annotations
@@ -434,8 +433,7 @@ RUNS = [
     ),
 ]
 CASES = [*CHECKPOINTS, *DATA, *SETTINGS, *KINDS, *OTHERS, *RUNS]
-WHOLE = {
-    # samples of every step
+SAMPLES = {  # of every step
     "no checkpoint",
     "file that is not there",
     "code in .pt",
@@ -452,7 +450,8 @@ WHOLE = {
     "code in an old result",
     "empty tree",
     "variants from broken YAML",
-    # what only a program finds out
+}
+ONLY_WHOLE = {  # what only a program finds out
     "device that is not there",
     "unknown device",
     "unknown dtype",
@@ -534,7 +533,7 @@ def compare(words: list[str]) -> None:
 
 def step_of(case: Case) -> Callable[[list[str]], None] | None:
     """What refuses a case; None where the whole program is run."""
-    if case.title in WHOLE:
+    if case.title in SAMPLES | ONLY_WHOLE:
         return None
     if case.script == "analyze":
         steps = ((CHECKPOINTS, load_checkpoint), (DATA, load_data), ([*SETTINGS, *KINDS], build_analysis))
@@ -581,7 +580,14 @@ def ended(case: Case, words: list[str]) -> object:
     return end.value.code
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title.replace(" ", "-"))
+def parameters() -> Iterator[Any]:
+    """The cases, by their titles; a program takes most of a second, so not all of them are run every time."""
+    for case in CASES:
+        slow = step_of(case) is None and case.title not in SAMPLES
+        yield pytest.param(case, id=case.title.replace(" ", "-"), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("case", parameters())
 def test_bad_input_is_one_line_and_exit_code_2(
     case: Case,
     tmp_path: Path,

@@ -231,6 +231,7 @@ def two_seeds(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pa
     return root / "runs"
 
 
+@pytest.mark.slow
 def test_python_compares_variants_of_any_name_and_draws_all_figures(two_seeds: Path, tmp_path: Path) -> None:
     comparison = compare_variants({"Baseline": two_seeds / "0", "K=V^T": two_seeds / "1"}, tmp_path, dpi=40)
     assert list(comparison.differences) == ["K=V^T"]

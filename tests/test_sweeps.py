@@ -86,6 +86,7 @@ def test_odd_file_names_come_through_in_natural_order(
     assert [job.value() for job in jobs_] == ODD_NAMES
 
 
+@pytest.mark.slow
 def test_a_sweep_with_one_broken_checkpoint_among_three(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:
