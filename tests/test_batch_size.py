@@ -145,7 +145,5 @@ def test_a_run_finds_its_batch_and_says_so(
             trainer=MaskTrainer(batch_size="auto"),
             visualizer=Visualizer([]),
         )
-    assert (
-        "trainer.batch_size=auto: 16 sequences in a step" in caplog.text
-    )  # of 31 rows: one is for selection
+    assert "trainer.batch_size=auto: 16 sequences" in caplog.text  # of 31 rows: one is for selection
     assert run.result.cost.batch_size == 16

@@ -191,7 +191,7 @@ def test_analyze_takes_a_model_and_its_tokenizer(tmp_path: Path) -> None:
     assert again.metrics.masked.loss == pytest.approx(run.result.metrics.masked.loss, rel=1e-6)
     with run.masked_model(loader=loader) as masked:
         assert masked.generate("three", 4)
-    with pytest.raises(UserError, match="another checkpoint"):
+    with pytest.raises(UserError, match="is not the checkpoint"):
         evaluate(run, loader=ModelInMemory(model, tokenizer))
 
     comparison = compare_variants(
@@ -219,7 +219,7 @@ def test_a_tokenizer_for_a_checkpoint_on_disk(tmp_path: Path) -> None:
         analyze(tmp_path / "model", tmp_path / "other", tokenizer=tokenizer, **settings)
     with pytest.raises(UserError, match="leave out loader="):
         analyze(tiny_llama(), tmp_path / "other", loader=CheckpointLoader(), **settings)
-    with pytest.raises(UserError, match="comes without a tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         analyze(tiny_llama(), tmp_path / "other", **settings)
 
 
