@@ -187,6 +187,7 @@ def study(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return analyze(output_dir=tmp_path_factory.mktemp("study") / "out", seed=1, seeds=3, **settings)
 
 
+@pytest.mark.slow
 def test_every_seed_is_an_ordinary_run(
     study: RunFiles, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
