@@ -36,8 +36,8 @@ FOOTER, BARS = 0.68, 1.2  # inches
 LONGEST_NAME = 100
 DOTTED_FROM = 4  # points; smaller cells have no room for a dot
 
-# So many layers are too many to be looked at one by one.
-MANY_LAYERS, COLUMNS = 9, 5
+# So many layers are too many to be looked at one by one; on their sheet, columns and inches between rows.
+MANY_LAYERS, COLUMNS, GAP = 9, 5, 0.12
 
 
 class LayerImportance:
@@ -159,15 +159,15 @@ def contact_sheet(context: Context) -> Figure:
     height = min(0.9, max(0.18, 0.045 * tallest))
     rows = math.ceil(len(context.layers) / COLUMNS)
     lines = wrapped(headline_lines(context), COLUMNS * width)
-    header, block = heading_height(lines), 2 * (height + 0.28)
-    figure = new_figure(COLUMNS * (width + 0.25) + 0.3, header + rows * block + FOOTER + 0.7)
+    header, block = heading_height(lines), 2 * (height + 0.3) + GAP
+    figure = new_figure(COLUMNS * (width + 0.25) + 0.3, header + rows * block + FOOTER + 0.9)
     outer = figure.add_gridspec(3, 1, height_ratios=[header, rows * block, FOOTER])
     headline(figure, outer[0], f"{context.run.model_name}: all {len(context.layers)} layers", lines)
-    grid = outer[1].subgridspec(2 * rows, COLUMNS)
+    grid = outer[1].subgridspec(3 * rows, COLUMNS, height_ratios=[height, height, GAP] * rows)
     for number, layer in enumerate(context.layers):
         for place, kind in enumerate(KINDS):
             cells = context.cells(layer, kind)
-            axes = figure.add_subplot(grid[2 * (number // COLUMNS) + place, number % COLUMNS])
+            axes = figure.add_subplot(grid[3 * (number // COLUMNS) + place, number % COLUMNS])
             draw_cells(axes, cells, kind, 0)
             axes.set(xticks=[], yticks=[], ylim=(len(cells.kept) - 0.5, -0.5))
             axes.spines[:].set_visible(False)

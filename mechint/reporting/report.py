@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechint.masking.masks import LayerMask
+from mechint.metrics.statistics import digits_for
 from mechint.reporting import finding, wording
 from mechint.reporting.certainty import certainty, proofs_in_words, seeds_in_words, signed
 from mechint.reporting.context import KINDS, Context
@@ -109,7 +110,7 @@ def told(context: Context, drawn: Sequence[Path]) -> dict[str, Any]:
         "certainty": certainty(stability, noun) if stability else [],
         "proofs": proofs_in_words(result.proofs, recovered) if result.proofs else [],
         "models": [(name, MEANINGS[name].replace("{}", noun), result.metrics[name]) for name in MODELS],
-        "rises": {name: rise(context, name) for name in MODELS},
+        "rises": {name: rise_in_words(context, name) for name in MODELS},
         "layers": [layer_row(context, layer, files.get(stems[layer.name])) for layer in context.layers],
         "figures": {figure.stem: files.get(figure.stem) for figure in LINKED},
         "sheet": files.get(LayerImportance.sheet),
@@ -125,10 +126,15 @@ def picture(words: str, file: str) -> Markup:
     return Markup(f"{shown}[{words}]({file})")
 
 
-def rise(context: Context, name: ModelName) -> float | None:
-    """By how much a model's loss is above the dense model's."""
-    loss, dense = context.run.loss(name), context.run.loss("dense")
-    return None if loss is None or dense is None else loss - dense
+def rise_in_words(context: Context, name: ModelName) -> str:
+    """By how much a model's loss is above the dense model's; the error is that of the difference where it is known."""
+    result, model = context.result, context.result.metrics[name]
+    dense, error = result.metrics.dense.loss, result.loss_degradation_percent_se
+    if model.loss is None or dense is None:
+        return wording.ABSENT
+    if name == "masked" and error is not None:
+        return wording.measured(model.loss - dense, error * dense / 100)
+    return "0" if name == "dense" else wording.number(model.loss - dense, digits_for(model.loss_se, 3))
 
 
 def removed_in_words(context: Context) -> list[str]:

@@ -141,7 +141,7 @@ def draw_sparsity(axes: Axes, context: Context, steps: Values) -> None:
     scheduled = column(run, "scheduled_sparsity")
     if np.isfinite(scheduled).any():  # some methods know of the target only at the end
         axes.plot(steps, scheduled, label="scheduled", **dashes)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center")
     axes.set(ylim=(-0.03, 1.06), ylabel="sparsity\n[fraction removed]", yticks=[0, 0.25, 0.5, 0.75, 1])
     place = float(steps[-1]) + 0.2 * max(float(steps[-1] - steps[0]), 1.0)
     axes.plot([place], [run.result.sparsity.achieved], color=INK, marker="D", markersize=5)
@@ -177,7 +177,7 @@ def line(axes: Axes, steps: Values, values: Values, colour: str, width: float = 
     last = finite[-1]
     place = (float(steps[last]), float(values[last]))
     look: dict[str, Any] = {"color": colour, "size": 8, "weight": "bold", "annotation_clip": False}
-    write(axes, f"{place[1]:.4g}", place, (4, 0), va="center", **look)
+    write(axes, f"{place[1]:.4g}", place, (-2, 4), ha="right", **look)
 
 
 def finish(axes: Axes, steps: Values, last: bool) -> None:
