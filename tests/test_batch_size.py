@@ -105,7 +105,7 @@ def test_a_device_that_is_full_ends_the_search(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="out of memory with a single sequence"):
         largest_batch(small, BATCH, KL, 0)
     pretend(monkeypatch, None)
-    with pytest.raises(UserError, match=r"batch_size=auto cannot see here .*; give a number"):
+    with pytest.raises(UserError, match=r"batch_size=auto cannot tell .*; give a number"):
         largest_batch(small, BATCH, KL, 0)
 
 

@@ -178,12 +178,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     if mounted.returncode:
         pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
 
 
 @pytest.fixture
@@ -214,10 +217,10 @@ def test_a_full_disk_is_one_line_and_the_same_run_goes_on_later(
     run: Callable[..., RunFiles], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(
-        UserError, match=r"cannot be written \(No space left on device\); make room, and the same"
+        UserError, match=r"cannot be written \(No space left on device\); free some space, and the same"
     ):
         run(small_disk / "out", loggers=[Filler(left=0)])
-    assert caplog.text.count("the run goes on, but its state cannot be saved: No space left on device") == 1
+    assert caplog.text.count("the run continues, but its state cannot be saved: No space left on device") == 1
     with pytest.raises(
         UserError, match=r"cannot write into .* \(No space left on device\); give another output_dir"
     ):
@@ -227,7 +230,7 @@ def test_a_full_disk_is_one_line_and_the_same_run_goes_on_later(
 
 
 def test_a_disk_that_is_read_only_is_one_line(run: Callable[..., RunFiles], small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True, timeout=60)
     with pytest.raises(
         UserError, match=r"cannot write into .* \(Read-only file system\); give another output_dir"
     ):

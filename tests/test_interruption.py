@@ -124,7 +124,7 @@ def test_an_interrupted_run_says_so_and_goes_on(arguments: list[str], tmp_path: 
     said = (tmp_path / "output.txt").read_text()
     assert "Traceback" not in said
     assert said.endswith(
-        f"interrupted by SIGTERM; {tmp_path / 'out'} holds what is done, and the same command goes on\n"
+        f"interrupted by SIGTERM; {tmp_path / 'out'} holds what is done, and the same command continues\n"
     )
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     saved = max((tmp_path / "out" / ".resume").iterdir()).name
