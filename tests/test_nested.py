@@ -93,7 +93,9 @@ def test_the_survival_map_is_read_off_the_one_ranking(nested: RunFiles) -> None:
     for layer in nested.layers:
         for kind in KINDS:
             masks = [getattr(run.masks[layer.name], f"{kind.lower()}_mask") for run in runs]
-            assert (context.cells(layer, kind).targets == sum(mask.numpy().astype(int) for mask in masks)).all()
+            assert (
+                context.cells(layer, kind).targets == sum(mask.numpy().astype(int) for mask in masks)
+            ).all()
 
 
 def test_all_targets_together_cost_what_is_said(nested: RunFiles, settings: dict[str, Any]) -> None:

@@ -590,11 +590,11 @@ def with_model(run: RunFiles, name: str, **numbers: float | None) -> RunFiles:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"loss": 1.40, **GOOD}, r"are \*\*sufficient and .*4\.7 % below the dense model's"),
-        ({"loss": 1.50, **GOOD}, r"are \*\*sufficient and .*nearly all of what"),
+        ({"loss": 1.40, **GOOD}, r"are \*\*sufficient .*4\.7 % below the dense model's"),
+        ({"loss": 1.50, **GOOD}, r"are \*\*sufficient .*nearly all of what"),
         (
             {"loss": 1.60, **GOOD},
-            r"are \*\*largely sufficient and .*worst of four measures \(loss above dense\)",
+            r"are \*\*largely sufficient .*worst of four measures \(loss above dense\)",
         ),
         ({"loss": 1.60, "kl": 0.3, "top1_agreement": 0.97}, r"are \*\*partly sufficient .*\(KL\)"),
         # SmolLM2-135M at 50 %: faithfulness alone would call this most of the model.
@@ -622,7 +622,7 @@ def test_data_on_which_channels_do_not_help_tell_nothing(tmp_path: Path) -> None
     [
         ({"loss": 1.47, **GOOD}, "not necessary"),
         ({"loss": 1.60, "kl": 0.1, "top1_agreement": 0.8}, "hardly necessary"),
-        ({"loss": 4.0, "kl": 2.9, "top1_agreement": 0.1}, "and necessary"),
+        ({"loss": 4.0, "kl": 2.9, "top1_agreement": 0.1}, "not sufficient but necessary"),
     ],
 )
 def test_necessity_is_said_beside_sufficiency(
@@ -634,7 +634,7 @@ def test_necessity_is_said_beside_sufficiency(
     assert f"removed alone: KL {complement['kl']:.3f}" in "\n".join(headline_lines(Context(run)))
 
 
-@pytest.mark.parametrize(("p", "words"), [(0.05, "p = 0.05"), (0.4, "and no better than chance**")])
+@pytest.mark.parametrize(("p", "words"), [(0.05, "p = 0.05"), (0.4, ", and no better than chance**")])
 def test_matched_random_masks_stand_in_finding_and_figure(tmp_path: Path, p: float, words: str) -> None:
     run = make_run(tmp_path)
     run.result.random_masks = RandomMasks(

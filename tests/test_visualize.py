@@ -262,7 +262,15 @@ def test_old_results_are_drawn_beside_their_own_report(old_run: Path) -> None:
 def test_the_report_on_old_results_claims_nothing_that_was_not_measured(old_run: Path) -> None:
     report = redraw_run(old_run, Visualizer([]))[-1].read_text()
     assert "Nothing was measured with these masks" in report
-    for absent in ("Perplexity", "Faithfulness: ", "| Tokens |", "None", "nan", "sparsity_curves", "What it cost"):
+    for absent in (
+        "Perplexity",
+        "Faithfulness: ",
+        "| Tokens |",
+        "None",
+        "nan",
+        "sparsity_curves",
+        "What it cost",
+    ):
         assert absent not in report
     assert "| Target sparsity | — |" in report
     assert "loss degradation of -50.00 %" in report

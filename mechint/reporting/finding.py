@@ -52,16 +52,14 @@ def finding(context: Context) -> str:
 def judgement(context: Context) -> str:
     """'not sufficient and not necessary, and no better than chance'."""
     verdict = context.verdict
-    words = [
-        "of unknown worth, the loss is not a finite number"
-        if verdict.kept is None
-        else SUFFICIENT[verdict.kept]
-    ]
-    if verdict.removed is not None:
-        words.append(NECESSARY[verdict.removed])
-    if verdict.above_chance is False:
-        words.append("no better than chance")
-    return " and ".join(words)
+    words = "of unknown worth: the loss is not a finite number"
+    if verdict.kept is not None:
+        words = SUFFICIENT[verdict.kept]
+        if verdict.removed is not None:
+            also = NECESSARY[verdict.removed]
+            denied = [part.startswith(("not", "hardly")) for part in (words, also)]
+            words += f" {'and' if denied[0] == denied[1] else 'but'} {also}"
+    return words + ", and no better than chance" * (verdict.above_chance is False)
 
 
 def sufficiency(context: Context) -> str:

@@ -177,7 +177,7 @@ def line(axes: Axes, steps: Values, values: Values, colour: str, width: float = 
     last = finite[-1]
     place = (float(steps[last]), float(values[last]))
     look: dict[str, Any] = {"color": colour, "size": 8, "weight": "bold", "annotation_clip": False}
-    write(axes, f"{place[1]:.4g}", place, (-2, 4), ha="right", **look)
+    write(axes, f"{place[1]:.4g}", place, (-2, 7), ha="right", **look)
 
 
 def finish(axes: Axes, steps: Values, last: bool) -> None:
