@@ -314,7 +314,8 @@ def kept_hues(path: Path) -> dict[str, int]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_removed_channels_are_grey_and_kept_ones_coloured(kind: Kind) -> None:
     keep = (np.arange(20) % 2 == 0).reshape(2, 10)
-    cells = Cells(keep, np.linspace(0, 1, 20).reshape(2, 10), np.zeros((2, 10), dtype=np.int64))
+    rank = np.linspace(0, 1, 20).reshape(2, 10)
+    cells = Cells(keep, rank, rank, np.zeros((2, 10), dtype=np.int64))
     colours = cell_colours(cells, kind)[..., :3]
     saturation = colours.max(-1) - colours.min(-1)
     assert saturation[keep].min() > 0.3

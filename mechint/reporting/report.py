@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -155,7 +156,7 @@ def cache_in_words(context: Context) -> str:
 
 def layer_row(context: Context, layer: LayerInfo, figure: str | None) -> dict[str, Any]:
     """A line of the per-layer table: counts are units, `channels` are (kept, all) of K and of V."""
-    every = [context.cells(layer, kind).kept for kind in KINDS]
+    every = [context.cells(layer, kind) for kind in KINDS]
     basis = context.result.basis
     ranks = {
         entry["kind"]: sum(entry["rank"]) / len(entry["rank"])
@@ -165,8 +166,8 @@ def layer_row(context: Context, layer: LayerInfo, figure: str | None) -> dict[st
     return {
         **dict(layer),
         "figure": figure,
-        "channels": [(int(kept.sum()), kept.size) for kept in every],
-        "rank": context.mean_rank(layer),
+        "channels": [(int(one.kept.sum()), one.kept.size) for one in every],
+        "rank": float(np.concatenate([one.rank.ravel() for one in every]).mean()),
         "effective": [ranks.get("k"), ranks.get("v")],
     }
 

@@ -18,10 +18,7 @@ from mechint.reporting.style import (
     INK,
     LINE,
     QUIET,
-    heading_height,
-    headline,
-    new_figure,
-    wrapped,
+    titled_figure,
     write,
 )
 from mechint.reporting.wording import measured, number
@@ -62,17 +59,16 @@ class SparsityCurves:
         if not panels:
             return
         heights = [height for height, _ in panels]
-        lines = wrapped(headline_lines(context), WIDTH)
-        header = heading_height(lines)
-        figure = new_figure(WIDTH, header + sum(heights) + 0.3 * len(heights) + 0.3)
-        grid = figure.add_gridspec(1 + len(heights), 1, height_ratios=[header, *heights])
-        headline(figure, grid[0], f"{run.model_name}: learning the mask", lines)
+        title = f"{run.model_name}: learning the mask"
+        height = sum(heights) + 0.3 * len(heights) + 0.3
+        figure, body = titled_figure(title, headline_lines(context), WIDTH, height)
+        grid = body.subgridspec(len(heights), 1, height_ratios=heights)
         first: Axes | None = None
-        for row, (_, plot) in enumerate(panels, start=1):
+        for row, (_, plot) in enumerate(panels):
             axes = figure.add_subplot(grid[row], sharex=first)
             first = first or axes
             plot(axes, context, steps)
-            finish(axes, steps, last=row == len(panels))
+            finish(axes, steps, last=row == len(panels) - 1)
         yield self.stem, figure
 
 

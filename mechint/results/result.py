@@ -279,8 +279,8 @@ class Verdict(Section):
     """What the mask is worth (`mechint.results.verdict`).
 
     kept, removed: how much of what the dense model does the kept and the removed units do alone, by the worst measure;
-    kept_by, removed_by: the measures that give it. above_chance: whether the mask beats matched random masks. not_learned: why it
-    is less than what learning arrived at.
+    kept_by, removed_by: the measures that give it. above_chance: whether the mask beats matched random masks.
+    not_learned: why it is less than what learning arrives at.
     """
 
     kept: Grade | None = None
