@@ -331,7 +331,9 @@ def test_colours_are_ranks_so_that_one_outlier_flattens_nothing(tmp_path: Path) 
     one, other = ([c.cells(layer, kind).shade for layer in c.layers for kind in KINDS] for c in contexts)
     changed = sum(int((np.abs(a - b) > 0.02).sum()) for a, b in zip(one, other, strict=True))
     assert changed <= 1
-    kept = np.concatenate([c.shade[c.kept] for c in (contexts[0].cells(layer, "K") for layer in run.layers)])
+    context = contexts[0]
+    every = [context.cells(layer, kind) for layer in run.layers for kind in KINDS]
+    kept = np.concatenate([cells.shade[cells.kept] for cells in every])
     assert kept.min() < 0.2, "the kept are told apart among themselves"
     assert kept.max() > 0.8
 
@@ -453,8 +455,8 @@ def test_curves_without_temperature_or_steps(tmp_path: Path) -> None:
 
     full, cold = height(), height(temperature=False)
     assert full > cold > DPI / 2
-    assert height(steps=1) == full
-    assert height(steps=100) == full
+    assert abs(height(steps=1) - full) <= DPI, "a warning takes a line or two"
+    assert abs(height(steps=100) - full) <= DPI
     assert draw(SparsityCurves(), make_run(tmp_path, steps=0)) == []
 
 
