@@ -38,6 +38,7 @@ ANALYZE_GROUPS = [
     "visualizer",
     "trainer",
     "stability",
+    "controls",
     "experiment",
     "sweep",
 ]
