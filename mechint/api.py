@@ -262,6 +262,8 @@ def make_analysis(
         return SeedStudy(analysis=analysis, seeds=seeds, stability=stability)
     if stability != Stability():
         log.warning("stability.* has no effect: it tests what several seeds agree on, and seeds=1")
+    if analysis.controls.permutations != Controls.permutations and not recipe.basis.proofs:
+        log.warning("controls.permutations has no effect: neither seeds= nor basis.proofs=true asks for it")
     return analysis
 
 

@@ -40,6 +40,7 @@ ANALYZE_GROUPS = [
     "visualizer",
     "trainer",
     "stability",
+    "controls",
     "experiment",
     "sweep",
 ]

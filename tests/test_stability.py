@@ -6,10 +6,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from architectures import tiny_model
 from comparable_runs import make_masks
+from scipy import stats
 from test_planted import small
 
 from mechint import analyze, compare_variants
@@ -121,6 +123,10 @@ def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> Non
     needed = set(found.units[found.needed].tolist())
     assert needed == set(planted.truth.nonzero().flatten().tolist())
     assert not found.harmful.any()
+    expected = stats.ttest_1samp(found.rises.numpy(), 0, axis=1).pvalue
+    tested = (found.rises.std(1) > 0).numpy()
+    assert found.p.numpy()[tested] == pytest.approx(expected[tested])
+    assert found.q.numpy() == pytest.approx(stats.false_discovery_control(found.p.numpy()))
     info = found.info(tokens=1, kept=int(keep.sum()), seconds=0.0)
     assert (info.needed, info.unclear, info.harmful) == (len(needed), 1, 0)
     rise = found.on_units(planted.units.count)["necessity"]
@@ -136,9 +142,18 @@ def test_distractors_are_inert_beside_the_circuit_and_half_of_it_is_not(planted:
     counts = subset_counts(planted.truth, [0.1, 0.5])
     assert counts == [2, 12]
     inert = measure_inertness(trials_of(planted, planted.truth), counts, 6, seeded())
-    assert inert.verdict == "equivalent"
-    assert inert.equivalent is True
+    few, many = inert.sizes
+    assert few.equivalent is True
+    assert few.bound == pytest.approx(0.01 * few.removed.mean)
+    assert -few.bound < few.interval[0] <= few.interval[1] < few.bound
+    # Two distractors cancel each other: a draw of many that holds one of them is far from inert, and the others do not
+    # make up for it.
+    assert many.added.max > 1
+    assert sum(change > 1e-3 for change in many.added.values) == 1
+    assert (many.equivalent, inert.equivalent, inert.verdict) == (False, False, "unclear")
     assert all(size.removed.raises == 1 for size in inert.sizes)
+    alone = measure_inertness(trials_of(planted, planted.truth), counts[:1], 6, seeded())
+    assert (alone.equivalent, alone.verdict) == (True, "equivalent")
     half = planted.truth.clone()
     half[half.nonzero().flatten()[::2]] = False
     lacking = measure_inertness(trials_of(planted, half), [int((~half).sum())], 1, seeded())
@@ -236,6 +251,19 @@ def test_the_consensus_holds_the_units_most_often_selected(study: RunFiles) -> N
     assert int(kept.sum()) == 24
     assert frequency[kept].min() >= frequency[~kept].max()
     assert torch.equal(necessity.isfinite(), kept)
+    table = pd.read_csv(study.directory / "necessity.csv")
+    assert len(table) == int(kept.sum())
+    assert sorted(table["rise"]) == pytest.approx(sorted(necessity[kept].tolist()), abs=1e-6)
+    tested = study.result.stability.necessity
+    assert [int((table["verdict"] == name).sum()) for name in ("needed", "unclear", "harmful")] == [
+        tested.needed,
+        tested.unclear,
+        tested.harmful,
+    ]
+    assert tested.sequences == 16
+    quantile = stats.t.ppf(0.975, 15)
+    assert (table["high"] - table["rise"]).to_numpy() == pytest.approx(quantile * table["error"].to_numpy())
+    assert table["q"].to_numpy() == pytest.approx(stats.false_discovery_control(table["p"].to_numpy()))
     singles = [load_masks(path / "final_masks.pt") for path in study.directory.glob("seed_*")]
     counted = torch.stack(
         [

@@ -41,7 +41,9 @@ class Evaluation(Section):
     dataset: DatasetInfo
     metrics: Metrics
     loss_degradation_percent: float | None = None
+    loss_degradation_percent_se: float | None = None
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,15 +132,17 @@ class Run(RunFiles):
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
             data = self._own_data(checkpoint) if dataset is None else _tokens_of(dataset, checkpoint, 0)
-            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size).metrics
+            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
         finally:
             masked.close()
-        dense, empty, mask = (measured[name]["loss"] for name in ("dense", "empty", "masked"))
+        dense, empty, mask = (measured.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
         return Evaluation(
             dataset=dataset_info(data),
-            metrics=Metrics.model_validate(measured),
+            metrics=Metrics.model_validate(measured.metrics),
             loss_degradation_percent=loss_degradation_percent(dense, mask),
+            loss_degradation_percent_se=measured.loss_degradation_percent_se,
             faithfulness=faithfulness(dense, empty, mask),
+            faithfulness_se=measured.faithfulness_se,
         )
 
     def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
