@@ -12,7 +12,7 @@ import pandas as pd
 
 from mechint.comparison.comparison import Bound, Comparison, Needed, Variant
 from mechint.comparison.difference import differ
-from mechint.comparison.flags import comparable_loss, flags
+from mechint.comparison.flags import different_data, flags
 from mechint.comparison.identity import options, shown, telling
 from mechint.comparison.runs import DECIMALS, find_runs, runs_frame, searched
 from mechint.errors import UserError
@@ -70,7 +70,7 @@ def compare(
         differences={v.name: differ(reference, v) for v in made if v.name != baseline},
         flags=tuple(flags(made)),
         notes=tuple(dict.fromkeys([*notes, *remarks])),
-        comparable_loss=comparable_loss(made),
+        comparable_loss=different_data(made) is None,
     )
 
 

@@ -34,18 +34,23 @@ def title_of(flag: str) -> str:
     return flag.split(":", 1)[0]
 
 
+def _where_they_differ(variants: Sequence[Variant], fact: Callable[[Variant], str]) -> str | None:
+    """'A this; B that', where not all variants with a fact have the same one."""
+    facts = {variant.name: told for variant in variants if (told := fact(variant))}
+    if len(set(facts.values())) < 2:
+        return None
+    return "; ".join(f"{name} {told}" for name, told in facts.items())
+
+
 def different_data(variants: Sequence[Variant]) -> str | None:
     """Whether any two runs were measured on different tokens."""
-    known = {
-        v.name: sorted({digest for digest in v.numbers["evaluation_digest"] if digest}) for v in variants
-    }
-    if len({digest for digests in known.values() for digest in digests}) < 2:
+
+    def data(variant: Variant) -> str:
+        digests = sorted({digest[:8] for digest in variant.numbers["evaluation_digest"] if digest})
+        return f"{variant.first.dataset.name} ({', '.join(digests)})" if digests else ""
+
+    if not (told := _where_they_differ(variants, data)):
         return None
-    told = "; ".join(
-        f"{v.name}: {v.first.dataset.name} ({', '.join(digest[:8] for digest in known[v.name])})"
-        for v in variants
-        if known[v.name]
-    )
     return (
         "Different evaluation data: losses and everything made from them were measured on different tokens "
         f"and cannot be compared ({told})."
@@ -54,11 +59,11 @@ def different_data(variants: Sequence[Variant]) -> str | None:
 
 def different_sparsity(variants: Sequence[Variant]) -> str | None:
     """Whether runs keep different shares of channels, beyond what rounding to a unit explains."""
-    spreads = {variant.name: variant.sparsity() for variant in variants}
-    low, high = min(s.low for s in spreads.values()), max(s.high for s in spreads.values())
-    if high - low <= 1.5 / min(variant.first.sparsity.total for variant in variants):
+    spreads = [variant.sparsity() for variant in variants]
+    width = max(s.high for s in spreads) - min(s.low for s in spreads)
+    if width <= 1.5 / min(variant.first.sparsity.total for variant in variants):
         return None
-    told = "; ".join(f"{name} {_range(spread)}" for name, spread in spreads.items())
+    told = "; ".join(f"{v.name} {percent_range(s, 2)}" for v, s in zip(variants, spreads, strict=True))
     return (
         "Different sparsity: a mask that removes more has a harder task, so differences in loss are not "
         f"differences between the variants alone (channels removed: {told})."
@@ -67,10 +72,9 @@ def different_sparsity(variants: Sequence[Variant]) -> str | None:
 
 def different_bases(variants: Sequence[Variant]) -> str | None:
     """Units that are directions of different bases, or channels here and directions there."""
-    bases = {variant.name: ", ".join(dict.fromkeys(variant.numbers["basis"])) for variant in variants}
-    if len(set(bases.values())) == 1:
+    told = _where_they_differ(variants, lambda variant: ", ".join(dict.fromkeys(variant.numbers["basis"])))
+    if not told:
         return None
-    told = "; ".join(f"{name} {basis}" for name, basis in bases.items())
     return (
         "Different bases: a unit is not the same thing everywhere, so compare counts and losses but not which units "
         f"are kept ({told})."
@@ -104,10 +108,8 @@ def same_run_twice(variants: Sequence[Variant]) -> str | None:
 
 def different_shapes(variants: Sequence[Variant]) -> str | None:
     """Models of different depth, KV heads or width."""
-    shapes = {variant.name: shape_in_words(variant) for variant in variants}
-    if len(set(shapes.values())) == 1:
+    if not (told := _where_they_differ(variants, shape_in_words)):
         return None
-    told = "; ".join(f"{name} has {shape}" for name, shape in shapes.items())
     how = (
         "layers are compared at equal relative depth, layer i of L being at (i + 0.5) / L"
         if len({len(variant.indices) for variant in variants}) > 1
@@ -123,36 +125,26 @@ def different_options(variants: Sequence[Variant]) -> str | None:
     for name in dict.fromkeys(key for entry in all_options for key in entry):
         values = [entry.get(name) for entry in all_options]
         # where an option has no value at all, as for masks of other programs, that has been said already
-        if (
-            name in TOLD_ELSEWHERE
-            or name.startswith("basis.")
-            or len({str(value) for value in values if value is not None}) < 2
+        if len({str(value) for value in values if value is not None}) > 1 and not (
+            name in TOLD_ELSEWHERE or name.startswith("basis.")
         ):
-            continue
-        each = (f"{variant.name} {value}" for variant, value in zip(variants, values, strict=True))
-        told.append(f"{name}: {' | '.join(each)}")
+            each = (f"{variant.name} {value}" for variant, value in zip(variants, values, strict=True))
+            told.append(f"{name}: {' | '.join(each)}")
     return f"Different options: {'; '.join(told)}." if told else None
 
 
 def several_checkpoints(variants: Sequence[Variant]) -> str | None:
     """Variants whose runs are of more than one checkpoint."""
-    names = [variant.name for variant in variants if variant.numbers["sha256"].nunique() > 1]
+    names = ", ".join(variant.name for variant in variants if variant.numbers["sha256"].nunique() > 1)
     if not names:
         return None
-    return f"Several checkpoints: the spread of {', '.join(names)} is that between checkpoints and seeds together."
+    return f"Several checkpoints: the spread of {names} is that between checkpoints and seeds together."
 
 
 def uneven_seeds(variants: Sequence[Variant]) -> str | None:
     """Different numbers of runs."""
-    counts = {variant.name: len(variant.runs) for variant in variants}
-    if len(set(counts.values())) == 1:
-        return None
-    return f"Different numbers of runs: {', '.join(f'{name} {count}' for name, count in counts.items())}."
-
-
-def comparable_loss(variants: Sequence[Variant]) -> bool:
-    """Whether all losses that there are were measured on the same tokens."""
-    return different_data(variants) is None
+    told = _where_they_differ(variants, lambda variant: str(len(variant.runs)))
+    return f"Different numbers of runs: {told}." if told else None
 
 
 def shape_in_words(variant: Variant) -> str:
@@ -165,6 +157,7 @@ def shape_in_words(variant: Variant) -> str:
     return f"{len(variant.indices)} layers of {k} K and {v} V channels in {heads} KV heads"
 
 
-def _range(spread: Spread) -> str:
-    low, high = f"{100 * spread.low:.2f} %", f"{100 * spread.high:.2f} %"
-    return low if low == high else f"{low} to {high}"
+def percent_range(spread: Spread, digits: int = 1) -> str:
+    """'90.0 %', or '89.1 to 90.4 %' where the runs differ."""
+    low, high = (f"{100 * value:.{digits}f}" for value in (spread.low, spread.high))
+    return f"{low} %" if low == high else f"{low} to {high} %"

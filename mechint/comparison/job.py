@@ -1,9 +1,9 @@
 """Leaving a comparison or a study on disk and in the loggers.
 
 comparison.json, for other programs. Variants: {schema_version, kind "variants", created, not_logged, baseline,
-comparable_loss, flags, notes, variants{name: {runs, numbers[a row per run], needed, quoted, layers[a row per layer, kind
-and run]}}, differences[the rows of summary.csv], overlaps{name: {iou k_iou v_iou chance contained highest baseline_iou
-variant_iou layers, or why there is none}}}. Tree: {schema_version, kind "tree", created, not_logged, root,
+comparable_loss, flags, notes, variants{name: {runs, numbers[a row per run], needed, quoted, layers[a row per layer,
+kind and run]}}, differences[the rows of summary.csv], overlaps{name: {iou k_iou v_iou chance contained highest
+baseline_iou variant_iou layers}, or why there is none}}. Tree: {schema_version, kind "tree", created, not_logged, root,
 bytes_per_element, flags, notes, groups[{label ... points[the rows of table.csv, with runs]}], unfinished[{directory
 status reason}]}. A SPREAD is {mean, sd, n, values}; sd is null for a single run. Sparsities are fractions: of channels
 for variants, of units for a tree.

@@ -9,9 +9,8 @@ from typing import Any
 import pandas as pd
 
 from mechint.comparison.comparison import METRICS, Claim, Comparison, Kind, Variant
-from mechint.comparison.findings import key_findings, needed_words
+from mechint.comparison.findings import key_findings, needed_words, with_spread
 from mechint.metrics.spread import Spread
-from mechint.metrics.statistics import digits_for
 from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 FILENAME, SUMMARY = "variant_comparison.md", "summary.csv"
@@ -22,7 +21,7 @@ HOW_TO_READ = (
     "**Loss** is the mean next-token loss in nats per token; **loss degradation** = 100 (masked − dense) / "
     "dense, each model against its own dense loss; **KL** = KL(dense || masked) in nats per token; "
     "**faithfulness**: 1 as the dense model, 0 as the empty one.",
-    "**Mean and spread**: a variant with several runs shows mean ± sample standard deviation (n runs). **SE of the "
+    "**Mean and spread**: a variant with several runs shows mean ± sample standard deviation. **SE of the "
     "data**: the standard error that the choice of evaluation sequences gives a run's number, by the bootstrap.",
     "**Differences** are given with their 95 % interval. One is called higher or lower where Welch's t test over the "
     "runs, to which the evaluation sequences add their part of the variance where both sides were measured on the same "
@@ -74,10 +73,8 @@ def overview(comparison: Comparison) -> list[str]:
     rows += [[title, *(percents(v.sparsity(kind)) for v in variants)] for title, kind in kinds]
     for metric in METRICS:
         errors = [v.error(metric.name) for v in variants]
-        cells = [
-            with_spread(v.spread(metric.name), metric.digits, error)
-            for v, error in zip(variants, errors, strict=True)
-        ]
+        spreads = [v.spread(metric.name) for v in variants]
+        cells = [with_spread(spread, metric.digits) if spread else ABSENT for spread in spreads]
         rows.append([f"{metric.title}{f' [{metric.unit}]' if metric.unit else ''}", *cells])
         if any(errors):
             rows.append(["… SE of the data", *(number(error, metric.digits) for error in errors)])
@@ -172,16 +169,7 @@ def _cell(value: object) -> str:
     return str(text(value))
 
 
-def with_spread(spread: Spread | None, most: int, error: float | None = None) -> str:
-    """'2.512 ± 0.016 (n=2)', or the number alone, with the decimals that the spread deserves, or else the error."""
-    if spread is None:
-        return ABSENT
-    digits = digits_for(spread.sd or error, most)
-    sd = "" if spread.sd is None else f" ± {number(spread.sd, digits)} (n={spread.n})"
-    return f"{number(spread.mean, digits)}{sd}"
-
-
 def percents(spread: Spread) -> str:
     """A fraction as a percentage, with the standard deviation in points."""
-    sd = "" if not spread.sd else f" ± {number(100 * spread.sd, 2)} (n={spread.n})"
+    sd = f" ± {number(100 * spread.sd, 2)}" if spread.sd else ""
     return f"{percent(spread.mean, 2)}{sd}"

@@ -8,10 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from mechint.comparison.report import markdown_table, with_spread
+from mechint.comparison.findings import with_spread
+from mechint.comparison.report import markdown_table
 from mechint.comparison.runs import BYTES_PER_ELEMENT
 from mechint.comparison.study import Study
 from mechint.metrics.spread import Spread
+from mechint.metrics.statistics import digits_for
 from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 CSV, MARKDOWN = "table.csv", "table.md"
@@ -21,7 +23,7 @@ COLUMNS += (("faithfulness", "faithfulness", 3), ("top1_agreement", "top-1", 3))
 
 
 def study_table(study: Study) -> pd.DataFrame:
-    """One row per point: its curve, sparsity, KV bytes per token, and mean, spread and standard error of each number."""
+    """One row per point: its curve, sparsity, KV bytes per token; mean, spread and standard error of each number."""
     shared = ["checkpoint", "method", "basis", "dense_loss", "empty_loss"]
     return study.points.merge(study.groups[shared], left_on="group", right_index=True)
 
@@ -46,10 +48,10 @@ def study_markdown(study: Study, figures: Sequence[Path]) -> str:
     if study.notes:
         lines += ["## Notes", "", *(f"- {text(note)}" for note in study.notes), ""]
     lines += [
-        f"KV bytes per token: what a cache holds of the kept K and V channels of all layers, at {BYTES_PER_ELEMENT} bytes "
-        "each (bf16), equal keys and values once, with no padding. Sparsity is of units; losses are in nats per token, "
-        "of the hard mask on evaluation data. IoU: channels that two seeds' masks share over channels that either keeps, "
-        "mean over pairs; chance: for random masks with the same counts in every layer, kind and KV head.",
+        f"KV bytes per token: what a cache holds of the kept K and V channels of all layers, at {BYTES_PER_ELEMENT} "
+        "bytes each (bf16), equal keys and values once, with no padding. Sparsity is of units; losses are in nats per "
+        "token, of the hard mask on evaluation data. IoU: channels that two seeds' masks share over channels that "
+        "either keeps, mean over pairs; chance: for random masks with the same counts in every layer, kind and KV head.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -78,9 +80,12 @@ def _group(study: Study, group: str) -> list[str]:
 
 
 def _cell(spread: Spread | None, digits: int, error: float | None) -> str:
-    error = None if error is None or pd.isna(error) else error
-    words = with_spread(spread, digits, error)
-    return f"{words} ± {number(error, digits)}" if spread and spread.n == 1 and error else words
+    if spread is None:
+        return ABSENT
+    if spread.n > 1 or error is None or pd.isna(error):
+        return with_spread(spread, digits)
+    decimals = digits_for(error, digits)
+    return f"{number(spread.mean, decimals)} ± {number(error, decimals)}"
 
 
 def _agreement(study: Study, group: str, sparsity: float) -> list[str]:

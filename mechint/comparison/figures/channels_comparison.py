@@ -51,8 +51,8 @@ def totals_of(variant: Variant) -> str:
 
 
 def draw_counts(place: SubFigure, comparison: Comparison) -> None:
-    """One panel per variant, each over its own layers, on one vertical scale: all channels, or at high sparsity somewhat
-    more than any layer keeps, so that bars can be told apart.
+    """One panel per variant, each over its own layers, on one vertical scale: all channels, or at high sparsity
+    somewhat more than any layer keeps, so that bars can be told apart.
     """
     tables = [variant.layers for variant in comparison.variants]
     ends, whole = {}, True
@@ -88,7 +88,7 @@ def draw_counts(place: SubFigure, comparison: Comparison) -> None:
         axes.set_title(name, color=looks[variant.name].colour, weight="bold", size=8.5)
         axes.set_xticks([variant.indices[position] for position in index_ticks(len(variant.indices), 20)])
         axes.tick_params(labelbottom=row == len(comparison.variants) - 1 or not same)
-    place.supxlabel("layer", size=8, color=QUIET)
+    axes.set_xlabel("layer")
     place.supylabel("kept channels per layer", size=8)
     handles: list[Any] = [Patch(color=ACCENT[kind], label=f"kept {kind}") for kind in KINDS]
     handles += [Patch(color=SHADE, label="all channels")] if whole else []

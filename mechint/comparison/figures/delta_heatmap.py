@@ -16,7 +16,7 @@ from mechint.comparison.figures.looks import variant_looks
 from mechint.comparison.figures.page import POINTS, comparison_page, several_runs, shortened
 from mechint.reporting.style import ACCENT, INK, LINE, figure_style, index_ticks, save, write
 
-WIDTH, ROW, TITLE_ROOM, FOOTER = 8.4, 0.21, 0.3, 0.75  # inches
+WIDTH, ROW, TITLE_ROOM, FOOTER = 8.4, 0.21, 0.3, 0.95  # inches
 LAYERS_WIDE, THIRDS_WIDE = 5.9, 1.6  # inches
 # Purple and green are told apart by every common colour blindness and stand for nothing else here.
 COLOURS = LinearSegmentedColormap.from_list("sparsity difference", ["#1b7a37", "#f4f4f4", "#6f3390"])

@@ -16,11 +16,10 @@ from matplotlib.lines import Line2D
 
 from mechint.comparison.comparison import Comparison, Variant
 from mechint.comparison.figures.looks import Look, variant_looks
-from mechint.comparison.flags import title_of
-from mechint.metrics.spread import Spread
+from mechint.comparison.flags import percent_range, title_of
 from mechint.reporting.report import shape_in_words
 from mechint.reporting.style import INK, QUIET, new_figure, printable
-from mechint.reporting.wording import percent, plural
+from mechint.reporting.wording import plural
 
 POINTS = 72  # per inch
 MARGIN, LEADING = 10.0, 1.4  # points; line pitch over type size
@@ -101,7 +100,7 @@ def comparison_page(
     facts = {variant.name: facts_of(variant) for variant in comparison.variants}
     rows = list(zip(*facts.values(), strict=True))
     shared = [len(set(row)) == 1 for row in rows]
-    common = " · ".join(row[0] for row, same in zip(rows, shared, strict=True) if same and row[0])
+    common = " · ".join(row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0])
     looks, key = variant_looks(comparison), []
     for variant in comparison.variants:
         about = ["baseline"] * (variant.name == comparison.baseline)
@@ -111,7 +110,7 @@ def comparison_page(
 
 
 def facts_of(variant: Variant) -> list[str]:
-    """Sparsity, runs, shape, method, basis, data; an empty text where nothing is known."""
+    """Sparsity, runs, shape, method, basis, data, which tokens exactly; empty where nothing is known."""
     result = variant.first
     mask, data = result.mask, result.dataset
     measured = variant.spread("loss") is not None
@@ -119,20 +118,14 @@ def facts_of(variant: Variant) -> list[str]:
     digests = sorted({digest[:8] for digest in variant.numbers["evaluation_digest"] if digest})
     bases = ", ".join(dict.fromkeys(variant.numbers["basis"]))
     return [
-        f"sparsity {spread_percent(variant.sparsity())}",
-        plural(len(variant.runs), "run"),
+        f"sparsity {percent_range(variant.sparsity())}",
+        f"{plural(len(variant.runs), 'run')} each" if len(variant.runs) > 1 else "1 run",
         shape_in_words(variant.runs[0].layer_masks),
         f"{mask.method}, {mask.ablation} ablation" if mask.method else "",
         "" if bases == "channels" else f"basis {bases}",
         f"{on}, {data.evaluation_tokens:,} tokens" if measured and data.evaluation_tokens else on,
         f"data {', '.join(digests)}" if digests else "",
     ]
-
-
-def spread_percent(spread: Spread, digits: int = 1) -> str:
-    """'90.0 %', or '90.0 % (89.1 to 90.4)' where the runs differ."""
-    low, high = (f"{100 * value:.{digits}f}" for value in (spread.low, spread.high))
-    return percent(spread.mean, digits) + (f" ({low} to {high})" if low != high else "")
 
 
 def several_runs(comparison: Comparison) -> bool:
