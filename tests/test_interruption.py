@@ -15,7 +15,7 @@ import pytest
 from test_kills import SETTINGS, result
 from warm_programs import ended, start, wait_for
 
-from mechint.comparison.tree import read_study
+from mechint.comparison.study import read_study
 from mechint.errors import UserError
 from mechint.results.directories import Occupant, only_process, refuse_other_run
 from mechint.runtime.processes import has_died, this_process

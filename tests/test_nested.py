@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mechint import analyze
 from mechint.analysis.targets import parse_targets
-from mechint.comparison.tree import read_study
+from mechint.comparison.study import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
@@ -122,7 +122,7 @@ def test_the_report_has_a_line_and_the_figure_a_point_for_each(nested: RunFiles)
 def test_a_tree_counts_the_runs_and_not_their_sum(nested: RunFiles) -> None:
     study = read_study(nested.directory)
     assert len(study.groups) == 1  # one curve, although every target has its own part of the steps
-    assert sorted(point.sparsity for group in study.groups for point in group.points) == pytest.approx(
+    assert study.points["sparsity"].tolist() == pytest.approx(
         [point.achieved for point in nested.result.nested], abs=1e-3
     )
     assert any("sums up the nested runs" in note for note in study.notes)
