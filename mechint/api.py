@@ -3,7 +3,7 @@
 from mechint import analyze, compare_variants, evaluate, load_run
 from mechint.data import TextFiles
 
-run = analyze("model.pt", "results/baseline", target_sparsity=0.9)
+run = analyze("bundled:baseline", "results/baseline", target_sparsity=0.9)
 run = load_run("results/baseline")                    # the same, later
 with run.masked_model() as masked:
     print(masked.generate("Once upon a time"), masked.loss("Once upon a time there was a fox."))
