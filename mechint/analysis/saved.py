@@ -94,13 +94,16 @@ class Run(RunFiles):
     """A finished run: `masked_model` loads its checkpoint under the mask, `evaluate` measures it on other data."""
 
     @contextmanager
-    def masked_model(self, device: str = "auto", dtype: str = "auto") -> Iterator[UnderMask]:
+    def masked_model(
+        self, device: str = "auto", dtype: str = "auto", loader: CheckpointLoader | None = None
+    ) -> Iterator[UnderMask]:
         """The run's checkpoint, loaded, with the run's mask applied inside the block.
 
-        Removed units become what they became in the run. Raises UserError where the checkpoint is not there any more
-        or has changed.
+        Removed units become what they became in the run. loader: None as in the run; `ModelInMemory(model, tokenizer)`
+        where the run's model was an object in memory. Raises UserError where the checkpoint is not there any more or
+        has changed.
         """
-        checkpoint = self._load(device, dtype)
+        checkpoint = self._load(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
@@ -115,12 +118,14 @@ class Run(RunFiles):
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = AT_ONCE,
+        loader: CheckpointLoader | None = None,
     ) -> Evaluation:
         """Measure the mask on the evaluation side of a dataset; None: the run's own.
 
-        batch_size: sequences that go through the model at once. Raises UserError as `masked_model`.
+        batch_size: sequences that go through the model at once. loader: as for `masked_model`. Raises UserError as
+        `masked_model`.
         """
-        checkpoint = self._load(device, dtype)
+        checkpoint = self._load(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
@@ -136,9 +141,14 @@ class Run(RunFiles):
             faithfulness=faithfulness(dense, empty, mask),
         )
 
-    def _load(self, device: str, dtype: str) -> Checkpoint:
+    def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
         recorded = self.result.checkpoint
-        loader = self._recorded("model", CheckpointLoader)
+        if loader is None and recorded.format == "memory":
+            raise UserError(
+                f"the model of {self.directory} was an object in memory; give it again: "
+                "loader=ModelInMemory(model, tokenizer), of mechint.checkpoints"
+            )
+        loader = loader or self._recorded("model", CheckpointLoader)
         checkpoint = loader.load(recorded.source, pick_device(device), dtype)
         if checkpoint.sha256 != recorded.sha256:
             raise UserError(

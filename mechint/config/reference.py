@@ -5,6 +5,7 @@ python -m mechint.config.reference        # or: make reference
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,11 +84,11 @@ def _group(conf: Conf, group: str) -> str:
                 keys.setdefault((name, comment), {})[option] = value
     # Of planted models one option stands for all the others.
     everyone = set().union(*keys.values()) if group == "planted" else set(options)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for (name, comment), values in keys.items():
         having = "all" if set(values) == everyone else ", ".join(values)
         rows.append((f"`{name}`", _defaults(values), _cell(comment), having))
-    head = ("key", "default", "meaning", "options")
+    head: tuple[str, ...] = ("key", "default", "meaning", "options")
     if all(row[-1] == "all" for row in rows):
         head, rows = head[:-1], [row[:-1] for row in rows]
     parts.append(_table(head, rows) if rows else "")
@@ -131,7 +132,7 @@ def _cell(comment: str) -> str:
     return "`".join(pieces).replace("|", r"\|")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

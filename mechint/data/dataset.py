@@ -7,6 +7,8 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from mechint.data.bos import cut, find_beginning
 from mechint.data.leakage import NGRAM, Leakage, measure_leakage
 from mechint.data.packing import TokenStream, even_rows, num_rows, seeded_rows
@@ -79,6 +81,7 @@ class Dataset(ABC):
         available = num_rows(len(evaluation.ids), length)
         chosen = even_rows(available, self.evaluation_tokens // length)
         measure = cut(evaluation.ids, evaluation.byte_counts, chosen, length, begin)
+        documents = evaluation.documents(chosen, length)
         highest = int(max(learn.ids.max(), measure.ids.max()))
         if highest >= vocab_size:
             raise UserError(self.vocabulary_message(highest, vocab_size, tokenizer_name))
@@ -98,6 +101,7 @@ class Dataset(ABC):
             evaluation=measure.batch(),
             evaluation_bytes=num_bytes,
             evaluation_digest=digest_of_rows(measure.ids),
+            evaluation_documents=None if documents is None else torch.from_numpy(documents),
             bos=begin.tokens,
             leakage=leakage,
             notes=notes,
