@@ -120,7 +120,7 @@ def test_result_says_everything(result: dict[str, Any], byte_model_directory: Pa
     for metrics in result["metrics"].values():
         assert set(metrics) == {
             *("loss", "perplexity", "bits_per_byte", "kl", "top1_agreement"),
-            *("loss_se", "kl_se", "top1_agreement_se"),
+            *("loss_se", "kl_se", "top1_agreement_se", "perplexity_se", "bits_per_byte_se"),
         }
         assert metrics["bits_per_byte"] == pytest.approx(metrics["loss"] / math.log(2))  # bytes are tokens
     dense, empty, masked = (result["metrics"][name]["loss"] for name in ("dense", "empty", "masked"))
@@ -207,6 +207,7 @@ def test_other_choices_work_together_and_a_terminal_shows_a_bar(
         "tie_kv": False,
         "objective": "nll",
         "schedule": "CosineSchedule",
+        "importance": "learned logit of the gate",
     }
     gap = record["binarization_gap"]
     assert gap["gap"] == pytest.approx(record["metrics"]["masked"]["kl"] - gap["soft_kl"])

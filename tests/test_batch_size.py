@@ -146,6 +146,6 @@ def test_a_run_finds_its_batch_and_says_so(
             visualizer=Visualizer([]),
         )
     assert (
-        "trainer.batch_size=auto: 16 sequences in a step" in caplog.text
+        "trainer.batch_size=auto: 16 sequences" in caplog.text
     )  # of 31 rows: one is for selection
     assert run.result.cost.batch_size == 16

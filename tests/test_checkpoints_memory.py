@@ -219,7 +219,7 @@ def test_a_tokenizer_for_a_checkpoint_on_disk(tmp_path: Path) -> None:
         analyze(tmp_path / "model", tmp_path / "other", tokenizer=tokenizer, **settings)
     with pytest.raises(UserError, match="leave out loader="):
         analyze(tiny_llama(), tmp_path / "other", loader=CheckpointLoader(), **settings)
-    with pytest.raises(UserError, match="comes without a tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         analyze(tiny_llama(), tmp_path / "other", **settings)
 
 

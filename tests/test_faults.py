@@ -108,7 +108,7 @@ def test_with_too_little_memory_the_result_is_the_same(
     warned = [record.message for record in caplog.records if "out of memory" in record.message]
     assert len(warned) <= 1  # a scorer may need the logits of single sequences only
     if method is TopK:
-        assert warned[0].startswith("out of memory: 2 sequences at a time from here on, with the same result")
+        assert "2 sequences at a time" in warned[0]
 
 
 def test_one_sequence_that_does_not_fit_names_what_helps() -> None:

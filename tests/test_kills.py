@@ -65,6 +65,8 @@ def differences(first: Path, second: Path) -> list[str]:
         if not torch.equal(getattr(mask, part), getattr(there[name], part))
     ]
     one, other = result(first), result(second)
+    for record in (one, other):
+        record["finishing"].pop("seconds")  # as long as it took
     found += [key for key in ("metrics", "sparsity", "layers", "finishing") if one[key] != other[key]]
     found += [] if one["cost"]["tokens"] == other["cost"]["tokens"] else ["cost.tokens"]
     metrics = [(path / "metrics.jsonl").read_text() for path in (first, second)]
