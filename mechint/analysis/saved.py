@@ -1,4 +1,4 @@
-"""A finished run whose mask is used again: the model under it, and what it does on other data."""
+"""Using the mask of a finished run: the masked model, and its numbers on other data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ AT_ONCE = 8
 
 
 class Evaluation(Section):
-    """What a saved mask does on some data: the four models of a run, and the tokens that they were measured on."""
+    """What a saved mask does on some data: the numbers of the dense, empty, masked and complement model."""
 
     dataset: DatasetInfo
     metrics: Metrics
@@ -50,8 +50,8 @@ class Evaluation(Section):
 class UnderMask:
     """A model while a mask is applied to each of its forward passes.
 
-    model: the transformers model, for whatever can be done with one, `model.generate` for example. tokenizer: None for
-    a checkpoint without one.
+    model: the transformers model, which can be used like any other, for example with `model.generate`. tokenizer: None
+    for a checkpoint without one.
     """
 
     model: PreTrainedModel
@@ -93,7 +93,7 @@ class UnderMask:
 
 
 class Run(RunFiles):
-    """A finished run, and its model again. `masked_model` loads it under the mask; `repr` is short."""
+    """A finished run: `masked_model` loads its checkpoint under the mask, `evaluate` measures it on other data."""
 
     @contextmanager
     def masked_model(
