@@ -9,6 +9,7 @@ from typing import Protocol
 
 from mechint.errors import UserError
 from mechint.reporting.report import write_report
+from mechint.reporting.web import write_page
 from mechint.results.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Visualizer:
     def draw(self, run: RunFiles) -> list[Path]:
         """Write every figure and then the report that links them; return their paths, the report last."""
         drawn = [path for figure in self.figures for path in figure.draw(run, self.dpi)]
-        return [*drawn, write_report(run, drawn)]
+        return [*drawn, write_page(run), write_report(run, drawn)]
 
     def draw_if_room(self, run: RunFiles) -> list[Path]:
         """As `draw`; where the disk is full the numbers are worth more than figures, and a note says what happened."""
