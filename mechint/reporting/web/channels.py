@@ -44,7 +44,7 @@ def columns_of(run: RunFiles) -> dict[str, Array]:
     masks = run.layer_masks
     columns = {
         "importance": flat(masks, "importance").astype(np.float32),
-        "kept": flat(masks, "mask").astype(np.uint8),
+        "kept": flat(masks, "mask").astype(bool),
     }
     units = run.channels_frame()["unit"]
     if not units.isna().any() and units.nunique() < len(units):
@@ -108,7 +108,7 @@ def measured_points(run: RunFiles, columns: dict[str, Array]) -> list[dict[str, 
 
 def threshold_of(importance: Array, kept: Array) -> float | None:
     """The least importance of a kept channel, where it is more than that of every removed one."""
-    inside, outside = importance[kept.astype(bool)], importance[~kept.astype(bool)]
+    inside, outside = importance[kept], importance[~kept]
     if not inside.size:
         return None
     least = float(inside.min())
@@ -118,7 +118,7 @@ def threshold_of(importance: Array, kept: Array) -> float | None:
 def _threshold_of_part(run: RunFiles, directory: str, importance: Array) -> float | None:
     try:
         masks = read_masks(run.directory / directory)
-        kept = flat([masks[layer.name] for layer in run.layers], "mask")
+        kept = flat([masks[layer.name] for layer in run.layers], "mask").astype(bool)
     except (
         UserError,
         OSError,

@@ -39,7 +39,7 @@ def page(
     """The page of a template, run by assets/<program>.js.
 
     context: what the template may use. data: what the program gets as JSON. columns: numbers per channel, which the
-    program gets as typed arrays under the same names; float32, int32 and uint8.
+    program gets as typed arrays under the same names; float32, int32, uint8 and bool.
     """
     layout, block = packed(columns)
     script, style = bundle(program), (ASSETS / "page.css").read_text(encoding="utf-8")
@@ -106,8 +106,11 @@ def packed(columns: Columns) -> tuple[dict[str, Any], str]:
     parts: list[bytes] = []
     offset = 0
     for name, values in sorted(columns.items(), key=lambda item: -item[1].itemsize):
-        assert values.dtype.name in ("float32", "int32", "uint8"), values.dtype
-        content = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
+        assert values.dtype.name in ("float32", "int32", "uint8", "bool"), values.dtype
+        if values.dtype == bool:  # eight to a byte, the first in the lowest bit
+            content = np.packbits(values, bitorder="little").tobytes()
+        else:
+            content = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<")).tobytes()
         layout[name] = {"type": values.dtype.name, "offset": offset, "length": int(values.size)}
         parts.append(content)
         offset += len(content)

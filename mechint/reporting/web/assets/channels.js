@@ -56,7 +56,9 @@ export class Units {
       this.index = Int32Array.from(unit, (value) => number.get(value));
     }
     this.total = this.members ? this.members.length : channels.total;
-    this.importance = this.members ? Float32Array.from(this.members, (group) => importance[group[0]]) : importance;
+    this.importance = this.members
+      ? Float32Array.from(this.members, (group) => importance[group[0]])
+      : importance;
     this.descending = Float32Array.from(this.importance).sort().reverse();
   }
 
@@ -128,7 +130,10 @@ export function shades(values, kept) {
     const sorted = Float32Array.from(chosen).sort();
     const last = Math.max(1, sorted.length - 1);
     const steps = 255;
-    const edges = Float32Array.from({ length: steps }, (_, step) => sorted[Math.ceil(((step + 1) / (steps + 1)) * last)]);
+    const edges = Float32Array.from(
+      { length: steps },
+      (_, step) => sorted[Math.ceil(((step + 1) / (steps + 1)) * last)],
+    );
     for (let i = 0; i < values.length; i += 1) {
       if (kept[i] === side) found[i] = sorted.length < 2 ? 1 : lower(edges, values[i]) / steps;
     }

@@ -5,6 +5,7 @@ import { saveFile, svgText } from './export.js';
 import { known } from './format.js';
 import { hideTip, showTip } from './tip.js';
 
+const LEGEND_LINE = 16;
 const MARGIN = { left: 56, right: 16, top: 14, bottom: 40 };
 
 // spec: title, x and y {label, format, from, to}, series [{name, points [{x, y, low, high, text}], dots}],
@@ -37,7 +38,9 @@ function keepDrawn(place, spec, draw) {
     width = now;
     redraw();
   };
-  save.addEventListener('click', () => saveFile(`${spec.title.replaceAll(/[^\w]+/g, '_')}.svg`, 'image/svg+xml', svgText(drawing)));
+  save.addEventListener('click', () =>
+    saveFile(`${spec.title.replaceAll(/[^\w]+/g, '_')}.svg`, 'image/svg+xml', svgText(drawing)),
+  );
   new ResizeObserver(fit).observe(place);
   fit();
   return (next) => {
@@ -46,65 +49,118 @@ function keepDrawn(place, spec, draw) {
   };
 }
 
-function frame(width, height, title) {
-  const drawing = svgElement('svg', { width, height, viewBox: `0 0 ${width} ${height}`, role: 'img', 'aria-label': title });
-  return { drawing, right: width - MARGIN.right, bottom: height - MARGIN.bottom };
+// above: lines of a legend, which stand above the drawing's own space.
+function frame(width, height, title, above = 0) {
+  const drawing = svgElement('svg', {
+    width,
+    height,
+    viewBox: `0 0 ${width} ${height}`,
+    role: 'img',
+    'aria-label': title,
+  });
+  return {
+    drawing,
+    right: width - MARGIN.right,
+    top: MARGIN.top + LEGEND_LINE * above,
+    bottom: height - MARGIN.bottom,
+  };
 }
 
 function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
-  const { drawing, right, bottom } = frame(width, height, title);
+  const above = series.length > 1 ? series.length : 0;
+  const { drawing, right, top, bottom } = frame(width, height + LEGEND_LINE * above, title, above);
   const drawn = series.map((one) => ({ ...one, points: one.points.filter((p) => known(p.x) && known(p.y)) }));
   const points = drawn.flatMap((one) => one.points);
   if (!points.length) return drawing;
   const xs = span([...points.map((p) => p.x), x.from, x.to]);
-  const ys = span([...points.flatMap((p) => [p.y, p.low, p.high]), ...levels.map((level) => level.y), y.from, y.to], 0.06);
+  const ys = span(
+    [...points.flatMap((p) => [p.y, p.low, p.high]), ...levels.map((level) => level.y), y.from, y.to],
+    0.06,
+  );
   const across = (value) => MARGIN.left + ((value - xs[0]) / (xs[1] - xs[0])) * (right - MARGIN.left);
-  const up = (value) => bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (bottom - MARGIN.top);
-  axes(drawing, { width, height, right, bottom, x, y, xs, ys, across, up });
+  const up = (value) => bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (bottom - top);
+  axes(drawing, { right, top, bottom, x, y, xs, ys, across, up });
   for (const { y: at, name } of levels.filter((level) => known(level.y))) {
-    drawing.append(svgElement('line', { class: 'level', x1: MARGIN.left, x2: right, y1: up(at), y2: up(at) }));
-    drawing.append(svgElement('text', { class: 'quiet', x: right, y: up(at) - 4, 'text-anchor': 'end' }, name));
+    drawing.append(
+      svgElement('line', { class: 'level', x1: MARGIN.left, x2: right, y1: up(at), y2: up(at) }),
+    );
+    drawing.append(
+      svgElement('text', { class: 'quiet', x: right, y: up(at) - 4, 'text-anchor': 'end' }, name),
+    );
   }
   drawn.forEach((one, number) => {
     const band = one.points.filter((p) => known(p.low) && known(p.high));
     if (band.length > 1) {
       const there = band.map((p) => `${across(p.x)} ${up(p.high)}`);
       const back = band.map((p) => `${across(p.x)} ${up(p.low)}`).reverse();
-      drawing.append(svgElement('path', { class: `band s${number % 6}`, d: `M${[...there, ...back].join('L')}Z` }));
+      drawing.append(
+        svgElement('path', { class: `band s${number % 6}`, d: `M${[...there, ...back].join('L')}Z` }),
+      );
     }
     const path = one.points.map((p) => `${across(p.x).toFixed(1)} ${up(p.y).toFixed(1)}`).join('L');
     drawing.append(svgElement('path', { class: `line s${number % 6}`, d: `M${path}` }));
     if (!one.dots) return;
     for (const p of one.points) {
       if (known(p.low) && known(p.high)) {
-        drawing.append(svgElement('line', { class: `line s${number % 6}`, x1: across(p.x), x2: across(p.x), y1: up(p.low), y2: up(p.high) }));
+        drawing.append(
+          svgElement('line', {
+            class: `line s${number % 6}`,
+            x1: across(p.x),
+            x2: across(p.x),
+            y1: up(p.low),
+            y2: up(p.high),
+          }),
+        );
       }
       const dot = svgElement('circle', { class: `dot s${number % 6}`, cx: across(p.x), cy: up(p.y), r: 4 });
       drawing.append(dot);
     }
   });
-  if (drawn.length > 1) legend(drawing, drawn.map((one) => one.name), right);
+  if (drawn.length > 1)
+    legend(
+      drawing,
+      drawn.map((one) => one.name),
+      right,
+    );
   pointNearest(drawing, drawn, across, up);
   return drawing;
 }
 
 function drawBars(width, { title, y, groups, series, height = 200 }) {
-  const { drawing, right, bottom } = frame(width, height, title);
-  const top = Math.max(1, ...series.flatMap((one) => one.values));
-  const ys = [0, top * 1.08];
-  const up = (value) => bottom - (value / ys[1]) * (bottom - MARGIN.top);
+  const { drawing, right, top, bottom } = frame(width, height, title);
+  const most = Math.max(1, ...series.flatMap((one) => one.values));
+  const ys = [0, most * 1.08];
+  const up = (value) => bottom - (value / ys[1]) * (bottom - top);
   const slot = (right - MARGIN.left) / groups.length;
   const across = (value) => MARGIN.left + (value + 0.5) * slot;
   const every = Math.max(1, Math.ceil(24 / slot));
-  axes(drawing, { width, height, right, bottom, x: { label: 'layer', ticks: [] }, y, xs: [0, groups.length], ys, across, up });
+  axes(drawing, {
+    right,
+    top,
+    bottom,
+    x: { label: 'layer', ticks: [] },
+    y,
+    xs: [0, groups.length],
+    ys,
+    across,
+    up,
+  });
   groups.forEach((name, g) => {
     if (g % every === 0) {
-      drawing.append(svgElement('text', { class: 'quiet', x: across(g), y: bottom + 16, 'text-anchor': 'middle' }, name));
+      drawing.append(
+        svgElement('text', { class: 'quiet', x: across(g), y: bottom + 16, 'text-anchor': 'middle' }, name),
+      );
     }
     series.forEach((one, s) => {
       const wide = Math.max(1, (slot * 0.8) / series.length);
       const left = across(g) - slot * 0.4 + s * wide;
-      const bar = svgElement('rect', { class: `bar ${one.style}`, x: left, y: up(one.values[g]), width: Math.max(1, wide - 1), height: Math.max(0, bottom - up(one.values[g])) });
+      const bar = svgElement('rect', {
+        class: `bar ${one.style}`,
+        x: left,
+        y: up(one.values[g]),
+        width: Math.max(1, wide - 1),
+        height: Math.max(0, bottom - up(one.values[g])),
+      });
       bar.append(svgElement('title', {}, `${one.name}, layer ${name}: ${one.values[g]}`));
       drawing.append(bar);
     });
@@ -112,27 +168,36 @@ function drawBars(width, { title, y, groups, series, height = 200 }) {
   return drawing;
 }
 
-function axes(drawing, { width, height, right, bottom, x, y, xs, ys, across, up }) {
+function axes(drawing, { right, top, bottom, x, y, xs, ys, across, up }) {
   const write = (text, at) => drawing.append(svgElement('text', { class: 'quiet', ...at }, text));
   for (const value of ticks(ys, 5)) {
-    drawing.append(svgElement('line', { class: 'grid', x1: MARGIN.left, x2: right, y1: up(value), y2: up(value) }));
+    drawing.append(
+      svgElement('line', { class: 'grid', x1: MARGIN.left, x2: right, y1: up(value), y2: up(value) }),
+    );
     write((y.format ?? tickText)(value), { x: MARGIN.left - 6, y: up(value) + 4, 'text-anchor': 'end' });
   }
   for (const value of x.ticks ?? ticks(xs, Math.max(2, Math.floor((right - MARGIN.left) / 80)))) {
     write((x.format ?? tickText)(value), { x: across(value), y: bottom + 16, 'text-anchor': 'middle' });
   }
   drawing.append(svgElement('line', { class: 'axis', x1: MARGIN.left, x2: right, y1: bottom, y2: bottom }));
-  write(x.label, { x: (MARGIN.left + right) / 2, y: height - 6, 'text-anchor': 'middle' });
-  const middle = (MARGIN.top + bottom) / 2;
+  write(x.label, { x: (MARGIN.left + right) / 2, y: bottom + 34, 'text-anchor': 'middle' });
+  const middle = (top + bottom) / 2;
   write(y.label, { x: 12, y: middle, 'text-anchor': 'middle', transform: `rotate(-90 12 ${middle})` });
-  return width;
 }
 
 function legend(drawing, names, right) {
   names.forEach((name, i) => {
-    const y = MARGIN.top + 6 + 16 * i;
-    drawing.append(svgElement('line', { class: `line s${i % 6}`, x1: MARGIN.left + 8, x2: MARGIN.left + 32, y1: y, y2: y }));
-    drawing.append(svgElement('text', { class: 'legend', x: MARGIN.left + 38, y: y + 4 }, shortened(name, (right - MARGIN.left - 50) / 6.2)));
+    const y = 8 + LEGEND_LINE * i;
+    drawing.append(
+      svgElement('line', { class: `line s${i % 6}`, x1: MARGIN.left, x2: MARGIN.left + 26, y1: y, y2: y }),
+    );
+    drawing.append(
+      svgElement(
+        'text',
+        { class: 'legend', x: MARGIN.left + 32, y: y + 4 },
+        shortened(name, (right - MARGIN.left - 50) / 6.2),
+      ),
+    );
   });
 }
 
@@ -152,7 +217,12 @@ function pointNearest(drawing, series, across, up) {
         if (distance < least) [least, best] = [distance, { one, p }];
       }
     }
-    if (best) showTip([best.one.name, ...(best.p.text ?? [`${tickText(best.p.x)}: ${tickText(best.p.y)}`])], event.clientX, event.clientY);
+    if (best)
+      showTip(
+        [best.one.name, ...(best.p.text ?? [`${tickText(best.p.x)}: ${tickText(best.p.y)}`])],
+        event.clientX,
+        event.clientY,
+      );
     else hideTip();
   });
   drawing.addEventListener('pointerleave', hideTip);
@@ -163,7 +233,9 @@ export function span(values, margin = 0) {
   const low = Math.min(...finite);
   const high = Math.max(...finite);
   const room = (high - low || Math.abs(high) || 1) * margin;
-  return low === high ? [low - (room || 0.5), high + (room || 0.5)] : [low - (low === 0 ? 0 : room), high + room];
+  return low === high
+    ? [low - (room || 0.5), high + (room || 0.5)]
+    : [low - (low === 0 ? 0 : room), high + room];
 }
 
 export function ticks([low, high], wanted) {

@@ -9,7 +9,13 @@ export function readPage() {
   for (let i = 0; i < text.length; i += 1) bytes[i] = text.charCodeAt(i);
   const columns = {};
   for (const [name, { type, offset, length }] of Object.entries(info.columns)) {
-    columns[name] = new ARRAYS[type](bytes.buffer, offset, length);
+    columns[name] =
+      type === 'bool' ? bits(bytes, offset, length) : new ARRAYS[type](bytes.buffer, offset, length);
   }
   return { info, columns };
+}
+
+// Booleans come eight to a byte, the first in the lowest bit.
+function bits(bytes, offset, length) {
+  return Uint8Array.from({ length }, (_, i) => (bytes[offset + (i >> 3)] >> (i & 7)) & 1);
 }

@@ -16,7 +16,8 @@ export function svgElement(name, attributes = {}, ...children) {
 
 function fill(node, attributes, children) {
   for (const [key, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) node.setAttribute(key, value === true ? '' : value);
+    if (value !== null && value !== undefined && value !== false)
+      node.setAttribute(key, value === true ? '' : value);
   }
   node.append(...children.filter((child) => child !== null && child !== undefined));
   return node;

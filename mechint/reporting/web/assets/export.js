@@ -2,7 +2,16 @@
 
 import { element } from './dom.js';
 
-const STYLED = ['fill', 'stroke', 'stroke-width', 'stroke-dasharray', 'opacity', 'font-size', 'font-weight', 'text-anchor'];
+const STYLED = [
+  'fill',
+  'stroke',
+  'stroke-width',
+  'stroke-dasharray',
+  'opacity',
+  'font-size',
+  'font-weight',
+  'text-anchor',
+];
 
 export function saveFile(name, type, text) {
   const address = URL.createObjectURL(new Blob([text], { type }));

@@ -15,7 +15,8 @@ export class ChannelMap {
     this.channels = channels;
     this.rows = [];
     channels.layers.forEach((layer, position) => {
-      for (let head = 0; head < Math.max(layer.k[0], layer.v[0]); head += 1) this.rows.push({ position, head });
+      for (let head = 0; head < Math.max(layer.k[0], layer.v[0]); head += 1)
+        this.rows.push({ position, head });
     });
     this.wide = Math.max(...channels.blocks.map((block) => block.width));
     this.byLayer = true;
@@ -56,7 +57,9 @@ export class ChannelMap {
   readColours() {
     for (const name of ['k', 'v', 'r', 'a', 'b', 'c', 'd']) {
       const stops = [0, 1, 2].map((i) => rgb(themeColour(`${name}${i}`) || themeColour(`${name}0`)));
-      this.palettes[name] = Uint32Array.from({ length: 256 }, (_, step) => packed(between(stops, step / 255)));
+      this.palettes[name] = Uint32Array.from({ length: 256 }, (_, step) =>
+        packed(between(stops, step / 255)),
+      );
     }
     this.ink = themeColour('ink');
     this.quiet = themeColour('quiet');
@@ -82,7 +85,9 @@ export class ChannelMap {
     this.tops[rows.length] = top;
     this.panels = {
       k: { x: GUTTER, y: TITLE },
-      v: this.stacked ? { x: GUTTER, y: 2 * TITLE + top + 10 } : { x: GUTTER + wide * this.cell + GAP, y: TITLE },
+      v: this.stacked
+        ? { x: GUTTER, y: 2 * TITLE + top + 10 }
+        : { x: GUTTER + wide * this.cell + GAP, y: TITLE },
     };
     this.width = this.panels.v.x + wide * this.cell + 2;
     this.height = this.panels.v.y + top + 2;
@@ -127,8 +132,10 @@ export class ChannelMap {
       pen.drawImage(small, 0, r, wide, 1, x, y + this.tops[r], wide * cell, tall);
     }
     pen.fillStyle = this.ground;
-    if (cell >= 5) for (let c = 1; c < wide; c += 1) pen.fillRect(x + c * cell - 0.5, y, 1, this.tops[rows.length]);
-    if (tall >= 5) for (let r = 1; r < rows.length; r += 1) pen.fillRect(x, y + this.tops[r] - 0.5, wide * cell, 1);
+    if (cell >= 5)
+      for (let c = 1; c < wide; c += 1) pen.fillRect(x + c * cell - 0.5, y, 1, this.tops[rows.length]);
+    if (tall >= 5)
+      for (let r = 1; r < rows.length; r += 1) pen.fillRect(x, y + this.tops[r] - 0.5, wide * cell, 1);
     pen.font = '600 13px system-ui, sans-serif';
     pen.fillStyle = this.ink;
     pen.fillText(this.titles[kind], x, y - 7);
@@ -156,7 +163,10 @@ export class ChannelMap {
       if (!this.byLayer) add(`${layer.index}.${head}`, this.tops[r] + this.tall / 2);
       else if (head === 0) {
         const heads = Math.max(layer.k[0], layer.v[0]);
-        add(found.length ? `${layer.index}` : `layer ${layer.index}`, (this.tops[r] + this.tops[r + heads - 1] + this.tall) / 2);
+        add(
+          found.length ? `${layer.index}` : `layer ${layer.index}`,
+          (this.tops[r] + this.tops[r + heads - 1] + this.tall) / 2,
+        );
       }
     });
     return found;
@@ -171,7 +181,12 @@ export class ChannelMap {
     const place = this.placeOf[i];
     const { x, y } = this.panels[kind];
     const r = Math.floor(place / this.wide);
-    return { x: x + (place % this.wide) * this.cell, y: y + this.tops[r], width: this.cell, height: this.tall };
+    return {
+      x: x + (place % this.wide) * this.cell,
+      y: y + this.tops[r],
+      width: this.cell,
+      height: this.tall,
+    };
   }
 
   outline(pen, i, weight) {
@@ -217,9 +232,12 @@ export class ChannelMap {
     };
     let next = i;
     if (key === 'ArrowUp' && r > 0) next = slot(kind, r - 1, Math.min(c, last(kind, r - 1)));
-    if (key === 'ArrowDown' && r < this.rows.length - 1) next = slot(kind, r + 1, Math.min(c, last(kind, r + 1)));
-    if (key === 'ArrowLeft') next = c > 0 ? slot(kind, r, c - 1) : kind === 'v' ? slot('k', r, last('k', r)) : i;
-    if (key === 'ArrowRight') next = c < last(kind, r) ? slot(kind, r, c + 1) : kind === 'k' ? slot('v', r, 0) : i;
+    if (key === 'ArrowDown' && r < this.rows.length - 1)
+      next = slot(kind, r + 1, Math.min(c, last(kind, r + 1)));
+    if (key === 'ArrowLeft')
+      next = c > 0 ? slot(kind, r, c - 1) : kind === 'v' ? slot('k', r, last('k', r)) : i;
+    if (key === 'ArrowRight')
+      next = c < last(kind, r) ? slot(kind, r, c + 1) : kind === 'k' ? slot('v', r, 0) : i;
     if (key === 'Home') next = slot(kind, r, 0);
     if (key === 'End') next = slot(kind, r, last(kind, r));
     return next < 0 ? i : next;
@@ -227,7 +245,11 @@ export class ChannelMap {
 
   // The view as vectors: one path per colour.
   svg() {
-    const drawing = svgElement('svg', { width: this.width, height: this.height, viewBox: `0 0 ${this.width} ${this.height}` });
+    const drawing = svgElement('svg', {
+      width: this.width,
+      height: this.height,
+      viewBox: `0 0 ${this.width} ${this.height}`,
+    });
     for (const kind of ['k', 'v']) {
       const { x, y } = this.panels[kind];
       const paths = new Map();
@@ -238,11 +260,24 @@ export class ChannelMap {
         if (!paths.has(colour)) paths.set(colour, []);
         paths.get(colour).push(`M${left} ${top}h${this.cell}v${this.tall}h-${this.cell}z`);
       });
-      for (const [colour, steps] of paths) drawing.append(svgElement('path', { d: steps.join(''), fill: hex(colour) }));
-      drawing.append(svgElement('text', { x, y: y - 7, fill: this.ink, 'font-size': 13, 'font-weight': 600 }, this.titles[kind]));
+      for (const [colour, steps] of paths)
+        drawing.append(svgElement('path', { d: steps.join(''), fill: hex(colour) }));
+      drawing.append(
+        svgElement(
+          'text',
+          { x, y: y - 7, fill: this.ink, 'font-size': 13, 'font-weight': 600 },
+          this.titles[kind],
+        ),
+      );
       if (kind === 'v' && !this.stacked) continue;
       for (const { text, middle } of this.labels()) {
-        drawing.append(svgElement('text', { x: x - 6, y: y + middle + 4, fill: this.quiet, 'font-size': 11, 'text-anchor': 'end' }, text));
+        drawing.append(
+          svgElement(
+            'text',
+            { x: x - 6, y: y + middle + 4, fill: this.quiet, 'font-size': 11, 'text-anchor': 'end' },
+            text,
+          ),
+        );
       }
     }
     return drawing;
@@ -265,7 +300,8 @@ function packed([red, green, blue]) {
 }
 
 function hex(colour) {
-  return `#${[colour & 255, (colour >> 8) & 255, (colour >> 16) & 255].map((part) => part.toString(16).padStart(2, '0')).join('')}`;
+  const parts = [colour & 255, (colour >> 8) & 255, (colour >> 16) & 255];
+  return `#${parts.map((part) => part.toString(16).padStart(2, '0')).join('')}`;
 }
 
 // Pointing, clicking and arrow keys. point: called with a channel and a place of the window, or null; choose: likewise.

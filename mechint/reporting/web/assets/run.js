@@ -16,7 +16,16 @@ function runPage() {
   const { info, columns } = readPage();
   const channels = new Channels(info.layers, columns);
   const units = new Units(channels);
-  const state = new State({ keep: '', colour: 'importance', rows: 'number', cells: 'number', unit: '', order: 'importance.down', find: '', sort: '' });
+  const state = new State({
+    keep: '',
+    colour: 'importance',
+    rows: 'number',
+    cells: 'number',
+    unit: '',
+    order: 'importance.down',
+    find: '',
+    sort: '',
+  });
   const map = new ChannelMap(byId('map-canvas'), byId('map-frame'), channels);
   const choose = (i) => state.set({ unit: channelName(i) });
   const table = new UnitTable(channels, units, unitColumns(channels, units, info.seeds), state, choose);
@@ -46,8 +55,12 @@ function runPage() {
     kept = keptAt(channels, at);
     const keptUnits = at === null ? info.units.kept : units.countFrom(at);
     const blocks = countBlocks(channels, kept);
-    const [k, v] = ['k', 'v'].map((kind) => total(channels.blocks.map((block, i) => (block.kind === kind ? blocks[i] : 0))));
-    const [allK, allV] = ['k', 'v'].map((kind) => total(channels.blocks.map((block) => (block.kind === kind ? block.heads * block.width : 0))));
+    const [k, v] = ['k', 'v'].map((kind) =>
+      total(channels.blocks.map((block, i) => (block.kind === kind ? blocks[i] : 0))),
+    );
+    const [allK, allV] = ['k', 'v'].map((kind) =>
+      total(channels.blocks.map((block) => (block.kind === kind ? block.heads * block.width : 0))),
+    );
     byId('threshold').value = keptUnits;
     byId('count').value = keptUnits;
     byId('own').setAttribute('aria-pressed', String(at === null));
@@ -63,9 +76,15 @@ function runPage() {
   }
 
   function measuredText(at, keptUnits) {
-    const point = info.measured.find((one) => (at === null ? one.directory === '' : keptUnits === one.kept && known(one.threshold) && units.countFrom(one.threshold) === one.kept));
-    if (at !== null && keptUnits === 0 && known(info.losses.empty)) return `measured: loss ${fixed(info.losses.empty)}`;
-    if (at !== null && keptUnits === units.total && known(info.losses.dense)) return `measured: loss ${fixed(info.losses.dense)}, KL 0`;
+    const point = info.measured.find((one) =>
+      at === null
+        ? one.directory === ''
+        : keptUnits === one.kept && known(one.threshold) && units.countFrom(one.threshold) === one.kept,
+    );
+    if (at !== null && keptUnits === 0 && known(info.losses.empty))
+      return `measured: loss ${fixed(info.losses.empty)}`;
+    if (at !== null && keptUnits === units.total && known(info.losses.dense))
+      return `measured: loss ${fixed(info.losses.dense)}, KL 0`;
     if (!point) return 'loss not measured here';
     return `measured: loss ${withError(point.loss, point.loss_se)}, KL ${withError(point.kl, point.kl_se)}`;
   }
@@ -76,7 +95,10 @@ function runPage() {
       title: `Kept ${info.noun}s in every layer: K (left bar, blue) and V (right bar, orange)`,
       y: { label: `kept ${info.noun}s` },
       groups: info.layers.map((layer) => String(layer.index)),
-      series: [{ name: 'K', style: 'k', values: values('k') }, { name: 'V', style: 'v', values: values('v') }],
+      series: [
+        { name: 'K', style: 'k', values: values('k') },
+        { name: 'V', style: 'v', values: values('v') },
+      ],
     };
     if (layerChart) layerChart(spec);
     else layerChart = barChart(byId('layer-chart'), spec);
@@ -95,17 +117,23 @@ function runPage() {
   }
 
   function arrangeMap() {
-    const mean = (values) => ({ position, head }) => {
-      let [sum, number] = [0, 0];
-      for (const kind of ['k', 'v']) {
-        const block = channels.block(position, kind);
-        if (head >= block.heads) continue;
-        for (let c = 0; c < block.width; c += 1) sum += values[block.start + head * block.width + c];
-        number += block.width;
-      }
-      return number ? sum / number : 0;
+    const mean =
+      (values) =>
+      ({ position, head }) => {
+        let [sum, number] = [0, 0];
+        for (const kind of ['k', 'v']) {
+          const block = channels.block(position, kind);
+          if (head >= block.heads) continue;
+          for (let c = 0; c < block.width; c += 1) sum += values[block.start + head * block.width + c];
+          number += block.width;
+        }
+        return number ? sum / number : 0;
+      };
+    const rows = {
+      kept: mean(kept),
+      importance: mean(columns.importance),
+      frequency: columns.frequency && mean(columns.frequency),
     };
-    const rows = { kept: mean(kept), importance: mean(columns.importance), frequency: columns.frequency && mean(columns.frequency) };
     const cells = columns[state.get('cells')];
     map.arrange(rows[state.get('rows')] ?? null, cells ? (i) => cells[i] : null);
   }
@@ -137,11 +165,15 @@ function runPage() {
     if (threshold() !== null) facts.push(['At the slider', kept[i] ? 'kept' : 'removed']);
     if (columns.frequency) facts.push(['Kept by', `${columns.frequency[i]} of ${info.seeds} seeds`]);
     if (columns.necessity && known(columns.necessity[i])) {
-      facts.push(['KL rise when it alone is removed', `${signed(columns.necessity[i], 5)} ± ${fixed(columns.necessity_error[i], 5)} nats`]);
+      facts.push([
+        'KL rise when it alone is removed',
+        `${signed(columns.necessity[i], 5)} ± ${fixed(columns.necessity_error[i], 5)} nats`,
+      ]);
     }
     if (columns.share) facts.push(['Share', precise(columns.share[i])]);
     if (partners.length) facts.push(['Switched together with', partnerText(partners)]);
-    for (const [name, values] of Object.entries(info.cards?.[unit] ?? {})) facts.push([name, values.join(', ')]);
+    for (const [name, values] of Object.entries(info.cards?.[unit] ?? {}))
+      facts.push([name, values.join(', ')]);
     const close = element('button', { type: 'button', class: 'close', 'aria-label': 'Close' }, '×');
     close.addEventListener('click', () => {
       state.set({ unit: '' });
@@ -152,7 +184,11 @@ function runPage() {
       close,
       element('h3', {}, title),
       element('p', { class: 'note' }, `layer ${block.layer}, KV head ${head}`),
-      element('dl', {}, ...facts.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)])),
+      element(
+        'dl',
+        {},
+        ...facts.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]),
+      ),
     );
   }
 
@@ -166,7 +202,14 @@ function runPage() {
 
   function select() {
     map.selected = channelNamed(state.get('unit'));
-    if (map.selected < 0) byId('card').replaceChildren(element('p', { class: 'note' }, 'Click a cell, or a line of the table of units, to read about it here.'));
+    if (map.selected < 0)
+      byId('card').replaceChildren(
+        element(
+          'p',
+          { class: 'note' },
+          'Click a cell, or a line of the table of units, to read about it here.',
+        ),
+      );
     else drawCard();
   }
 
@@ -174,18 +217,30 @@ function runPage() {
     const has = (name, title) => (columns[name] ? [[name, title]] : []);
     const more = [...has('share', 'share'), ...has('frequency', 'seeds that keep it')];
     setOptions(byId('colour'), [['importance', 'importance'], ...more]);
-    setOptions(byId('cells'), [['number', 'by number'], ['importance', 'by importance'], ...more.map(([key, title]) => [key, `by ${title}`])]);
-    const rowOrders = [['number', 'by layer and head'], ['kept', 'by kept share'], ['importance', 'by mean importance']];
+    setOptions(byId('cells'), [
+      ['number', 'by number'],
+      ['importance', 'by importance'],
+      ...more.map(([key, title]) => [key, `by ${title}`]),
+    ]);
+    const rowOrders = [
+      ['number', 'by layer and head'],
+      ['kept', 'by kept share'],
+      ['importance', 'by mean importance'],
+    ];
     setOptions(byId('rows'), [...rowOrders, ...has('frequency', 'by mean frequency')]);
-    for (const id of ['colour', 'cells', 'rows']) byId(id).addEventListener('change', () => state.set({ [id]: byId(id).value }));
-    for (const id of ['threshold', 'count']) byId(id).addEventListener('input', () => state.set({ keep: byId(id).value }));
+    for (const id of ['colour', 'cells', 'rows'])
+      byId(id).addEventListener('change', () => state.set({ [id]: byId(id).value }));
+    for (const id of ['threshold', 'count'])
+      byId(id).addEventListener('input', () => state.set({ keep: byId(id).value }));
     byId('own').addEventListener('click', () => state.set({ keep: '' }));
     for (const point of info.measured.filter((one) => one.directory)) {
       const mark = element('button', { type: 'button' }, `${percent(point.sparsity, 1)} target`);
       mark.addEventListener('click', () => state.set({ keep: String(point.kept) }));
       byId('marks').append(mark);
     }
-    byId('map-svg').addEventListener('click', () => saveFile('channels.svg', 'image/svg+xml', svgText(map.svg())));
+    byId('map-svg').addEventListener('click', () =>
+      saveFile('channels.svg', 'image/svg+xml', svgText(map.svg())),
+    );
   }
 
   function showControls() {
@@ -229,7 +284,14 @@ function drawCurves(info) {
   const nats = `${info.objective ?? 'objective'} [nats/token]`;
   const charts = [
     ['loss', { title: 'Objective on calibration data', y: { label: nats }, names: ['loss'] }],
-    ['sparsity', { title: 'Sparsity of the hard mask', y: { label: 'fraction removed', from: 0, to: 1 }, names: ['sparsity', 'scheduled_sparsity'] }],
+    [
+      'sparsity',
+      {
+        title: 'Sparsity of the hard mask',
+        y: { label: 'fraction removed', from: 0, to: 1 },
+        names: ['sparsity', 'scheduled_sparsity'],
+      },
+    ],
     ['temperature', { title: 'Temperature', y: { label: 'temperature' }, names: ['temperature'] }],
     ['changed_units', { title: 'Units switched at a step', y: { label: 'units' }, names: ['changed_units'] }],
   ];
@@ -237,17 +299,27 @@ function drawCurves(info) {
     if (!step || !logged[key]) continue;
     const place = element('div', { class: 'chart' });
     byId('curves').append(place);
-    const series = names.filter((name) => logged[name]).map((name) => ({ name: name.replaceAll('_', ' '), points: points(name) }));
+    const series = names
+      .filter((name) => logged[name])
+      .map((name) => ({ name: name.replaceAll('_', ' '), points: points(name) }));
     lineChart(place, { title, x, y, series, height: 220 });
   }
   if (!byId('nested-chart')) return;
-  const levels = [{ y: info.losses.dense, name: 'dense' }, { y: info.losses.empty, name: 'empty' }];
+  const levels = [
+    { y: info.losses.dense, name: 'dense' },
+    { y: info.losses.empty, name: 'empty' },
+  ];
   const nested = info.measured.map((point) => ({
     x: point.sparsity,
     y: point.loss,
     low: known(point.loss_se) ? point.loss - 1.96 * point.loss_se : null,
     high: known(point.loss_se) ? point.loss + 1.96 * point.loss_se : null,
-    text: [`sparsity ${percent(point.sparsity, 2)}`, `loss ${withError(point.loss, point.loss_se)}`, `KL ${withError(point.kl, point.kl_se)}`, `${count(point.kept)} units kept`],
+    text: [
+      `sparsity ${percent(point.sparsity, 2)}`,
+      `loss ${withError(point.loss, point.loss_se)}`,
+      `KL ${withError(point.kl, point.kl_se)}`,
+      `${count(point.kept)} units kept`,
+    ],
   }));
   lineChart(byId('nested-chart'), {
     title: 'Loss of the nested masks, with 95 % intervals',

@@ -15,13 +15,16 @@ export function enhanceTables(state) {
       });
     });
     const save = element('button', { type: 'button', class: 'csv' }, 'CSV of this table');
-    save.addEventListener('click', () => saveFile(`${table.dataset.name}.csv`, 'text/csv', csvText(tableRows(table))));
+    save.addEventListener('click', () =>
+      saveFile(`${table.dataset.name}.csv`, 'text/csv', csvText(tableRows(table))),
+    );
     table.parentElement.after(save);
   }
   const apply = () => {
     const [name, column, direction] = (state.get('sort') ?? '').split('.');
     const table = [...document.querySelectorAll('table.sortable')].find((one) => one.dataset.name === name);
-    if (table && table.tHead.rows[0].cells[Number(column)]) sortTable(table, Number(column), direction === 'down');
+    if (table && table.tHead.rows[0].cells[Number(column)])
+      sortTable(table, Number(column), direction === 'down');
   };
   apply();
   state.onChange((keys) => {
@@ -46,7 +49,9 @@ export function compareValues(a, b) {
 export function sortTable(table, column, descending) {
   const body = table.tBodies[0];
   const keyed = [...body.rows].map((row) => [cellValue(row.cells[column]), row]);
-  keyed.sort(([a], [b]) => (descending && a !== null && b !== null ? compareValues(b, a) : compareValues(a, b)));
+  keyed.sort(([a], [b]) =>
+    descending && a !== null && b !== null ? compareValues(b, a) : compareValues(a, b),
+  );
   body.append(...keyed.map(([, row]) => row));
   [...table.tHead.rows[0].cells].forEach((cell, i) => {
     if (i === column) cell.setAttribute('aria-sort', descending ? 'descending' : 'ascending');

@@ -15,23 +15,65 @@ export function unitColumns(channels, units, seeds) {
     { key: 'layer', title: 'Layer', number: true, get: (unit) => first(unit).block.layer, show: count },
     { key: 'kind', title: 'Kind', get: (unit) => kindsOf(channels, units, unit), show: String },
     { key: 'head', title: 'KV head', number: true, get: (unit) => first(unit).head, show: count },
-    { key: 'channel', title: 'Channel', number: true, get: (unit) => first(unit).channel, show: (_, unit) => channelsText(channels, units, unit) },
-    { key: 'importance', title: 'Importance', number: true, get: (unit) => units.importance[unit], show: (value) => fixed(value), exact: precise },
-    { key: 'kept', title: 'Kept', get: (unit, kept) => (kept[units.channelsOf(unit)[0]] ? 'kept' : 'removed'), show: String },
+    {
+      key: 'channel',
+      title: 'Channel',
+      number: true,
+      get: (unit) => first(unit).channel,
+      show: (_, unit) => channelsText(channels, units, unit),
+    },
+    {
+      key: 'importance',
+      title: 'Importance',
+      number: true,
+      get: (unit) => units.importance[unit],
+      show: (value) => fixed(value),
+      exact: precise,
+    },
+    {
+      key: 'kept',
+      title: 'Kept',
+      get: (unit, kept) => (kept[units.channelsOf(unit)[0]] ? 'kept' : 'removed'),
+      show: String,
+    },
   ];
   const value = (name) => (unit) => columns[name][units.channelsOf(unit)[0]];
-  if (columns.share) found.push({ key: 'share', title: 'Share', number: true, get: value('share'), show: (one) => fixed(one, 4), exact: precise });
+  if (columns.share)
+    found.push({
+      key: 'share',
+      title: 'Share',
+      number: true,
+      get: value('share'),
+      show: (one) => fixed(one, 4),
+      exact: precise,
+    });
   if (columns.frequency) {
-    found.push({ key: 'frequency', title: 'Seeds that keep it', number: true, get: value('frequency'), show: (one) => `${one} of ${seeds}`, exact: String });
+    found.push({
+      key: 'frequency',
+      title: 'Seeds that keep it',
+      number: true,
+      get: value('frequency'),
+      show: (one) => `${one} of ${seeds}`,
+      exact: String,
+    });
   }
   if (columns.necessity) {
-    found.push({ key: 'necessity', title: 'KL rise without it', number: true, get: value('necessity'), show: (one) => fixed(one, 5), exact: precise });
+    found.push({
+      key: 'necessity',
+      title: 'KL rise without it',
+      number: true,
+      get: value('necessity'),
+      show: (one) => fixed(one, 5),
+      exact: precise,
+    });
   }
   return found;
 }
 
 export function kindsOf(channels, units, unit) {
-  return [...new Set(units.channelsOf(unit).map((i) => channels.place(i).block.kind.toUpperCase()))].join('+');
+  return [...new Set(units.channelsOf(unit).map((i) => channels.place(i).block.kind.toUpperCase()))].join(
+    '+',
+  );
 }
 
 export function channelsText(channels, units, unit) {
@@ -51,7 +93,10 @@ export class UnitTable {
       const button = element('button', { type: 'button', class: 'sort' }, column.title);
       button.addEventListener('click', () => {
         const [key, direction] = state.get('order').split('.');
-        const up = key === column.key ? direction === 'down' : !column.number || ['rank', 'layer', 'head', 'channel'].includes(column.key);
+        const up =
+          key === column.key
+            ? direction === 'down'
+            : !column.number || ['rank', 'layer', 'head', 'channel'].includes(column.key);
         state.set({ order: `${column.key}.${up ? 'up' : 'down'}` });
       });
       this.head.append(element('th', { scope: 'col', class: column.number ? 'n' : null }, button));
@@ -92,7 +137,9 @@ export class UnitTable {
     if (!words.numbers.length) return true;
     const { block, head } = this.channels.place(i);
     const channel = this.units.channelsOf(unit).map((one) => this.channels.place(one).channel);
-    return words.numbers.every(({ what, number }) => (what === 'channel' ? channel.includes(number) : { layer: block.layer, head }[what] === number));
+    return words.numbers.every(({ what, number }) =>
+      what === 'channel' ? channel.includes(number) : { layer: block.layer, head }[what] === number,
+    );
   }
 
   draw() {
@@ -102,7 +149,8 @@ export class UnitTable {
     const [key, direction] = this.state.get('order').split('.');
     columns.forEach((column, i) => {
       const cell = this.head.cells[i];
-      if (column.key === key) cell.setAttribute('aria-sort', direction === 'down' ? 'descending' : 'ascending');
+      if (column.key === key)
+        cell.setAttribute('aria-sort', direction === 'down' ? 'descending' : 'ascending');
       else cell.removeAttribute('aria-sort');
     });
     const shown = chosen.slice(this.page * PAGE_LENGTH, (this.page + 1) * PAGE_LENGTH);
@@ -118,7 +166,11 @@ export class UnitTable {
     const told = this.unknown.length
       ? `Not understood: ${this.unknown.join(' ')}`
       : `${count(chosen.length)} units, page ${count(this.page + 1)} of ${count(pages)}`;
-    byId('unit-pager').replaceChildren(turn('Previous', -1, this.page > 0), turn('Next', 1, this.page < pages - 1), element('span', { role: 'status' }, told));
+    byId('unit-pager').replaceChildren(
+      turn('Previous', -1, this.page > 0),
+      turn('Next', 1, this.page < pages - 1),
+      element('span', { role: 'status' }, told),
+    );
   }
 
   line(unit) {
@@ -126,7 +178,15 @@ export class UnitTable {
     const cells = this.columns.map((column, c) => {
       const text = column.show(column.get(unit, this.kept), unit);
       if (c) return element('td', { class: column.number ? 'n' : null }, text);
-      return element('td', { class: 'n' }, element('button', { type: 'button', class: 'link', 'aria-label': `Open the unit of rank ${text}` }, text));
+      return element(
+        'td',
+        { class: 'n' },
+        element(
+          'button',
+          { type: 'button', class: 'link', 'aria-label': `Open the unit of rank ${text}` },
+          text,
+        ),
+      );
     });
     const row = element('tr', { 'data-channel': i }, ...cells);
     row.addEventListener('click', () => this.choose(i));
@@ -137,10 +197,14 @@ export class UnitTable {
     const { columns, chosen, kept } = this;
     const exact = (column, unit) => {
       const value = column.get(unit, kept);
-      if (column.key === 'channel') return channelsText(this.channels, this.units, unit).replaceAll('–', ' to ');
+      if (column.key === 'channel')
+        return channelsText(this.channels, this.units, unit).replaceAll('–', ' to ');
       return column.exact ? column.exact(value) : value;
     };
-    return csvText([columns.map((column) => column.title), ...chosen.map((unit) => columns.map((column) => exact(column, unit)))]);
+    return csvText([
+      columns.map((column) => column.title),
+      ...chosen.map((unit) => columns.map((column) => exact(column, unit))),
+    ]);
   }
 }
 
