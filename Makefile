@@ -1,10 +1,15 @@
-# make demo: set up, then analyse the bundled model on the bundled text.   make test: set up, then run the tests.
+# make demo: set up, then analyse the bundled model on the bundled text.
+# make quick: set up, then run the tests that take seconds.   make test: all tests.
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 CONSTRAINTS := .ci/constraints.txt
+# Tests that run at the same time, and the seconds after which one that hangs is ended.
+JOBS ?= 2
+LIMIT ?= 300
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist worksteal --timeout $(LIMIT) --timeout-method thread
 
-.PHONY: setup demo test check
+.PHONY: setup demo quick test check
 setup: $(VENV)/ready
 
 # A torch that the Python at hand already has (on a CUDA machine, say) is kept; otherwise the pinned one is installed first.
@@ -23,8 +28,11 @@ $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 demo: setup
 	@$(PY) experiments/analyze.py
 
+quick: setup
+	@$(PYTEST) -m 'not slow'
+
 test: setup
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PYTEST)
 
 # Format, lint and types, without changing anything.
 check: setup

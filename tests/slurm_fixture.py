@@ -31,7 +31,7 @@ SACCT = """\
 import re, subprocess, sys
 print("JobID|State|NodeList")
 for wanted in [sys.argv[i + 1] for i, argument in enumerate(sys.argv) if argument == "-j"]:
-    shown = subprocess.run(["scontrol", "-o", "show", "job", wanted], capture_output=True, text=True).stdout
+    shown = subprocess.run(["scontrol", "-o", "show", "job", wanted], capture_output=True, text=True, timeout=60).stdout
     for line in shown.splitlines():
         job = dict(re.findall(r"(\\w+)=(\\S*)", line))
         if "JobId" not in job:

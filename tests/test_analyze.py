@@ -45,7 +45,7 @@ def analyze(directory: Path, *overrides: str, terminal: bool = False) -> subproc
         if not block:
             break
         seen += block
-    out, _ = process.communicate()
+    out, _ = process.communicate(timeout=120)
     return subprocess.CompletedProcess(command, process.returncode, out, seen.decode())
 
 

@@ -51,7 +51,7 @@ SMALL = [
 def benchmark(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the experiment as a user does."""
     command = [sys.executable, str(ROOT / "experiments" / "benchmark.py"), *arguments]
-    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=280)
 
 
 def test_what_is_not_known_is_one_line(tmp_path: Path) -> None:

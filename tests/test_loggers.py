@@ -265,7 +265,7 @@ def small_disk(tmp_path):
     disk = tmp_path / "output"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True, text=True, timeout=60
     )
     if mounted.returncode:
         pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
@@ -279,7 +279,7 @@ def small_disk(tmp_path):
                     return
 
     yield fill
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True, timeout=60)
 
 
 def test_wandb_on_a_disk_that_is_full_from_the_start(small_disk, run, figure, mask, capfd):

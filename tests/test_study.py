@@ -363,4 +363,4 @@ def test_the_configuration_of_compare_fits_its_classes(
 
 def test_importing_the_package_is_quick() -> None:
     code = "import sys, mechint; assert 'torch' not in sys.modules; assert 'hydra' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

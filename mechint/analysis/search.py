@@ -23,6 +23,7 @@ from mechint.masking.masks import flat_importance, flat_keep
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, resampled
 from mechint.metrics.metric import KL, NLL
+from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles
 from mechint.results.mask_files import load_basis
 from mechint.results.result import TargetInfo
@@ -112,7 +113,11 @@ class TargetSearch:
         recipe.steps = max(1, round(COST_OF_ONE * recipe.steps))
         recipe.method.finishing_trials = math.ceil(COST_OF_ONE * recipe.method.finishing_trials)
         sparsity = 1 - density
-        single = fresh.another(target_sparsity=sparsity, recipe=recipe, within=passed, held_out=held_out)
+        # Not drawn: most of them were only tried, and the directory above shows the one that was chosen.
+        outputs = replace(fresh.outputs.copy(), visualizer=Visualizer([]))
+        single = fresh.another(
+            target_sparsity=sparsity, recipe=recipe, within=passed, held_out=held_out, outputs=outputs
+        )
         directory = attempt.directory / f"search_{density:.4f}"
         config, options = attempt.result.config, attempt.options
         changes: Record = {"target_sparsity": sparsity, "steps": recipe.steps, "held_out": held_out}

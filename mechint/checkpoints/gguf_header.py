@@ -15,6 +15,7 @@ from typing import Any, cast
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
+from mechint.checkpoints.gguf_reader import gguf_reader
 from mechint.errors import UserError, one_line
 
 # Tensors that are no weights: what rotary frequencies are divided by.
@@ -70,10 +71,8 @@ class Header:
 
 def read_header(file: Path) -> Header:
     """The header of a GGUF file. Raises UserError for a damaged one."""
-    from gguf import GGUFReader
-
+    reader = gguf_reader(file)
     try:
-        reader = GGUFReader(file)
         architecture = str(reader.fields["general.architecture"].contents())
         prefix = f"{architecture}."
         settings = {
@@ -94,7 +93,7 @@ def read_header(file: Path) -> Header:
             factors,
             None if bos is None else bool(bos.contents()),
         )
-    except Exception as error:  # the reader raises many kinds for damaged files
+    except Exception as error:  # of many kinds, for entries that are damaged
         raise UserError(
             f"{file} is not a GGUF file, or a damaged one ({one_line(error, 100)}); copy it again"
         ) from error

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mechint.checkpoints.gguf_reader import gguf_reader
 from mechint.errors import UserError, one_line
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
@@ -47,7 +48,9 @@ def whole_gguf(parts: tuple[Path, ...]) -> Iterator[Path]:
         whole = Path(directory) / "whole.gguf"
         try:
             _merge(parts, whole)
-        except Exception as error:  # the reader raises many kinds for damaged files
+        except UserError:
+            raise
+        except Exception as error:  # of many kinds, for entries that are damaged
             raise UserError(
                 f"{parts[0]} and its other parts cannot be put together ({one_line(error, 100)}); copy them again"
             ) from error
@@ -55,9 +58,9 @@ def whole_gguf(parts: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _merge(parts: tuple[Path, ...], whole: Path) -> None:
-    from gguf import GGUFReader, GGUFValueType, GGUFWriter
+    from gguf import GGUFValueType, GGUFWriter
 
-    readers = [GGUFReader(part) for part in parts]
+    readers = [gguf_reader(part) for part in parts]
     first = readers[0]
     writer = GGUFWriter(whole, str(first.fields["general.architecture"].contents()))
     for name, field in first.fields.items():

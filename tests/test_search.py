@@ -1,0 +1,122 @@
+"""The smallest mask that is faithful, or close, enough."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mechint import analyze
+from mechint.analysis.search import COST, COST_OF_ONE, next_count
+from mechint.data import TextFiles
+from mechint.errors import UserError
+from mechint.learning import MaskTrainer
+from mechint.methods import PrincipalBasis, TopK
+from mechint.reporting import Visualizer
+from mechint.results import RunFiles
+
+MASKS = int(COST / COST_OF_ONE)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A search of a few steps in a bundled model, which attention matters to."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
+    stories = (f"Story {n}: the number {n} is {n * n} squared, and {n + 1} comes next." for n in range(300))
+    text.write_text("\n<|endoftext|>\n".join(stories))
+    return {
+        "checkpoint": "bundled:llama",
+        "dataset": TextFiles(
+            path=str(text), sequence_length=32, calibration_tokens=2048, evaluation_tokens=1024
+        ),
+        "method": TopK(finishing_trials=4),
+        "basis": PrincipalBasis(),
+        "trainer": MaskTrainer(batch_size=8),
+        "visualizer": Visualizer([], dpi=50),
+        "steps": 10,
+    }
+
+
+@pytest.fixture(scope="module")
+def found(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    """The smallest mask with a KL of at most 0.5."""
+    return analyze(output_dir=tmp_path_factory.mktemp("search") / "run", **settings, target_kl=0.5)
+
+
+def test_the_smallest_mask_that_reached_the_target_is_the_result(found: RunFiles) -> None:
+    result = found.result
+    assert result.target is not None
+    runs = [RunFiles.read(path.parent) for path in sorted(found.directory.glob("search_*/result.json"))]
+    assert result.target.runs == len(runs) == len(result.nested) <= MASKS
+    chosen = [run for run in runs if run.result.sparsity.kept == result.target.units]
+    assert len(chosen) == 1
+    assert result.sparsity.kept == result.target.units < result.sparsity.total
+    for name, mask in found.masks.items():
+        assert torch.equal(mask.k_mask, chosen[0].masks[name].k_mask)
+        assert torch.equal(mask.v_mask, chosen[0].masks[name].v_mask)
+
+
+def test_what_it_reaches_is_measured_on_evaluation_data_with_an_interval(found: RunFiles) -> None:
+    target = found.result.target
+    assert target is not None
+    assert target.achieved == found.result.metrics.masked.kl
+    low, high = target.interval
+    assert 0 < low < target.achieved < high
+
+
+def test_all_masks_together_cost_at_most_what_is_said(found: RunFiles, settings: dict[str, Any]) -> None:
+    assert 0 < found.result.cost.steps <= COST * settings["steps"]
+    runs = [RunFiles.read(path.parent) for path in found.directory.glob("search_*/result.json")]
+    assert found.result.cost.tokens == sum(run.result.cost.tokens for run in runs)
+
+
+def test_a_mask_lies_inside_the_one_that_was_good_enough_before(found: RunFiles) -> None:
+    for path in found.directory.glob("search_*/result.json"):
+        run = RunFiles.read(path.parent)
+        for name in run.result.config["nested_in"]:
+            larger = RunFiles.read(found.directory / name)
+            for layer, mask in run.masks.items():
+                assert bool((mask.k_mask <= larger.masks[layer].k_mask).all())
+                assert bool((mask.v_mask <= larger.masks[layer].v_mask).all())
+
+
+def test_a_target_that_no_mask_reaches_is_said(settings: dict[str, Any], tmp_path: Path) -> None:
+    run = analyze(output_dir=tmp_path / "run", **settings, target_kl=1e-9)
+    assert any("no mask reaches kl 1e-09" in note for note in run.result.notes)
+    assert run.result.target is not None
+    assert run.result.target.achieved > 1e-9
+
+
+@pytest.mark.parametrize(
+    ("given_", "says"),
+    [
+        ({"target_faithfulness": 1.5}, "between 0 and 1"),
+        ({"target_kl": -1.0}, "must be positive"),
+        ({"target_kl": 0.1, "target_faithfulness": 0.9}, "target_faithfulness"),
+        ({"target_kl": 0.1, "target_sparsity": 0.9}, "target_sparsity"),
+    ],
+)
+def test_targets_that_say_nothing_or_two_things_are_refused(
+    settings: dict[str, Any], tmp_path: Path, given_: dict[str, float], says: str
+) -> None:
+    with pytest.raises(UserError, match=says):
+        analyze(output_dir=tmp_path / "run", **settings, **given_)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@given(total=st.integers(2, 100_000), smallest=st.integers(1, 100_000))
+def test_the_count_closes_in_on_the_smallest_that_is_good_enough(total: int, smallest: int) -> None:
+    """With any smallest count that reaches the target, never tried twice and never outside what is known."""
+    smallest = min(smallest, total)
+    above, failed, tried = total, 0, set()
+    while (count := next_count(total, above, failed)) is not None:
+        assert failed < count < above
+        assert count not in tried
+        tried.add(count)
+        above, failed = (count, failed) if count >= smallest else (above, count)
+        assert len(tried) < 60
+    assert failed < smallest <= above
