@@ -56,9 +56,11 @@ from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
+    RankFigure,
     RunFigure,
     SparsityCurves,
     StabilityFigure,
+    SurvivalMap,
     Visualizer,
 )
 
@@ -136,7 +138,15 @@ def analyze(
 
 def run_figures() -> list[RunFigure]:
     """All figures of a run, as in conf/visualizer/default.yaml."""
-    return [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
+    return [
+        ImportanceOverview(),
+        LayerImportance(),
+        SparsityCurves(),
+        StabilityFigure(),
+        NestedFigure(),
+        SurvivalMap(),
+        RankFigure(),
+    ]
 
 
 def load_run(directory: str | Path) -> Run:

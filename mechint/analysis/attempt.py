@@ -51,6 +51,7 @@ from mechint.results.identity import config_digest
 from mechint.results.mask_files import save_basis
 from mechint.results.result import RESULT, Cost, Metrics
 from mechint.results.sequences import save_sequences
+from mechint.results.verdict import judge
 from mechint.runtime import distributed
 from mechint.runtime.signals import Interrupted, Interruption
 
@@ -171,9 +172,11 @@ class Attempt:
             files.append(save_basis(units.space, outcome.basis, self.directory))
         if outcome.evidence is not None:
             files.append(save_evidence(outcome.evidence, self.directory, identity))
-        end_result(result, "done")
         history, of_channel = list(outcome.history), units.of_channel
-        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel)
+        result.verdict = judge(result, history)
+        end_result(result, "done")
+        energy = None if outcome.basis is None else outcome.basis.energy
+        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel, energy)
         _export_if_room(run)
         drawn = self.outputs.visualizer.draw_if_room(run)
         self._report(files, drawn)

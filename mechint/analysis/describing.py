@@ -36,12 +36,14 @@ from mechint.results.result import (
     LayerInfo,
     MaskInfo,
     Result,
+    RunCost,
     Sparsity,
     Status,
 )
 from mechint.results.result import (
     Leakage as LeakageInfo,
 )
+from mechint.results.run_files import RunFiles
 from mechint.runtime.processes import this_process
 
 PACKAGES = ("mechint", "torch", "transformers", "tokenizers", "hydra-core", "numpy")
@@ -171,6 +173,7 @@ def mask_info(recipe: Recipe) -> MaskInfo:
     method = recipe.method
     return MaskInfo(
         method=type(method).__name__,
+        importance=method.meaning,
         unit=method.unit,
         scope=method.scope,
         ablation=recipe.ablation.name,
@@ -333,8 +336,9 @@ def _parts(training: Training) -> list[CostPart]:
     return [CostPart(name=name, seconds=seconds, tokens=tokens), *finishing]
 
 
-def total_cost(costs: Sequence[Cost]) -> Cost:
-    """What several runs took together."""
+def total_cost(runs: Sequence[RunFiles]) -> Cost:
+    """What several runs took together, and each of them."""
+    costs = [run.result.cost for run in runs]
     steps, seconds = sum(cost.steps for cost in costs), sum(cost.seconds or 0.0 for cost in costs)
     in_steps = sum((cost.step_seconds or 0.0) * cost.steps for cost in costs)
     names = dict.fromkeys(part.name for cost in costs for part in cost.parts)
@@ -356,6 +360,15 @@ def total_cost(costs: Sequence[Cost]) -> Cost:
         parts=parts,
         peak_memory_bytes=max(peaks, default=None),
         dense_cache_bytes=0,
+        runs=[
+            RunCost(
+                name=run.directory.name,
+                steps=cost.steps,
+                tokens=sum(part.tokens for part in cost.parts),
+                seconds=cost.total_seconds,
+            )
+            for run, cost in zip(runs, costs, strict=True)
+        ],
     )
 
 

@@ -192,7 +192,7 @@ class TargetSearch:
         )
         keep = units.of_channels(flat_keep(units.space, best.masks))
         worth = units.of_channels(flat_importance(units.space, best.masks))
-        cost, basis = total_cost([run.result.cost for run in runs]), load_basis(units.space, best.directory)
+        cost, basis = total_cost(runs), load_basis(units.space, best.directory)
         target = best.result.sparsity.target or 0.0
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, best.history))
 

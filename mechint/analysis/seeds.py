@@ -104,7 +104,7 @@ class SeedStudy:
             if self.stability.null_control:
                 attempt.result.stability.null = self._null_control(prepared, attempt)
         attempt.result.binarization_gap = None
-        cost, evidence = total_cost([run.result.cost for run in runs]), assessment.evidence
+        cost, evidence = total_cost(runs), assessment.evidence
         target, worth = first.target_sparsity, importance(scores)
         basis = prepared.masked.basis
         attempt.result.basis = basis_info(basis, units.space, recipe)

@@ -77,7 +77,7 @@ class NestedTargets:
         keep = units.of_channels(flat_keep(units.space, last.masks))
         result.nested = [point(run) for run in runs]
         result.binarization_gap = None
-        basis, cost = load_basis(units.space, last.directory), total_cost([run.result.cost for run in runs])
+        basis, cost = load_basis(units.space, last.directory), total_cost(runs)
         result.basis, result.random_masks = last.result.basis, last.result.random_masks
         target, worth = highest.target_sparsity, importance(ranking)
         attempt.finish(Outcome(units, target, keep, worth, measured_by(last), cost, basis))
@@ -144,6 +144,7 @@ def point(run: RunFiles) -> NestedPoint:
         achieved=sparsity.achieved,
         kept=sparsity.kept,
         total=sparsity.total,
+        channels=result.channels.kept,
         metrics=Metrics(masked=metrics.masked, complement=metrics.complement),
         faithfulness=result.faithfulness,
         loss_degradation_percent=result.loss_degradation_percent,

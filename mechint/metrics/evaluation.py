@@ -25,6 +25,9 @@ MASKS_AT_ONCE = 4
 # Bootstrap samples of evaluation sequences.
 DRAWS = 1000
 
+# Perplexities beyond it are no floating-point numbers.
+LARGEST_LOSS = 700.0
+
 
 @dataclass
 class Evaluator:
@@ -138,8 +141,8 @@ class Evaluator:
 class Measured:
     """Several models on the same data.
 
-    metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and standard errors loss_se, kl_se and
-    top1_agreement_se; loss and kl in nats per predicted token. sequences: the mean loss, kl and top1_agreement of every
+    metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and the standard error of each, with _se
+    behind its name, where there are two sequences or more; loss and kl in nats per predicted token. sequences: the mean loss, kl and top1_agreement of every
     sequence, double [models, M], models in the same order. positions: how many positions of each sequence count, [M].
     """
 
@@ -160,6 +163,23 @@ class Measured:
         }
         return Measured({**self.metrics, **others.metrics}, sequences, self.positions)
 
+    @property
+    def faithfulness_se(self) -> float | None:
+        """Standard error of the masked model's faithfulness, over bootstrap samples of sequences."""
+        return faithfulness_error(self.sequences["loss"][:3], self.positions)
+
+    @property
+    def loss_degradation_percent_se(self) -> float | None:
+        """Standard error of the masked model's loss degradation in percent, likewise."""
+        losses = resampled(self.sequences["loss"], self.positions)  # [draws, models]
+        return standard_error(100 * (losses[:, 2] - losses[:, 0]) / losses[:, 0])
+
+    @property
+    def kl_recovered_se(self) -> float | None:
+        """Standard error of 1 - KL(masked) / KL(empty), likewise."""
+        kl = resampled(self.sequences["kl"], self.positions)
+        return standard_error(1 - kl[:, 2] / kl[:, 1])
+
 
 def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_bytes: int | None) -> Measured:
     """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.
@@ -176,11 +196,11 @@ def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_byt
             )
     tokens, positions = evaluator.batch.size, evaluator.batch.positions
     names = ("loss", "kl", "top1_agreement")
-    errors = resampled(values, positions).std(0)  # [models, 3]
+    samples = resampled(values, positions)  # [draws, models, 3]
     metrics = {
         name: _named(loss, kl, agreement, tokens, num_bytes)
-        | {f"{metric}_se": float(error) for metric, error in zip(names, own, strict=True)}
-        for name, (loss, kl, agreement), own in zip(variants, totals.tolist(), errors, strict=True)
+        | (_errors(samples[:, number], names, tokens, num_bytes) if len(positions) > 1 else {})
+        for number, (name, (loss, kl, agreement)) in enumerate(zip(variants, totals.tolist(), strict=True))
     }
     return Measured(metrics, {name: values[:, place] for place, name in enumerate(names)}, positions)
 
@@ -188,9 +208,12 @@ def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_byt
 def resampled(values: Tensor, positions: Tensor, draws: int = DRAWS) -> Tensor:
     """Means over all positions, double [draws, ...], of bootstrap samples of M sequences, from their means [..., M].
 
-    Sequences are drawn with replacement, always the same ones for the same M, so that samples of two models match.
+    Sequences are drawn with replacement, always the same ones for the same M, so that samples of two models match. A
+    single sequence says nothing of the error: NaN.
     """
     count = len(positions)
+    if count < 2:
+        return torch.full((draws, *values.shape[:-1]), math.nan, dtype=torch.double)
     generator = torch.Generator().manual_seed(count)
     chosen = torch.randint(count, (draws, count), generator=generator)
     times = torch.zeros(draws, count, dtype=torch.double).scatter_add_(
@@ -205,13 +228,25 @@ def faithfulness_error(sequences: Tensor, positions: Tensor) -> float | None:
     empty and the masked model; None where a sample has no faithfulness.
     """
     dense, empty, masked = resampled(sequences, positions).unbind(1)
-    if bool((dense == empty).any()):
-        return None
-    return float(((empty - masked) / (empty - dense)).std())
+    return standard_error((empty - masked) / (empty - dense))
+
+
+def standard_error(samples: Tensor) -> float | None:
+    """Standard deviation of a statistic over bootstrap samples [draws]; None where one of them has none."""
+    return float(samples.std()) if bool(samples.isfinite().all()) else None
+
+
+def _errors(samples: Tensor, names: Sequence[str], tokens: int, num_bytes: int | None) -> dict[str, float]:
+    """Standard errors from bootstrap samples [draws, 3] of a model's loss, KL and agreement."""
+    errors = {f"{name}_se": float(error) for name, error in zip(names, samples.std(0), strict=True)}
+    errors["perplexity_se"] = float(samples[:, 0].clamp(max=LARGEST_LOSS).exp().std())
+    if num_bytes is not None:
+        errors["bits_per_byte_se"] = errors["loss_se"] * tokens / math.log(2) / num_bytes
+    return errors
 
 
 def _named(loss: float, kl: float, agreement: float, tokens: int, num_bytes: int | None) -> dict[str, float]:
-    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    metrics = {"loss": loss, "perplexity": math.exp(min(loss, LARGEST_LOSS))}
     if num_bytes is not None:
         metrics["bits_per_byte"] = loss * tokens / math.log(2) / num_bytes
     return metrics | {"kl": kl, "top1_agreement": agreement}

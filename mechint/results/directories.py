@@ -24,6 +24,17 @@ MASKS = ("final_masks.safetensors", "final_masks.pt")
 
 LOCK = ".lock"
 
+# Figures of a run, without their suffixes.
+FIGURES = (
+    "*_importance",
+    "effective_rank",
+    "layers_contact_sheet",
+    "nested_sparsities",
+    "sparsity_curves",
+    "stability",
+    "survival_map",
+)
+
 # What one run leaves beside logs; what an earlier attempt left of it goes before the next one begins.
 RUN_FILES = (
     RESULT,
@@ -32,13 +43,9 @@ RUN_FILES = (
     "basis.safetensors",
     "channels.csv",
     "circuit_analysis_report.md",
-    "sparsity_curves.png",
-    "nested_sparsities.png",
-    "stability.png",
     "stability.safetensors",
     "evaluation.safetensors",
-    "basis.safetensors",
-    "*_importance.png",
+    *(f"{stem}.{suffix}" for stem in FIGURES for suffix in ("png", "pdf", "svg")),
     "tensorboard/events.out.tfevents.*",
 )
 

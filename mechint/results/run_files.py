@@ -13,7 +13,7 @@ from mechint.errors import UserError, one_line
 from mechint.masking.masks import LayerMask, MaskSet
 from mechint.masking.space import KINDS
 from mechint.results.evidence import Evidence, load_evidence
-from mechint.results.mask_files import load_masks
+from mechint.results.mask_files import load_energy, load_masks
 from mechint.results.result import RESULT, LayerInfo, ModelName, Result, UnreadableResult
 from mechint.runtime.files import parse_json, read_text, write_atomically
 
@@ -31,7 +31,8 @@ class RunFiles:
     result: the content of result.json. masks: module path -> LayerMask, ordered by layer index.
     history: the lines of metrics.jsonl, one dict per logged step; empty where the method takes no steps.
     evidence: what several seeds say of every channel; None for a run of one seed. units: the unit of every channel,
-    LongTensor [N] in the order of `channels_frame`, where the model is at hand.
+    LongTensor [N] in the order of `channels_frame`, where the model is at hand. energy: what each direction is worth to
+    the basis that chose it, float [N] in that order; None for channels.
     """
 
     directory: Path
@@ -40,6 +41,7 @@ class RunFiles:
     history: list[dict[str, Any]]
     evidence: Evidence | None = None
     units: Tensor | None = None
+    energy: Tensor | None = None
 
     @classmethod
     def read(cls, directory: str | Path) -> Self:
@@ -63,6 +65,7 @@ class RunFiles:
             {name: masks[name] for name in names},
             _read_history(directory / "metrics.jsonl"),
             load_evidence(directory) if result.stability else None,
+            energy=load_energy(directory),
         )
 
     def __repr__(self) -> str:
