@@ -30,8 +30,8 @@ def main(config: DictConfig) -> None:
     from mechint.comparison.compare import read_comparison
     from mechint.comparison.findings import findings_text
     from mechint.comparison.job import Output, leave_comparison, leave_study
+    from mechint.comparison.study import read_study
     from mechint.comparison.study_report import count_in_words
-    from mechint.comparison.tree import read_study
 
     output = Output(
         directory=configuration.output_directory(),
