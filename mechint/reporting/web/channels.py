@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ def layout(run: RunFiles) -> list[dict[str, Any]]:
 def columns_of(run: RunFiles) -> dict[str, Array]:
     """What is known of every channel.
 
-    importance, kept; unit: its number, where several channels share one; and of several seeds: frequency, how many keep
+    importance, kept; share: what a direction is worth to its head, where the basis tells; unit: its number, where
+    several channels share one; and of several seeds: frequency, how many keep
     it; necessity and its standard error in nats per token, NaN where it was not measured.
     """
     masks = run.layer_masks
@@ -46,6 +47,8 @@ def columns_of(run: RunFiles) -> dict[str, Array]:
         "importance": flat(masks, "importance").astype(np.float32),
         "kept": flat(masks, "mask").astype(bool),
     }
+    if run.energy is not None and run.energy.numel() == columns["kept"].size:
+        columns["share"] = run.energy.float().cpu().numpy()
     units = run.channels_frame()["unit"]
     if not units.isna().any() and units.nunique() < len(units):
         columns["unit"] = units.to_numpy(dtype=np.int32)
@@ -66,7 +69,7 @@ def columns_of(run: RunFiles) -> dict[str, Array]:
     return columns
 
 
-def measured_points(run: RunFiles, columns: dict[str, Array]) -> list[dict[str, Any]]:
+def measured_points(run: RunFiles, columns: Mapping[str, Array]) -> list[dict[str, Any]]:
     """Masks whose numbers are known: the run's own, and those of nested targets; by kept units.
 
     threshold: such that exactly the units of at least this importance are in the mask; None where there is no such

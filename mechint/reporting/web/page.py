@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from mechint.errors import one_line
 from mechint.reporting import wording
@@ -72,10 +72,21 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("number", "percent", "counted", "seconds", "byte_size", "enumeration"):
+    for name in (
+        *("number", "measured", "measured_percent", "percent", "counted"),
+        *("seconds", "byte_size", "enumeration", "plural"),
+    ):
         made.filters[name] = getattr(wording, name)
+    made.filters["sentence"] = sentence
     made.filters["line"] = one_line
     return made
+
+
+def sentence(text: object) -> Markup:
+    """A sentence of our own reports, escaped, with its **strong** words and `code` as HTML has them."""
+    line = str(escape(one_line(text)))
+    line = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", line)
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", line))
 
 
 @cache

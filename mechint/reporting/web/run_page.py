@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mechint.reporting.certainty import certainty
-from mechint.reporting.finding import cautions, finding
-from mechint.reporting.report import MEANINGS, TIED_UNITS, UNITS, shape_in_words
+from mechint.reporting.context import Context
+from mechint.reporting.report import told
 from mechint.reporting.web.channels import Array, columns_of, layout, measured_points
 from mechint.reporting.web.page import PAGE, page
 from mechint.results.result import MODELS
@@ -35,43 +34,36 @@ def write_page(run: RunFiles) -> Path:
 
 def run_page(run: RunFiles) -> str:
     """The page of a run, from its files alone."""
-    columns = columns_of(run)
-    return page("run", "run", context_of(run), data_of(run, columns), columns)
+    context, columns = Context(run), columns_of(run)
+    return page("run", "run", context_of(context), data_of(context, columns), columns)
 
 
-def context_of(run: RunFiles) -> dict[str, Any]:
-    """What the template may use."""
-    result = run.result
-    mask = result.mask
+def context_of(context: Context) -> dict[str, Any]:
+    """What the template may use: what the Markdown report tells, and what only a page has room for."""
+    run, result = context.run, context.result
     return {
-        "title": f"{run.model_name}: K and V channels that matter",
-        "result": result,
+        **told(context, []),
+        "title": f"{run.model_name}: K and V {context.noun}s that matter",
         "run": run,
-        "finding": finding(run),
-        "cautions": cautions(run),
-        "certainty": certainty(result.stability) if result.stability else [],
-        "shape": shape_in_words(run.layer_masks),
-        "unit": (TIED_UNITS if mask.tie_kv else UNITS).get(mask.unit, mask.unit),
-        "models": [(name, MEANINGS[name], result.metrics[name]) for name in MODELS],
         "errors": any(model.loss_se is not None for model in result.metrics.values()),
         "heads": list(heads_of(run)),
         "settings": list(flattened(result.config)),
         "command": command(run),
-        "noun": "direction" if in_basis(run) else "channel",
     }
 
 
-def data_of(run: RunFiles, columns: Mapping[str, Array]) -> dict[str, Any]:
+def data_of(context: Context, columns: Mapping[str, Array]) -> dict[str, Any]:
     """What the program gets; counts are units unless they say channels."""
-    result = run.result
+    run, result = context.run, context.result
     return {
         "kind": "run",
         "title": run.model_name,
-        "noun": "direction" if in_basis(run) else "channel",
+        "noun": context.noun,
         "layers": layout(run),
         "seeds": len(result.stability.seeds) if result.stability else 0,
         "units": {"kept": result.sparsity.kept, "total": result.sparsity.total, "name": result.mask.unit},
-        "measured": measured_points(run, dict(columns)) if run.measured else [],
+        "measured": measured_points(run, columns) if run.measured else [],
+        "ladder": context.is_ladder,
         "losses": {name: result.metrics[name].loss for name in MODELS},
         "curves": curves(run),
         "objective": result.mask.objective,
@@ -111,12 +103,6 @@ def _finite(value: object) -> float | None:
     return float(value) if isinstance(value, (int, float)) and np.isfinite(value) else None
 
 
-def in_basis(run: RunFiles) -> bool:
-    """Whether units are directions and not the model's own channels."""
-    basis = run.result.basis
-    return basis is not None and (basis.keys, basis.values) != ("channels", "channels")
-
-
 def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every setting by its dotted name."""
     for key, value in config.items():
@@ -129,9 +115,9 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def command(run: RunFiles) -> str | None:
     """The command line that made the run; None where none was recorded."""
     try:
-        told = yaml.safe_load(read_text(run.directory / ".hydra" / "overrides.yaml"))
+        given = yaml.safe_load(read_text(run.directory / ".hydra" / "overrides.yaml"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    if not isinstance(told, list) or not all(isinstance(item, str) for item in told):
+    if not isinstance(given, list) or not all(isinstance(item, str) for item in given):
         return None
-    return shlex.join(["python", "experiments/analyze.py", *told])
+    return shlex.join(["python", "experiments/analyze.py", *given])
