@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,13 @@ def environment() -> Environment:
         made.filters[name] = getattr(wording, name)
     made.filters["sentence"] = sentence
     made.filters["line"] = one_line
+    made.globals["is_number"] = is_number
     return made
+
+
+def is_number(values: Iterable[Any]) -> bool:
+    """Whether a column holds numbers only."""
+    return all(value is None or isinstance(value, (int, float)) for value in values)
 
 
 def sentence(text: object) -> Markup:

@@ -1,6 +1,6 @@
 // Tables that the page came with: a click on a heading sorts, a button gives the table as CSV.
 
-import { byId, element } from './dom.js';
+import { element } from './dom.js';
 import { csvText, saveFile } from './export.js';
 
 export function enhanceTables(state) {
@@ -22,7 +22,7 @@ export function enhanceTables(state) {
   }
   const apply = () => {
     const [name, column, direction] = (state.get('sort') ?? '').split('.');
-    const table = [...document.querySelectorAll('table.sortable')].find((one) => one.dataset.name === name);
+    const table = tableNamed(name);
     if (table && table.tHead.rows[0].cells[Number(column)])
       sortTable(table, Number(column), direction === 'down');
   };
@@ -30,6 +30,7 @@ export function enhanceTables(state) {
   state.onChange((keys) => {
     if (keys.has('sort')) apply();
   });
+  enhanceFilters(state);
 }
 
 // The value that a cell is sorted by and written with: the exact one where the text is rounded.
@@ -65,18 +66,46 @@ function tableRows(table) {
   return [head, ...shown.map((row) => [...row.cells].map(cellValue))];
 }
 
-// Shows the lines that hold every word of a field.
-export function filterTable(table, input, counter) {
+// A field shows the lines of its table that hold every word; several fields share one state.
+function enhanceFilters(state) {
+  const fields = [...document.querySelectorAll('input.filter')];
   const apply = () => {
-    const words = byId(input).value.toLowerCase().split(/\s+/).filter(Boolean);
-    let shown = 0;
-    for (const row of table.tBodies[0].rows) {
-      const text = row.textContent.toLowerCase();
-      row.hidden = !words.every((word) => text.includes(word));
-      shown += row.hidden ? 0 : 1;
+    const [name, text] = splitOnce(state.get('find') ?? '');
+    for (const field of fields) {
+      const table = tableNamed(field.dataset.table);
+      const wanted = name === field.dataset.table ? text : '';
+      if (field.value !== wanted) field.value = wanted;
+      filterTable(table, wanted);
     }
-    byId(counter).textContent = `${shown} of ${table.tBodies[0].rows.length} lines`;
   };
-  byId(input).addEventListener('input', apply);
+  for (const field of fields) {
+    field.addEventListener('input', () => {
+      state.set({ find: field.value ? `${field.dataset.table}:${field.value}` : '' });
+    });
+  }
   apply();
+  state.onChange((keys) => {
+    if (keys.has('find')) apply();
+  });
+}
+
+function tableNamed(name) {
+  return [...document.querySelectorAll('table.sortable')].find((one) => one.dataset.name === name);
+}
+
+function splitOnce(text) {
+  const at = text.indexOf(':');
+  return at < 0 ? ['', ''] : [text.slice(0, at), text.slice(at + 1)];
+}
+
+function filterTable(table, text) {
+  const words = text.toLowerCase().split(/\s+/).filter(Boolean);
+  const rows = [...table.tBodies[0].rows];
+  for (const row of rows) {
+    const told = row.textContent.toLowerCase();
+    row.hidden = !words.every((word) => told.includes(word));
+  }
+  const shown = rows.filter((row) => !row.hidden).length;
+  const counter = document.querySelector(`[data-count="${table.dataset.name}"]`);
+  if (counter) counter.textContent = `${shown} of ${rows.length} lines`;
 }
