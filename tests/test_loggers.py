@@ -265,7 +265,10 @@ def small_disk(tmp_path):
     disk = tmp_path / "output"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True, text=True, timeout=60
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     if mounted.returncode:
         pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")

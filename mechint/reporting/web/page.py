@@ -34,18 +34,24 @@ Columns = Mapping[str, np.ndarray]
 
 
 def page(
-    template: str, program: str, context: Mapping[str, Any], data: Mapping[str, Any], columns: Columns
+    template: str,
+    program: str,
+    context: Mapping[str, Any],
+    data: Mapping[str, Any],
+    columns: Columns,
+    connect: str = "'none'",
 ) -> str:
     """The page of a template, run by assets/<program>.js.
 
     context: what the template may use. data: what the program gets as JSON. columns: numbers per channel, which the
-    program gets as typed arrays under the same names; float32, int32, uint8 and bool.
+    program gets as typed arrays under the same names; float32, int32, uint8 and bool. connect: whom the program may ask
+    for more, as a content security policy says it.
     """
     layout, block = packed(columns)
     script, style = bundle(program), (ASSETS / "page.css").read_text(encoding="utf-8")
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
-        "base-uri 'none'; form-action 'none'"
+        f"connect-src {connect}; base-uri 'none'; form-action 'none'"
     )
     # Whatever reads as markup inside an inline program or style would end it.
     assert not any(mark in text for text in (script, style) for mark in ("</", "<!--"))

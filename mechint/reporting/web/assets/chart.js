@@ -6,6 +6,7 @@ import { known } from './format.js';
 import { hideTip, showTip } from './tip.js';
 
 const LEGEND_LINE = 16;
+const MOST_NAMES = 12;
 const MARGIN = { left: 56, right: 16, top: 14, bottom: 40 };
 
 // spec: title, x and y {label, format, from, to}, series [{name, points [{x, y, low, high, text}], dots}],
@@ -67,7 +68,7 @@ function frame(width, height, title, above = 0) {
 }
 
 function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
-  const above = series.length > 1 ? series.length : 0;
+  const above = series.length > 1 ? Math.min(series.length, MOST_NAMES + 1) : 0;
   const { drawing, right, top, bottom } = frame(width, height + LEGEND_LINE * above, title, above);
   const drawn = series.map((one) => ({ ...one, points: one.points.filter((p) => known(p.x) && known(p.y)) }));
   const points = drawn.flatMap((one) => one.points);
@@ -186,7 +187,8 @@ function axes(drawing, { right, top, bottom, x, y, xs, ys, across, up }) {
 }
 
 function legend(drawing, names, right) {
-  names.forEach((name, i) => {
+  const hidden = names.length - MOST_NAMES;
+  names.slice(0, MOST_NAMES).forEach((name, i) => {
     const y = 8 + LEGEND_LINE * i;
     drawing.append(
       svgElement('line', { class: `line s${i % 6}`, x1: MARGIN.left, x2: MARGIN.left + 26, y1: y, y2: y }),
@@ -199,6 +201,11 @@ function legend(drawing, names, right) {
       ),
     );
   });
+  if (hidden <= 0) return;
+  const rest = `and ${hidden} more: point at a line to read its name`;
+  drawing.append(
+    svgElement('text', { class: 'legend', x: MARGIN.left + 32, y: 12 + LEGEND_LINE * MOST_NAMES }, rest),
+  );
 }
 
 function shortened(text, most) {

@@ -34,7 +34,11 @@ export class State {
     const told = Object.entries(this.values).filter(([key, value]) => value !== this.defaults[key]);
     const fragment = new URLSearchParams(told).toString();
     const place = window.location.href.split('#')[0];
-    window.history.replaceState(null, '', fragment ? `${place}#${fragment}` : place);
+    try {
+      window.history.replaceState(null, '', fragment ? `${place}#${fragment}` : place);
+    } catch {
+      // A page inside a notebook has no address of its own, and so no links to its views.
+    }
     this.announce(changed);
   }
 

@@ -20,17 +20,24 @@ export function enhanceTables(state) {
     );
     table.parentElement.after(save);
   }
-  const apply = () => {
-    const [name, column, direction] = (state.get('sort') ?? '').split('.');
-    const table = tableNamed(name);
-    if (table && table.tHead.rows[0].cells[Number(column)])
-      sortTable(table, Number(column), direction === 'down');
-  };
-  apply();
+  sortAsChosen(state);
   state.onChange((keys) => {
-    if (keys.has('sort')) apply();
+    if (keys.has('sort')) sortAsChosen(state);
   });
   enhanceFilters(state);
+}
+
+// After lines have changed.
+export function refreshTables(state) {
+  sortAsChosen(state);
+  filterAsChosen(state);
+}
+
+function sortAsChosen(state) {
+  const [name, column, direction] = (state.get('sort') ?? '').split('.');
+  const table = tableNamed(name);
+  if (table && table.tHead.rows[0].cells[Number(column)])
+    sortTable(table, Number(column), direction === 'down');
 }
 
 // The value that a cell is sorted by and written with: the exact one where the text is rounded.
@@ -68,25 +75,24 @@ function tableRows(table) {
 
 // A field shows the lines of its table that hold every word; several fields share one state.
 function enhanceFilters(state) {
-  const fields = [...document.querySelectorAll('input.filter')];
-  const apply = () => {
-    const [name, text] = splitOnce(state.get('find') ?? '');
-    for (const field of fields) {
-      const table = tableNamed(field.dataset.table);
-      const wanted = name === field.dataset.table ? text : '';
-      if (field.value !== wanted) field.value = wanted;
-      filterTable(table, wanted);
-    }
-  };
-  for (const field of fields) {
+  for (const field of document.querySelectorAll('input.filter')) {
     field.addEventListener('input', () => {
       state.set({ find: field.value ? `${field.dataset.table}:${field.value}` : '' });
     });
   }
-  apply();
+  filterAsChosen(state);
   state.onChange((keys) => {
-    if (keys.has('find')) apply();
+    if (keys.has('find')) filterAsChosen(state);
   });
+}
+
+function filterAsChosen(state) {
+  const [name, text] = splitOnce(state.get('find') ?? '');
+  for (const field of document.querySelectorAll('input.filter')) {
+    const wanted = name === field.dataset.table ? text : '';
+    if (field.value !== wanted) field.value = wanted;
+    filterTable(tableNamed(field.dataset.table), wanted);
+  }
 }
 
 function tableNamed(name) {
