@@ -105,7 +105,7 @@ def test_a_device_that_is_full_ends_the_search(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match="out of memory with a single sequence"):
         largest_batch(small, BATCH, KL, 0)
     pretend(monkeypatch, None)
-    with pytest.raises(UserError, match=r"batch_size=auto cannot see here .*; give a number"):
+    with pytest.raises(UserError, match=r"batch_size=auto cannot tell .*; give a number"):
         largest_batch(small, BATCH, KL, 0)
 
 
@@ -146,6 +146,6 @@ def test_a_run_finds_its_batch_and_says_so(
             visualizer=Visualizer([]),
         )
     assert (
-        "trainer.batch_size=auto: 16 sequences in a step" in caplog.text
+        "trainer.batch_size=auto: 16 sequences" in caplog.text
     )  # of 31 rows: one is for selection
     assert run.result.cost.batch_size == 16

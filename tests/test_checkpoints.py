@@ -86,7 +86,9 @@ def test_a_tokenizer_file_is_that_file(tmp_path):
     ]
     (tmp_path / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>")
     assert_refused(
-        "spm.model is no tokenizer of the `tokenizers` library", path, tokenizer=str(tmp_path / "spm.model")
+        "spm.model is not a tokenizer of the `tokenizers` library",
+        path,
+        tokenizer=str(tmp_path / "spm.model"),
     )
 
 

@@ -91,7 +91,7 @@ def test_token_directory_and_file(tmp_path: Path) -> None:
     single = write_tokens(tmp_path / "all.bin", np.arange(100_000), "<u4")
     data = load(TokenFiles(path=str(single), dtype="uint32"), tokenizer=None, vocab_size=100_000)
     assert data.calibration.rows().max() < 90_000 <= data.evaluation.rows().min()
-    assert data.notes[0] == "one file: the last 10 % of its tokens is the evaluation side"
+    assert data.notes[0] == "one file: the last 10 % of its tokens is for evaluation"
 
 
 def test_shakespeare_tokens(shared_data: Path) -> None:

@@ -35,7 +35,7 @@ def test_rows_begin_with_the_token_that_the_tokenizer_adds() -> None:
         assert side.counted is not None
         assert BOS not in targets(side)
         assert not bool((side.tokens[:, :2] == BOS).all(1).any())  # no row begins with two of them
-    assert "every row begins with <s>, which is never a predicted token that counts" in data.notes
+    assert "every row begins with <s>, which is never counted as a predicted token" in data.notes
     assert data.evaluation_tokens == len(targets(data.evaluation))
 
 
@@ -142,7 +142,7 @@ def test_shared_text_is_refused_or_said(tmp_path: Path, make: Callable[[Path], A
     data = load(dataset)
     assert data.leakage is not None
     assert data.leakage.shared_ngrams > 0.1
-    assert any("also stand on the calibration side" in note for note in data.notes)
+    assert any("also occur in the calibration data" in note for note in data.notes)
 
 
 def test_different_text_is_not_refused(shared_data: Path) -> None:

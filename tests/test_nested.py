@@ -136,6 +136,7 @@ def test_several_seeds_of_several_targets_are_refused(settings: dict[str, Any], 
         ("0.5:0.9:0.1", (0.5, 0.6, 0.7, 0.8, 0.9)),
         ("0.5:0.85:0.2", (0.5, 0.7)),
         ("0.75", (0.75,)),
+        (None, (0.95,)),
     ],
 )
 def test_targets(value: Any, targets: tuple[float, ...]) -> None:
@@ -143,7 +144,7 @@ def test_targets(value: Any, targets: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["much", [], [0.5, 0.5], [0.5, "x"], "0.9:0.5:0.1", "0:1:0", "::", None, True, {"a": 1}]
+    "value", ["much", [], [0.5, 0.5], [0.5, "x"], "0.9:0.5:0.1", "0:1:0", "::", True, {"a": 1}]
 )
 def test_what_is_no_target_is_refused_in_one_line(value: Any) -> None:
     with pytest.raises(UserError) as error:

@@ -115,8 +115,8 @@ def test_an_old_run_can_be_redrawn_elsewhere(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, "no final_masks.pt"),
-        ({}, "no mask file"),
-        ([1, 2], "no mask file"),
+        ({}, "not a mask file"),
+        ([1, 2], "not a mask file"),
         ({"transformer.h.0.attn": {"mask": torch.ones(2, 4)}}, "lacks mask and importance"),
         ({"h": {"mask": torch.ones(2, 4), "importance": torch.ones(2, 3)}}, "lacks mask and importance"),
     ],

@@ -13,8 +13,9 @@ from comparable_runs import make_masks
 from test_planted import small
 
 from mechint import analyze, compare_variants
-from mechint.analysis import Stability
-from mechint.analysis.stability import Selections, block_matrices, permuted_weights
+from mechint.analysis import Controls, Stability
+from mechint.analysis.null import block_matrices, permuted_weights
+from mechint.analysis.stability import Selections
 from mechint.analysis.trials import Trials, measure_inertness, measure_necessity, subset_counts
 from mechint.comparison.tree import read_study
 from mechint.data import TextFiles
@@ -122,7 +123,7 @@ def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> Non
     assert not found.harmful.any()
     info = found.info(tokens=1, kept=int(keep.sum()), seconds=0.0)
     assert (info.needed, info.unclear, info.harmful) == (len(needed), 1, 0)
-    rise, _ = found.on_units(planted.units.count)
+    rise = found.on_units(planted.units.count)["necessity"]
     certified = planted.certificate.necessity[planted.truth]
     assert rise[planted.truth] == pytest.approx(certified, rel=1e-2, abs=1e-5)
     assert rise[~keep].isnan().all()
@@ -135,7 +136,8 @@ def test_distractors_are_inert_beside_the_circuit_and_half_of_it_is_not(planted:
     counts = subset_counts(planted.truth, [0.1, 0.5])
     assert counts == [2, 12]
     inert = measure_inertness(trials_of(planted, planted.truth), counts, 6, seeded())
-    assert inert.verdict == "none"
+    assert inert.verdict == "equivalent"
+    assert inert.equivalent is True
     assert all(size.removed.raises == 1 for size in inert.sizes)
     half = planted.truth.clone()
     half[half.nonzero().flatten()[::2]] = False
@@ -175,6 +177,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
         "trainer": MaskTrainer(batch_size=4),
         "visualizer": Visualizer([StabilityFigure()], dpi=40),
         "stability": Stability(subset_draws=3, tokens=64),
+        "controls": Controls(random_masks=3, permutations=2),
     }
 
 
@@ -215,6 +218,8 @@ def test_a_study_says_how_sure_it_is(study: RunFiles) -> None:
     assert [size.units for size in stability.inertness.sizes] == [1, 5, 12]
     assert stability.null.matrices == 3 * 7
     assert stability.null.loss.dense != study.loss("dense")
+    assert len(stability.null.permutations) == 2
+    assert not list(study.directory.glob(".permuted*"))
     assert study.result.cost.steps == 9
 
 

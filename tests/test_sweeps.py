@@ -197,7 +197,7 @@ def test_a_single_run_is_repeated_only_on_demand_and_keeps_its_directory(
     before = (out / "result.json").read_bytes()
     again = analyze(*command, "logger=[]")
     assert again.code == 0
-    assert "already done" in again.out
+    assert "already finished" in again.out
     assert (out / "result.json").read_bytes() == before
 
     overrides = (out / ".hydra" / "overrides.yaml").read_bytes()
@@ -343,7 +343,7 @@ def test_a_sweep_without_output_dir_has_a_directory_of_its_own(
     [
         (["-m", "checkpoint=glob(ckpts/*.pt)"], "-m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt'"),
         (["checkpoint=ckpts/*.pt"], "-m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt'"),
-        (["-m", "mask=glob(nothing*)"], "mask=glob(nothing*) stands for no value"),
+        (["-m", "mask=glob(nothing*)"], "mask=glob(nothing*) matches nothing"),
         (["-m", "sweep=checkpoints", "checkpoint_glob=ckpts/*.pt"], "no file matches"),
         (["sweep=checkpoints", "checkpoint_glob=ckpts/*.pt"], "add -m"),
         (["-m", "seed=half,1"], "'half' of type 'str' could not be converted to Integer"),

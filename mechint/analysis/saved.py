@@ -76,7 +76,9 @@ class UnderMask:
         """
         tokens = self._tokens(text)
         if tokens.shape[1] < 2:
-            raise UserError("the text has fewer than two tokens, so that none is predicted; give more of it")
+            raise UserError(
+                "the text has fewer than two tokens, so there is nothing to predict; give a longer one"
+            )
         batch = Batch(tokens=tokens[:, :-1], answers=tokens[:, 1:])
         return Evaluator(self.masked, batch).mean(None, NLL)  # no other gates than those of the block
 
@@ -97,13 +99,16 @@ class Run(RunFiles):
         return in_notebook(self)
 
     @contextmanager
-    def masked_model(self, device: str = "auto", dtype: str = "auto") -> Iterator[UnderMask]:
+    def masked_model(
+        self, device: str = "auto", dtype: str = "auto", loader: CheckpointLoader | None = None
+    ) -> Iterator[UnderMask]:
         """The run's checkpoint, loaded, with the run's mask applied inside the block.
 
-        Removed units become what they became in the run. Raises UserError where the checkpoint is not there any more
-        or has changed.
+        Removed units become what they became in the run. loader: None as in the run; `ModelInMemory(model, tokenizer)`
+        where the run's model was an object in memory. Raises UserError where the checkpoint is not there any more or
+        has changed.
         """
-        checkpoint = self._load(device, dtype)
+        checkpoint = self._load(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
@@ -118,12 +123,14 @@ class Run(RunFiles):
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = AT_ONCE,
+        loader: CheckpointLoader | None = None,
     ) -> Evaluation:
         """Measure the mask on the evaluation side of a dataset; None: the run's own.
 
-        batch_size: sequences that go through the model at once. Raises UserError as `masked_model`.
+        batch_size: sequences that go through the model at once. loader: as for `masked_model`. Raises UserError as
+        `masked_model`.
         """
-        checkpoint = self._load(device, dtype)
+        checkpoint = self._load(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
@@ -139,14 +146,19 @@ class Run(RunFiles):
             faithfulness=faithfulness(dense, empty, mask),
         )
 
-    def _load(self, device: str, dtype: str) -> Checkpoint:
+    def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
         recorded = self.result.checkpoint
-        loader = self._recorded("model", CheckpointLoader)
+        if loader is None and recorded.format == "memory":
+            raise UserError(
+                f"the model of {self.directory} was an object in memory; give it again: "
+                "loader=ModelInMemory(model, tokenizer), of mechint.checkpoints"
+            )
+        loader = loader or self._recorded("model", CheckpointLoader)
         checkpoint = loader.load(recorded.source, pick_device(device), dtype)
         if checkpoint.sha256 != recorded.sha256:
             raise UserError(
-                f"{recorded.source} is another checkpoint than the one that {self.directory} analysed; "
-                "put that back, or run the analysis again"
+                f"{recorded.source} is not the checkpoint that {self.directory} analysed; "
+                "restore that one, or run the analysis again"
             )
         return checkpoint
 
@@ -170,7 +182,9 @@ class Run(RunFiles):
         dataset = self._recorded("dataset", Dataset)  # type: ignore[type-abstract]
         data = _tokens_of(dataset, checkpoint, self.result.seed or 0)
         if data.evaluation_digest != self.result.dataset.evaluation_digest:
-            raise UserError(f"the data of {self.directory} have changed since; run the analysis again")
+            raise UserError(
+                f"the data of {self.directory} have changed since the run; run the analysis again"
+            )
         return data
 
     def _recorded(self, key: str, kind: type[Part]) -> Part:
@@ -179,7 +193,7 @@ class Run(RunFiles):
             return _made(self.result.config[key], kind)
         except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
             raise UserError(
-                f"the configuration of {self.directory} does not tell its {key} ({one_line(error, 120)}); "
+                f"the configuration of {self.directory} does not describe its {key} ({one_line(error, 120)}); "
                 "run the analysis again"
             ) from error
 
@@ -192,10 +206,10 @@ def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:
     """
     module, _, name = str(node["_target_"]).rpartition(".")
     if not module.startswith("mechint."):
-        raise ValueError(f"{node['_target_']} is no class of mechint")
+        raise ValueError(f"{node['_target_']} is not a class of mechint")
     made = getattr(importlib.import_module(module), name)
     if not (isinstance(made, type) and issubclass(made, kind)):
-        raise ValueError(f"{node['_target_']} is no {kind.__name__}")
+        raise ValueError(f"{node['_target_']} is not a {kind.__name__}")
     return made(**{key: value for key, value in node.items() if not key.startswith("_")})
 
 

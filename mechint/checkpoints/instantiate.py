@@ -43,7 +43,8 @@ def causal_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTr
         )
     if not _has_attention_heads(text):
         raise UserError(
-            f"{kind} has no attention heads in its configuration, so no keys and values to mask; give another"
+            f"{kind} has no attention heads in its configuration, so it has no keys and values to mask; "
+            "give another model"
         )
     if whole is None:
         return causal, text if causal.config_class is type(text) else config

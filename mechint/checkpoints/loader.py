@@ -178,7 +178,7 @@ def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:
     if bad:
         raise UserError(
             f"{source} holds NaN or infinity in {len(bad)} of {len(weights)} weights, first in {bad[0]}; "
-            "give a checkpoint from before its training broke down"
+            "give a checkpoint from before its training diverged"
         )
 
 

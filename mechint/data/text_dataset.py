@@ -35,7 +35,7 @@ class TextDataset(Dataset):
         """Tokens of the documents. Raises UserError without a tokenizer."""
         if tokenizer is None:
             raise UserError(
-                f"dataset {self.title} is text, and the checkpoint comes without a tokenizer: give "
+                f"dataset {self.title} is text, and the checkpoint has no tokenizer: give "
                 "model.tokenizer=DIRECTORY or hub id, or ready tokens with dataset=tokens"
             )
         encoder = DocumentEncoder(tokenizer)

@@ -59,19 +59,23 @@ class DocumentEncoder:
 
     def _stream(self, documents: Sequence[Document], enough: int) -> TokenStream:
         parts: list[TokenStream] = []
-        length = 0
+        starts: list[int] = []
+        length = written = 0
         for document in documents:
             if parts and self._separator is not None:
                 parts.append(TokenStream(np.array([self._separator]), np.array([0])))
+                written += 1
             parts.append(self.encode(document))
+            starts.append(written)
+            written += len(parts[-1].ids)
             length += len(parts[-1].ids)
             if length >= enough:
                 break
         ids = np.concatenate([part.ids for part in parts])
         if self._counter is None:
-            return TokenStream(ids, None)
+            return TokenStream(ids, None, np.array(starts))
         counts = [part.byte_counts for part in parts if part.byte_counts is not None]
-        return TokenStream(ids, np.concatenate(counts))
+        return TokenStream(ids, np.concatenate(counts), np.array(starts))
 
     def _encode(self, text: str) -> TokenStream:
         encoding = self._tokenizer(

@@ -52,7 +52,7 @@ class TokenFiles(Dataset):
             return Sides(TokenStream(calibration, None), TokenStream(evaluation, None))
         ids = self._read(path)
         cut = len(ids) - round(len(ids) * EVALUATION_FRACTION)
-        note = f"one file: the last {100 * EVALUATION_FRACTION:g} % of its tokens is the evaluation side"
+        note = f"one file: the last {100 * EVALUATION_FRACTION:g} % of its tokens is for evaluation"
         return Sides(TokenStream(ids[:cut], None), TokenStream(ids[cut:], None), (note,))
 
     def vocabulary_message(self, highest: int, vocab_size: int, tokenizer_name: str) -> str:

@@ -25,6 +25,9 @@ MASKS_AT_ONCE = 4
 # Bootstrap samples of evaluation sequences.
 DRAWS = 1000
 
+# With fewer documents, sequences are drawn instead.
+FEWEST_DOCUMENTS = 10
+
 # Perplexities beyond it are no floating-point numbers.
 LARGEST_LOSS = 700.0
 
@@ -142,50 +145,65 @@ class Measured:
     """Several models on the same data.
 
     metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and the standard error of each, with _se
-    behind its name, where there are two sequences or more; loss and kl in nats per predicted token. sequences: the mean loss, kl and top1_agreement of every
-    sequence, double [models, M], models in the same order. positions: how many positions of each sequence count, [M].
+    behind its name, where there are two sequences or more; loss and kl in nats per predicted token. sequences: the mean
+    loss, kl and top1_agreement of every sequence, double [models, M], models in the same order. positions: how many
+    positions of each sequence count, [M]. documents: the document of each sequence, LongTensor [M]; None where unknown.
     """
 
     metrics: dict[str, dict[str, float]]
     sequences: dict[str, Tensor]
     positions: Tensor
+    documents: Tensor | None = None
 
     def first(self, count: int) -> Measured:
         """The first models alone."""
         names = list(self.metrics)[:count]
         sequences = {name: values[:count] for name, values in self.sequences.items()}
-        return Measured({name: self.metrics[name] for name in names}, sequences, self.positions)
+        metrics = {name: self.metrics[name] for name in names}
+        return Measured(metrics, sequences, self.positions, self.documents)
 
     def and_then(self, others: Measured) -> Measured:
         """These models and then others, on the same data."""
         sequences = {
             name: torch.cat([values, others.sequences[name]]) for name, values in self.sequences.items()
         }
-        return Measured({**self.metrics, **others.metrics}, sequences, self.positions)
+        return Measured({**self.metrics, **others.metrics}, sequences, self.positions, self.documents)
+
+    def resampled(self, name: str) -> Tensor:
+        """Means of loss, kl or top1_agreement over all positions, double [draws, models], of bootstrap samples."""
+        return resampled(self.sequences[name], self.positions, self.documents)
 
     @property
     def faithfulness_se(self) -> float | None:
         """Standard error of the masked model's faithfulness, over bootstrap samples of sequences."""
-        return faithfulness_error(self.sequences["loss"][:3], self.positions)
+        losses = self.resampled("loss")
+        return standard_error((losses[:, 1] - losses[:, 2]) / (losses[:, 1] - losses[:, 0]))
 
     @property
     def loss_degradation_percent_se(self) -> float | None:
         """Standard error of the masked model's loss degradation in percent, likewise."""
-        losses = resampled(self.sequences["loss"], self.positions)  # [draws, models]
+        losses = self.resampled("loss")
         return standard_error(100 * (losses[:, 2] - losses[:, 0]) / losses[:, 0])
 
     @property
     def kl_recovered_se(self) -> float | None:
         """Standard error of 1 - KL(masked) / KL(empty), likewise."""
-        kl = resampled(self.sequences["kl"], self.positions)
+        kl = self.resampled("kl")
         return standard_error(1 - kl[:, 2] / kl[:, 1])
 
 
-def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_bytes: int | None) -> Measured:
+def measure(
+    evaluator: Evaluator,
+    variants: Mapping[str, Tensor | None],
+    num_bytes: int | None,
+    documents: Tensor | None = None,
+) -> Measured:
     """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.
 
     variants: gates [N] each; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown,
-    bits_per_byte is left out. Raises UserError where outputs are not finite.
+    bits_per_byte is left out. documents: the document of each sequence, [M], where known.
+
+    Raises UserError where outputs are not finite.
     """
     values = evaluator(list(variants.values()), [NLL, KL, TOP1])
     totals = evaluator.over_positions(values)  # [models, 3]
@@ -196,39 +214,39 @@ def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_byt
             )
     tokens, positions = evaluator.batch.size, evaluator.batch.positions
     names = ("loss", "kl", "top1_agreement")
-    samples = resampled(values, positions)  # [draws, models, 3]
+    samples = resampled(values, positions, documents)  # [draws, models, 3]
     metrics = {
         name: _named(loss, kl, agreement, tokens, num_bytes)
         | (_errors(samples[:, number], names, tokens, num_bytes) if len(positions) > 1 else {})
         for number, (name, (loss, kl, agreement)) in enumerate(zip(variants, totals.tolist(), strict=True))
     }
-    return Measured(metrics, {name: values[:, place] for place, name in enumerate(names)}, positions)
+    sequences = {name: values[:, place] for place, name in enumerate(names)}
+    return Measured(metrics, sequences, positions, documents)
 
 
-def resampled(values: Tensor, positions: Tensor, draws: int = DRAWS) -> Tensor:
+def resampled(
+    values: Tensor, positions: Tensor, documents: Tensor | None = None, draws: int = DRAWS
+) -> Tensor:
     """Means over all positions, double [draws, ...], of bootstrap samples of M sequences, from their means [..., M].
 
-    Sequences are drawn with replacement, always the same ones for the same M, so that samples of two models match. A
-    single sequence says nothing of the error: NaN.
+    documents: the document of each sequence, [M]. Documents are drawn whole, with replacement, since sequences of one
+    are alike; sequences where documents are not known, or fewer than FEWEST_DOCUMENTS. It is always the same ones for
+    the same number, so that samples of two models match. A single sequence says nothing of the error: NaN.
     """
-    count = len(positions)
-    if count < 2:
+    if len(positions) < 2:
         return torch.full((draws, *values.shape[:-1]), math.nan, dtype=torch.double)
+    drawn = torch.arange(len(positions))
+    if documents is not None:
+        own = torch.unique(documents, return_inverse=True)[1]
+        drawn = own if int(own.max()) + 1 >= FEWEST_DOCUMENTS else drawn
+    count = int(drawn.max()) + 1
     generator = torch.Generator().manual_seed(count)
     chosen = torch.randint(count, (draws, count), generator=generator)
     times = torch.zeros(draws, count, dtype=torch.double).scatter_add_(
         1, chosen, torch.ones_like(chosen).double()
     )
-    weights = times * positions  # [draws, M]
+    weights = times[:, drawn] * positions  # [draws, M]
     return torch.einsum("dm,...m->d...", weights, values) / weights.sum(1).view(-1, *[1] * (values.ndim - 1))
-
-
-def faithfulness_error(sequences: Tensor, positions: Tensor) -> float | None:
-    """Standard error of the faithfulness, over bootstrap samples of sequences, from losses [3, M] of the dense, the
-    empty and the masked model; None where a sample has no faithfulness.
-    """
-    dense, empty, masked = resampled(sequences, positions).unbind(1)
-    return standard_error((empty - masked) / (empty - dense))
 
 
 def standard_error(samples: Tensor) -> float | None:

@@ -42,6 +42,7 @@ RUN_FILES = (
     "metrics.jsonl",
     "basis.safetensors",
     "channels.csv",
+    "necessity.csv",
     "circuit_analysis_report.md",
     "stability.safetensors",
     "evaluation.safetensors",
@@ -109,7 +110,7 @@ def _names(number: int) -> Iterator[str]:
 def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) -> None:
     """Raise UserError where a directory holds something that a run of this configuration must not replace."""
     if "\0" in str(directory):
-        raise UserError(f"output_dir={str(directory)!r} holds a NUL character; give another output_dir")
+        raise UserError(f"output_dir={str(directory)!r} contains a NUL character; give another output_dir")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"output_dir={directory} is a file; give a directory")
     occupant = Occupant.of(directory)

@@ -146,8 +146,9 @@ class LayerInfo(Section):
 class ModelMetrics(Section):
     """What a model does on evaluation data; None where it is not known.
 
-    loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors, here
-    and everywhere else in this file, by the bootstrap over evaluation sequences; None for a single sequence.
+    loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors,
+    here and everywhere else in this file, by the bootstrap over documents of the evaluation data, or over
+    sequences where documents are not known or fewer than ten; None for a single sequence.
     """
 
     loss: float | None = None
@@ -202,9 +203,9 @@ class FinishingInfo(Section):
 class RandomMasks(Section):
     """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
 
-    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. kl_sd: over the masks.
-    kl_gain: kl_mean - kl_of_mask, with its standard error over sequences. p: share of all masks, the run's included,
-    whose KL is at most that of the run's. sequences: how many the tokens are.
+    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. kl_sd: over the
+    masks. kl_gain: kl_mean - kl_of_mask, with its standard error over sequences. p: share of all masks, the run's
+    included, whose KL is at most that of the run's. sequences: how many the tokens are.
     """
 
     count: int = 0
@@ -586,8 +587,8 @@ class SubspaceAgreement(Section):
 class CarriedHeads(Section):
     """Kept directions of one layer and kind, a number for each KV head.
 
-    rank: of the states that the weights can make, whatever they read. kept: how many directions are. lowest, mean: share
-    of a kept direction's norm inside their span; None where nothing is kept.
+    rank: of the states that the weights can make, whatever they read. kept: how many directions are. lowest, mean:
+    share of a kept direction's norm inside their span; None where nothing is kept.
     """
 
     layer: int
@@ -603,8 +604,8 @@ class CarriedHeads(Section):
 class Carried(Section):
     """Whether kept directions are among those that the weights carry.
 
-    lowest, mean: share of a kept direction's norm inside the span of what W_K or W_V (with bias and norm) can make, over
-    all of them. deficient: how many heads' weights do not fill all dimensions, so that the share could be below 1;
+    lowest, mean: share of a kept direction's norm inside the span of what W_K or W_V (with bias and norm) can make,
+    over all of them. deficient: how many heads' weights do not fill all dimensions, so that the share could be below 1;
     outside: kept directions with a share below 1 - tolerance.
     """
 
