@@ -24,6 +24,7 @@ from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
 from mechint.metrics.metric import NLL
+from mechint.reporting.web.notebook import in_notebook
 from mechint.results import RunFiles
 from mechint.results.mask_files import load_basis
 from mechint.results.result import DatasetInfo, Metrics, Section
@@ -94,6 +95,10 @@ class UnderMask:
 
 class Run(RunFiles):
     """A finished run: `masked_model` loads its checkpoint under the mask, `evaluate` measures it on other data."""
+
+    def _repr_html_(self) -> str:
+        """The run's page, in a notebook."""
+        return in_notebook(self)
 
     @contextmanager
     def masked_model(
