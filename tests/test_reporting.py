@@ -287,7 +287,13 @@ def test_visualizer_writes_exactly_the_files_of_a_run(tmp_path: Path, shape: Sha
     run = make_run(tmp_path, shape, target=0.5)
     drawn = Visualizer(FIGURES, dpi=DPI).draw(run)
     layers = [f"transformer.h.{i}.attn_importance.png" for i in range(shape.layers)]
-    expected = ["kv_channel_importance.png", *layers, "sparsity_curves.png", "report.html", "circuit_analysis_report.md"]
+    expected = [
+        "kv_channel_importance.png",
+        *layers,
+        "sparsity_curves.png",
+        "report.html",
+        "circuit_analysis_report.md",
+    ]
     assert [path.name for path in drawn] == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected), "no temporary files are left"
     for path in drawn[:-2]:
