@@ -1,4 +1,4 @@
-"""A finished run whose mask is used again: the model under it, and what it does on other data."""
+"""Using the mask of a finished run: the masked model, and its numbers on other data."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from mechint.masking.prompt_ablations import CounterfactualAblation
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
 from mechint.metrics.metric import LOGIT_DIFF, NLL
+from mechint.reporting.web.notebook import in_notebook
 from mechint.results import RunFiles
 from mechint.results.mask_files import load_basis
 from mechint.results.result import DatasetInfo, Metrics
@@ -46,20 +47,22 @@ AT_ONCE = 8
 
 
 class Evaluation(Section):
-    """What a saved mask does on some data: the four models of a run, and the tokens that they were measured on."""
+    """What a saved mask does on some data: the numbers of the dense, empty, masked and complement model."""
 
     dataset: DatasetInfo
     metrics: Metrics
     loss_degradation_percent: float | None = None
+    loss_degradation_percent_se: float | None = None
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
 
 
 @dataclass(frozen=True)
 class UnderMask:
     """A model while a mask is applied to each of its forward passes.
 
-    model: the transformers model, for whatever can be done with one, `model.generate` for example. tokenizer: None for
-    a checkpoint without one.
+    model: the transformers model, which can be used like any other, for example with `model.generate`. tokenizer: None
+    for a checkpoint without one.
     """
 
     model: PreTrainedModel
@@ -115,7 +118,11 @@ class UnderMask:
 
 
 class Run(RunFiles):
-    """A finished run, and its model again. `masked_model` loads it under the mask; `repr` is short."""
+    """A finished run: `masked_model` loads its checkpoint under the mask, `evaluate` measures it on other data."""
+
+    def _repr_html_(self) -> str:
+        """The run's page, in a notebook."""
+        return in_notebook(self)
 
     @contextmanager
     def masked_model(
@@ -162,15 +169,17 @@ class Run(RunFiles):
             view, kept, ablation = self._mask(masked, checkpoint)
             own = dataset is None
             data = self._own_data(checkpoint, masked) if own else _tokens_of(dataset, checkpoint, masked, 0)
-            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size).metrics
+            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
         finally:
             masked.close()
-        dense, empty, mask = (measured[name]["loss"] for name in ("dense", "empty", "masked"))
+        dense, empty, mask = (measured.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
         return Evaluation(
             dataset=dataset_info(data),
-            metrics=Metrics.model_validate(measured),
+            metrics=Metrics.model_validate(measured.metrics),
             loss_degradation_percent=loss_degradation_percent(dense, mask),
+            loss_degradation_percent_se=measured.loss_degradation_percent_se,
             faithfulness=faithfulness(dense, empty, mask),
+            faithfulness_se=measured.faithfulness_se,
         )
 
     def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:

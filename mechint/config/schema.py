@@ -93,6 +93,8 @@ class VisualizeSchema:
     run: str | None
     tree: str | None
     output_dir: str | None
+    serve: bool
+    port: int
     visualizer: Any = field(metadata=PART)
 
 

@@ -1,4 +1,4 @@
-"""What a masked model is measured by, position by position; also what a mask is learned to keep."""
+"""Metrics of a masked model, position by position; the differentiable ones are also objectives of learning."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def wanted_positions(batch: Batch, kinds: Sequence[Positions], device: torch.dev
 
 @dataclass(frozen=True)
 class KlDivergence(Metric):
-    """KL(dense || masked) in nats: stay as the dense model.
+    """KL(dense || masked) in nats: stay close to the dense model.
 
     positions: `counted`, those whose answer counts, or `all` that are not padding.
     """
@@ -139,9 +139,9 @@ class KlDivergence(Metric):
 
 @dataclass(frozen=True)
 class NegativeLogLikelihood(Metric):
-    """Negative log-likelihood of the right next token in nats: stay good at the text, even better than dense.
+    """Negative log-likelihood of the correct next token in nats; a mask may even do better than the dense model.
 
-    Where several tokens are right it is that of all of them together. positions: as for `kl`.
+    Where several tokens are correct it is that of all of them together. positions: as for `kl`.
     """
 
     positions: Positions = "counted"
