@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mechint.analysis import Controls, Stability
 from mechint.analysis.attempt import Outputs, RunOptions
+from mechint.analysis.between import Between, between
 from mechint.analysis.preparation import Inputs
 from mechint.analysis.saved import Evaluation, Run
 from mechint.analysis.search import Kind, TargetSearch
@@ -72,6 +73,7 @@ from mechint.reporting import (
     SurvivalMap,
     Visualizer,
 )
+from mechint.results import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ def analyze(
     controls: Controls | None = None,
     circuit: CircuitStudy | None = None,
     gates: Sequence[str] = (),
+    rival_of: str | Path | None = None,
     loggers: Sequence[Logger] = (),
     resume: bool = True,
 ) -> Run:
@@ -148,6 +151,7 @@ def analyze(
         "controls": controls or Controls(),
         "circuit": circuit or CircuitStudy(),
         "gates": [gate.wording for gate in parse_gates(gates)],
+        "rival_of": None if rival_of is None else str(rival_of),
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
     return Run.read(output_dir)
@@ -217,6 +221,24 @@ def evaluate(
     return found.evaluate(dataset, device, dtype, batch_size, loader)
 
 
+def compare_circuits(
+    runs: Mapping[str, Run | str | Path],
+    output_dir: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Between:
+    """What the masks of several runs of one checkpoint share, and what each does on the others' data.
+
+    runs: name -> a run, or its directory; names are free. output_dir: where circuits.json and circuits.md go; None:
+    nowhere. Raises UserError for errors that you can fix.
+    """
+    found = between(runs, device, dtype)
+    if output_dir is not None:
+        found.write(Path(output_dir))
+    return found
+
+
 Runnable = Analysis | SeedStudy | NestedTargets | TargetSearch
 
 
@@ -235,6 +257,7 @@ def make_analysis(
     controls: Controls | None = None,
     circuit: CircuitStudy | None = None,
     gates: Sequence[str] = (),
+    rival_of: str | None = None,
 ) -> Runnable:
     """The analysis for one target or several sparsities, from one seed or several.
 
@@ -265,6 +288,7 @@ def make_analysis(
         seed=seed,
         controls=controls or Controls(),
         circuit=circuit,
+        rival_of=None if rival_of is None else RunFiles.read(rival_of),
     )
     if target_faithfulness is not None or target_kl is not None:
         if seeds != 1:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from architectures import tiny_model
 
-from mechint import analyze
+from mechint import analyze, compare_circuits
 from mechint.analysis.chance import Controls
 from mechint.circuits import CircuitStudy, scores
 from mechint.circuits.gates import Gate, judge_gates, parse_gates
 from mechint.circuits.study import fewest_within, learn_constants
 from mechint.data.batch import NO_TOKEN, Batch
-from mechint.data.tasks import InductionTask
+from mechint.data.tasks import GenderedPronoun, InductionTask
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.masking import (
@@ -27,7 +27,7 @@ from mechint.masking import (
     OptimalAblation,
 )
 from mechint.masking.gating import gated
-from mechint.methods import TopK
+from mechint.methods import Fisher, TopK
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
 from mechint.metrics.gradients import gate_gradient
 from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
@@ -341,3 +341,61 @@ def test_the_verdict_and_the_circuit_are_in_the_report(run: Any) -> None:
 def test_a_task_run_is_measured_again_from_its_files(run: Any) -> None:
     again = run.evaluate(batch_size=8)
     assert again.metrics.masked.kl == pytest.approx(run.result.metrics.masked.kl, rel=1e-4)
+
+
+def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: Path, tmp_path: Path) -> None:
+    other = analyze(
+        str(byte_model_directory),
+        tmp_path / "pronouns",
+        target_sparsity=0.75,
+        device="cpu",
+        dataset=GenderedPronoun(
+            calibration_prompts=32, evaluation_prompts=32, paraphrase_prompts=0, needed_accuracy=0
+        ),
+        method=Fisher(),
+        trainer=MaskTrainer(batch_size=4),
+        controls=Controls(random_masks=0),
+        circuit=CircuitStudy(prompts=4, ablations=[], knockouts=0, minimality_parts=0, explained_units=0),
+        visualizer=Visualizer([]),
+    )
+    found = compare_circuits({"induction": run, "pronoun": other.directory}, tmp_path / "both")
+    (shared,) = found.overlap
+    kept = [one.channels_frame()["kept"].to_numpy() for one in (run, other)]
+    assert shared.iou == pytest.approx((kept[0] & kept[1]).sum() / (kept[0] | kept[1]).sum())
+    assert shared.chance is not None
+    assert 0 < shared.chance < 1
+    masked = run.result.metrics.masked
+    own = next(one for one in found.transfer if one.mask == one.data == "induction")
+    assert own.kl == pytest.approx(masked.kl, rel=1e-3)
+    assert found.faithfulness("pronoun", "induction") != found.faithfulness("induction", "induction")
+    assert (tmp_path / "both" / "circuits.json").exists()
+    table = (tmp_path / "both" / "circuits.md").read_text()
+    assert table.count("| induction |") == 2
+    with pytest.raises(UserError, match="two or more"):
+        compare_circuits({"induction": run})
+
+
+def test_a_rival_keeps_other_units(run: Any, byte_model_directory: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "checkpoint": str(byte_model_directory),
+        "target_sparsity": 0.5,
+        "steps": 6,
+        "device": "cpu",
+        "dataset": InductionTask(
+            calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=0, needed_accuracy=0.2
+        ),
+        "ablation": CounterfactualAblation(),
+        "trainer": MaskTrainer(batch_size=4),
+        "controls": Controls(random_masks=0),
+        "circuit": CircuitStudy(prompts=4, ablations=[], knockouts=0, minimality_parts=0, explained_units=0),
+        "visualizer": Visualizer([]),
+        "rival_of": run.directory,
+    }
+    method = TopK(finishing_trials=0, avoid_weight=10.0)
+    rival = analyze(output_dir=tmp_path / "rival", method=method, **settings).result.rival
+    assert rival is not None
+    assert rival.iou is not None
+    assert rival.chance is not None
+    assert rival.iou < 0.5 * rival.chance
+    with pytest.raises(UserError, match="rival_of needs a method"):
+        analyze(output_dir=tmp_path / "scored", method=Fisher(), **settings)

@@ -139,13 +139,13 @@ class Run(RunFiles):
         `ModelInMemory(model, tokenizer)` where the run's model was an object in memory. Raises UserError where the
         checkpoint is not there any more or has changed.
         """
-        checkpoint = self._load(device, dtype, loader)
+        checkpoint = self.load_checkpoint(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
             if ablation is None and self.result.mask.ablation == CounterfactualAblation.name:
                 ablation = MeanAblation()
-            view, kept, fitted = self._mask(masked, checkpoint, ablation)
-            with view.gated(kept.to(masked.device).float(), fitted):
+            view, kept, ready = self.mask_on(masked, checkpoint, ablation)
+            with view.gated(kept.to(masked.device).float(), ready):
                 yield UnderMask(checkpoint.model, checkpoint.tokenizer, view)
         finally:
             masked.close()
@@ -163,12 +163,12 @@ class Run(RunFiles):
         batch_size: sequences that go through the model at once. loader: as for `masked_model`. Raises UserError as
         `masked_model`.
         """
-        checkpoint = self._load(device, dtype, loader)
+        checkpoint = self.load_checkpoint(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
-            view, kept, ablation = self._mask(masked, checkpoint)
+            view, kept, ablation = self.mask_on(masked, checkpoint)
             own = dataset is None
-            data = self._own_data(checkpoint, masked) if own else _tokens_of(dataset, checkpoint, masked, 0)
+            data = self.own_data(checkpoint, masked) if own else _tokens_of(dataset, checkpoint, masked, 0)
             measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
         finally:
             masked.close()
@@ -182,7 +182,8 @@ class Run(RunFiles):
             faithfulness_se=measured.faithfulness_se,
         )
 
-    def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
+    def load_checkpoint(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
+        """The run's checkpoint. Raises UserError where it is not there any more or has changed."""
         recorded = self.result.checkpoint
         if loader is None and recorded.format == "memory":
             raise UserError(
@@ -198,25 +199,27 @@ class Run(RunFiles):
             )
         return checkpoint
 
-    def _mask(
+    def mask_on(
         self, masked: MaskedModel, checkpoint: Checkpoint, ablation: Ablation | None = None
     ) -> tuple[MaskedModel, Tensor, Ablation]:
         """The model in the mask's coordinates, its kept channels bool [N], and what removed ones become."""
         view = in_basis(masked, load_basis(masked.space, self.directory))
         kept = flat_keep(view.space, self.masks)
-        if ablation is None:
-            ablation = self._recorded("ablation", Ablation)  # type: ignore[type-abstract]
-        if ablation.name != ZeroAblation.name:
-            calibration = self._own_data(checkpoint, masked).calibration
-            learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
-            ablation = ablation.fit(view, learned_on, AT_ONCE)
-            if isinstance(ablation, OptimalAblation):
-                ablation = learn_constants(
-                    view, learned_on[:OPTIMAL_PROMPTS], kept, ablation, OPTIMAL_STEPS, AT_ONCE
-                )
-        return view, kept, ablation
+        wanted = self._recorded_ablation() if ablation is None else ablation
+        if wanted.name == ZeroAblation.name:
+            return view, kept, wanted
+        calibration = self.own_data(checkpoint, masked).calibration
+        learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
+        return view, kept, fitted(wanted, view, learned_on, kept)
 
-    def _own_data(self, checkpoint: Checkpoint, masked: MaskedModel) -> TokenData:
+    def ablation_for(self, view: MaskedModel, calibration: Batch, kept: Tensor) -> Ablation:
+        """What removed units become in this run, for a mask kept, bool [N], that may be another run's."""
+        return fitted(self._recorded_ablation(), view, calibration, kept)
+
+    def _recorded_ablation(self) -> Ablation:
+        return self._recorded("ablation", Ablation)  # type: ignore[type-abstract]
+
+    def own_data(self, checkpoint: Checkpoint, masked: MaskedModel) -> TokenData:
         """The tokens that the run had. Raises UserError where they are not the same any more."""
         dataset = self._recorded("dataset", Dataset)  # type: ignore[type-abstract]
         data = _tokens_of(dataset, checkpoint, masked, self.result.seed or 0)
@@ -235,6 +238,14 @@ class Run(RunFiles):
                 f"the configuration of {self.directory} does not describe its {key} ({one_line(error, 120)}); "
                 "run the analysis again"
             ) from error
+
+
+def fitted(ablation: Ablation, view: MaskedModel, calibration: Batch, kept: Tensor) -> Ablation:
+    """An ablation that knows its calibration data; constants that are learned serve the mask kept, bool [N]."""
+    ready = ablation.fit(view, calibration, AT_ONCE)
+    if isinstance(ready, OptimalAblation):
+        return learn_constants(view, calibration[:OPTIMAL_PROMPTS], kept, ready, OPTIMAL_STEPS, AT_ONCE)
+    return ready
 
 
 def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:

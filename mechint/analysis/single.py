@@ -32,6 +32,7 @@ from mechint.analysis.proofs import (
     load_second_text,
     transfer_of,
 )
+from mechint.analysis.rivals import rival_info
 from mechint.circuits import CircuitStudy
 from mechint.circuits.drawing import draw
 from mechint.data.batch import Batch
@@ -66,6 +67,7 @@ class Analysis:
     random draw of the method. within: a run whose kept units are the only ones that this run may keep, and whose basis
     this run begins with. basis_seed: of the calibration sequences that a basis is fitted to; None: as `seed`. held_out:
     calibration sequences, the last ones, that nothing is learned from. circuit: what is measured on tasks.
+    rival_of: a run whose kept units cost something here.
 
     Raises UserError for values out of range.
     """
@@ -81,6 +83,7 @@ class Analysis:
     basis_seed: int | None = None
     held_out: int = 0
     circuit: CircuitStudy | None = None
+    rival_of: RunFiles | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_sparsity < 1:
@@ -154,8 +157,18 @@ class Analysis:
         )
         within = None if self.within is None else flat_keep(space, self.within.masks)
         recipe.method.prepare(view, self.target_sparsity, generator, within)
+        if self.rival_of is not None:
+            self._avoid(self.rival_of)
         recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
         return prepared.seen_in(view)
+
+    def _avoid(self, other: RunFiles) -> None:
+        """Let units cost something that another run keeps. Raises UserError where the method cannot."""
+        method = self.method
+        if not (isinstance(method, LearnedMethod) and method.avoidable):
+            raise UserError("rival_of needs a method that can avoid units: mask=topk or mask=ensemble")
+        kept = flat_keep(method.units.space, other.masks)
+        method.avoided = method.units.of_channels(kept.float()) > 0  # type: ignore[misc]
 
     def calibration(self, prepared: Prepared) -> Batch:
         """The sequences that this run may learn from."""
@@ -229,6 +242,8 @@ class Analysis:
             add_part(
                 cost, "random masks", started, (result.random_masks.count + 2) * result.random_masks.tokens
             )
+        if self.rival_of is not None:
+            result.rival = rival_info(self.rival_of, units, keep)
         result.circuit = self.study_circuit(prepared, keep, scores, cost, attempt.directory)
         result.random_masks = self.random_masks(prepared, keep, cost)
         result.basis = basis_info(prepared.masked.basis, units.space, self.recipe)

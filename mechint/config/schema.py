@@ -38,6 +38,7 @@ class AnalyzeSchema:
     dtype: str
     output_dir: str | None
     resume: bool
+    rival_of: str | None
     gates: Any  # a list of conditions, e.g. "faithfulness >= 0.9"
     model: Any = field(metadata=PART)
     dataset: Any = field(metadata=PART)

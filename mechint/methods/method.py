@@ -99,12 +99,15 @@ class LearnedMethod(MaskMethod):
 
     has_learning_rate: whether the method has a learning rate and its course of its own, as published recipes do.
     follows_schedule: whether the sparsity schedule concerns the method before the end. changing: names of the
-    attributes, tensors all, that a step changes and that a saved state holds.
+    attributes, tensors all, that a step changes and that a saved state holds. avoidable: whether units can be made to
+    cost something; avoided: which do, bool [U].
     """
 
     has_learning_rate: ClassVar[bool] = False
     follows_schedule: ClassVar[bool] = True
     changing: ClassVar[tuple[str, ...]] = ()
+    avoidable: ClassVar[bool] = False
+    avoided: ClassVar[Tensor | None] = None
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -158,6 +158,19 @@ def seed_scores(circuits: Sequence[CircuitInfo | None]) -> SeedScores:
     )
 
 
+class RivalInfo(Section):
+    """What a mask shares with that of the run that it was to differ from.
+
+    shared: kept channels in common; iou: over those that either keeps; chance: its expectation for random masks with
+    the same counts in every layer, kind and KV head.
+    """
+
+    of: str
+    shared: int = 0
+    iou: float | None = None
+    chance: float | None = None
+
+
 class GateResult(Section):
     """One gate: its wording, the number it asks for, and whether that passes. value: None where it was not measured."""
 

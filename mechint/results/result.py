@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from mechint.errors import one_line
-from mechint.results.circuit import CircuitInfo, GateResult, TaskInfo
+from mechint.results.circuit import CircuitInfo, GateResult, RivalInfo, TaskInfo
 from mechint.results.section import Section
 from mechint.runtime.files import parse_json, read_text, write_json
 from mechint.runtime.processes import has_died
@@ -717,6 +717,7 @@ class Result(Section):
     nested: list[NestedPoint] | None = None
     task: TaskInfo | None = None
     circuit: CircuitInfo | None = None
+    rival: RivalInfo | None = None
     old_tool: OldToolLosses | None = None
     not_logged: list[str] = Field(default_factory=list)
 

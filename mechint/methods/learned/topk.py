@@ -31,15 +31,18 @@ class TopK(LearnedMethod):
     follows.
 
     start_from: what scores start from: `nothing`, or `integrated_gradients` of the KL on the first `start_sequences`
-    calibration sequences, as in arXiv 2510.06811.
+    calibration sequences, as in arXiv 2510.06811. avoid_weight: what keeping a unit costs, in the objective's own
+    measure, that the run named by `rival_of` keeps.
     """
 
     meaning: ClassVar[str] = "learned score, counted from the threshold between kept and removed"
     changing: ClassVar[tuple[str, ...]] = ("_scores", "_keep")
+    avoidable: ClassVar[bool] = True
 
     perturbed: float = 0.15
     start_from: StartFrom = "nothing"
     start_sequences: int = 32
+    avoid_weight: float = 0.01
     finishing_trials: int = 60
 
     def __post_init__(self) -> None:
@@ -69,6 +72,12 @@ class TopK(LearnedMethod):
         self.warm_start(found)
         return tokens
 
+    def penalty(self, share: float) -> Tensor | None:
+        """What the kept units cost that another mask keeps."""
+        if self.avoided is None:
+            return None
+        return self.avoid_weight * (self._gates * self.avoided.to(self._gates.device)).sum()
+
     def warm_start(self, worth: Tensor) -> None:
         """Scores by the order of magnitude of a unit's worth, counted from the target's threshold and in [-1, 1]."""
         size = worth.clamp_min(1e-30).log()
@@ -94,6 +103,7 @@ class TopK(LearnedMethod):
             shape = (2, sequences, self.units.count)
             chosen, gate = torch.rand(shape, generator=self._generator).to(gates.device)
             gates = torch.where(self._keep & (chosen < self.perturbed), gate, gates)
+        self._gates = self._keep + (self._scores - self._scores.detach())
         return gates + (self._scores - self._scores.detach())
 
     def switched_on(self, gates: Tensor) -> Tensor:
