@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from mechint.reporting.context import Context
-from mechint.reporting.style import ACCENT, LINE, QUIET, heading_height, headline, new_figure, wrapped
+from mechint.reporting.style import ACCENT, LINE, QUIET, titled_figure
 from mechint.reporting.wording import number
 from mechint.results.circuit import CircuitInfo, CircuitPoint
 
@@ -27,7 +27,7 @@ LOWEST, HIGHEST = -1.0, 2.0
 
 # Units that the report tells of.
 SHOWN = 10
-WIDTH, HEADING = 9.6, 7.8  # inches, of pictures and of the lines of their headings
+WIDTH, HEIGHT = 9.6, 3.2  # inches
 
 
 class CircuitFigure:
@@ -44,13 +44,11 @@ class CircuitFigure:
             f"The highest-ranked units alone, on {circuit.prompts} evaluation prompts, {circuit.ablation} ablation. "
             "Bands: 95 % over prompts."
         )
-        lines = wrapped([about], HEADING)
-        header = heading_height(lines)
-        figure = new_figure(WIDTH, header + 3.2)
-        grid = figure.add_gridspec(2, 2, height_ratios=[header, 3.0])
-        headline(figure, grid[0, :], f"{context.run.model_name}: circuits of {task.name} by size", lines)
-        draw_faithfulness(figure.add_subplot(grid[1, 0]), circuit)
-        draw_kl(figure.add_subplot(grid[1, 1]), circuit)
+        title = f"{context.run.model_name}: circuits of {task.name} by size"
+        figure, body = titled_figure(title, [about], WIDTH, HEIGHT)
+        grid = body.subgridspec(1, 2)
+        draw_faithfulness(figure.add_subplot(grid[0]), circuit)
+        draw_kl(figure.add_subplot(grid[1]), circuit)
         yield self.stem, figure
 
 

@@ -12,20 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
 from mechint.reporting.context import KINDS, Context, Kind
-from mechint.reporting.style import (
-    ACCENT,
-    INK,
-    LINE,
-    QUIET,
-    heading_height,
-    headline,
-    new_figure,
-    save,
-    wrapped,
-)
+from mechint.reporting.style import ACCENT, INK, LINE, QUIET, save, titled_figure
 from mechint.results.diagram import CircuitDrawing
 
-WIDTH, HEADING = 9.6, 7.8  # inches, of pictures and of the lines of their headings
+WIDTH = 9.6  # inches
 EDGE_COLOURS = {"k": ACCENT["K"], "q": "#6a3d9a", "v": ACCENT["V"]}
 EDGE_NAMES = {"k": "keys", "q": "queries for kept keys", "v": "values"}
 
@@ -40,19 +30,18 @@ class CircuitHeads:
         if context.result.task is None:
             return
         masks = context.run.layer_masks
-        lines = wrapped([f"Kept {context.noun}s of every KV head; empty cells keep none."], WIDTH)
-        header = heading_height(lines)
         heads = max(len(mask.k_mask) for mask in masks)
         height = min(9.0, max(2.2, 0.17 * len(masks) + 0.9))
-        figure = new_figure(WIDTH, header + height)
-        grid = figure.add_gridspec(2, 2, height_ratios=[header, height])
-        headline(figure, grid[0, :], f"{context.run.model_name}: heads of the circuit", lines)
+        about = f"Kept {context.noun}s of every KV head; empty cells keep none."
+        title = f"{context.run.model_name}: heads of the circuit"
+        figure, body = titled_figure(title, [about], WIDTH, height)
+        grid = body.subgridspec(1, 2)
         for column, kind in enumerate(KINDS):
             kept = np.full((len(masks), heads), np.nan)
             for row, mask in enumerate(masks):
                 counts = (mask.k_mask if kind == "K" else mask.v_mask).sum(1).numpy()
                 kept[row, : len(counts)] = np.where(counts > 0, counts, np.nan)
-            axes = figure.add_subplot(grid[1, column])
+            axes = figure.add_subplot(grid[column])
             most = 1.0 if np.isnan(kept).all() else float(np.nanmax(kept))
             axes.imshow(kept, aspect="auto", cmap=_shades(kind), vmin=0, vmax=most, interpolation="nearest")
             for row, head in zip(*np.nonzero(~np.isnan(kept)), strict=True):
@@ -86,17 +75,16 @@ class CircuitPatterns:
             "Rows attend to columns, on the first evaluation prompt; above in the dense model, below with the kept "
             f"units alone ({context.result.mask.ablation} ablation)."
         )
-        lines = wrapped([about], HEADING)
-        header, columns = heading_height(lines), len(drawing.patterns)
+        columns = len(drawing.patterns)
         side = (WIDTH - 0.6) / max(columns, 2)
-        figure = new_figure(WIDTH, header + 2 * side + 0.6)
-        grid = figure.add_gridspec(3, columns, height_ratios=[header, side, side])
-        headline(figure, grid[0, :], f"{context.run.model_name}: attention before and after", lines)
+        title = f"{context.run.model_name}: attention before and after"
+        figure, body = titled_figure(title, [about], WIDTH, 2 * side + 0.6)
+        grid = body.subgridspec(2, columns)
         labels = [token.replace("\n", "⏎").strip() or "·" for token in drawing.tokens]
         size = max(3.5, min(6.5, 110 / max(len(labels), 1)))
         for column, pattern in enumerate(drawing.patterns):
             for row, values in enumerate((pattern.dense, pattern.masked)):
-                axes = figure.add_subplot(grid[row + 1, column])
+                axes = figure.add_subplot(grid[row, column])
                 axes.imshow(np.array(values), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
                 if row == 0:
                     axes.set_title(f"layer {pattern.layer}, query head {pattern.query_head}")
@@ -127,14 +115,10 @@ class CircuitDiagram:
             "kept values write and a later head reads, by composition score"
             + (f"; the median of all pairs is {drawing.chance:.3f}." if drawing.chance is not None else ".")
         )
-        lines = wrapped([about], HEADING)
-        header = heading_height(lines)
         layers = sorted({node.layer for node in drawing.nodes})
         height = min(11.0, max(2.6, 0.34 * len(layers) + 0.6))
-        figure = new_figure(WIDTH, header + height)
-        grid = figure.add_gridspec(2, 1, height_ratios=[header, height])
-        headline(figure, grid[0, 0], f"{context.run.model_name}: who reads whom", lines)
-        axes = figure.add_subplot(grid[1, 0])
+        figure, body = titled_figure(f"{context.run.model_name}: who reads whom", [about], WIDTH, height)
+        axes = figure.add_subplot(body)
         heads = max(node.head for node in drawing.nodes) + 1
         places = {(node.layer, node.head): (node.head, layers.index(node.layer)) for node in drawing.nodes}
         strongest = max((edge.score for edge in drawing.edges), default=1.0)
