@@ -23,11 +23,13 @@ class Ablation(ABC):
     """Replaces the activations that a mask removes.
 
     name: as in `ablation=`. carries_input: whether the replacement still depends on the sequence itself, so that a
-    layer without any kept unit may pass something on.
+    layer without any kept unit may pass something on. keeps_positions: whether it still tells positions apart, so that
+    units that only do that are not missed.
     """
 
     name: ClassVar[str]
     carries_input: ClassVar[bool] = False
+    keeps_positions: ClassVar[bool] = False
 
     def fit(self, masked: MaskedModel, calibration: Batch, at_once: int) -> Ablation:
         """The ablation with everything that it needs to know of calibration data; itself where that is nothing."""

@@ -24,6 +24,7 @@ class MeanPerPositionAblation(Ablation):
     """
 
     name: ClassVar[str] = "mean_per_position"
+    keeps_positions: ClassVar[bool] = True
 
     _means: tuple[Tensor, ...] | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -63,6 +64,7 @@ class CounterfactualAblation(Ablation):
 
     name: ClassVar[str] = "counterfactual"
     carries_input: ClassVar[bool] = True
+    keeps_positions: ClassVar[bool] = True
 
     _latest: dict[str, object] = field(default_factory=dict, init=False, repr=False, compare=False)
 
