@@ -370,7 +370,7 @@ def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: P
     assert found.faithfulness("pronoun", "induction") != found.faithfulness("induction", "induction")
     assert (tmp_path / "both" / "circuits.json").exists()
     table = (tmp_path / "both" / "circuits.md").read_text()
-    assert table.count("| induction |") == 2
+    assert table.count("\n| induction |") == 2
     with pytest.raises(UserError, match="two or more"):
         compare_circuits({"induction": run})
 

@@ -9,7 +9,15 @@ import pytest
 import torch
 from architectures import tiny_model
 
-from mechint.circuits.meaning import attention, explain, final_norm, scaling_of, score_terms, states_on
+from mechint.circuits.meaning import (
+    attention,
+    explain,
+    final_norm,
+    readable,
+    scaling_of,
+    score_terms,
+    states_on,
+)
 from mechint.data.batch import Batch
 from mechint.data.byte_tokenizer import byte_tokenizer
 from mechint.masking import MaskedModel, MeanAblation, make_units
@@ -65,7 +73,7 @@ def test_values_promote_what_their_direction_adds_to_the_logits() -> None:
     assert norm is not None
     moved = model.get_output_embeddings().weight @ (direction * norm.weight) * unit.sd  # type: ignore[union-attr]
     order = moved.argsort(descending=True)
-    tokens = [byte_tokenizer().decode([int(token)]) for token in order]
+    tokens = [readable([int(token)], byte_tokenizer()) for token in order]
     assert [one.token for one in unit.promotes] == tokens[:8]
     assert [one.token for one in unit.suppresses] == tokens[:-9:-1]
     assert unit.promotes[0].weight == pytest.approx(float(moved.max()), rel=1e-4)
