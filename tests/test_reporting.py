@@ -287,10 +287,16 @@ def test_visualizer_writes_exactly_the_files_of_a_run(tmp_path: Path, shape: Sha
     run = make_run(tmp_path, shape, target=0.5)
     drawn = Visualizer(FIGURES, dpi=DPI).draw(run)
     layers = [f"transformer.h.{i}.attn_importance.png" for i in range(shape.layers)]
-    expected = ["kv_channel_importance.png", *layers, "sparsity_curves.png", "circuit_analysis_report.md"]
+    expected = [
+        "kv_channel_importance.png",
+        *layers,
+        "sparsity_curves.png",
+        "report.html",
+        "circuit_analysis_report.md",
+    ]
     assert [path.name for path in drawn] == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected), "no temporary files are left"
-    for path in drawn[:-1]:
+    for path in drawn[:-2]:
         pixels = imread(path)
         assert min(pixels.shape[:2]) > 2 * DPI
         assert pixels[..., :3].std() > 0.02, f"{path.name} is blank"

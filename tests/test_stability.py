@@ -298,12 +298,12 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     )
     assert len(agreement_lines(study.result)) == 2
     again = redraw_run(study.directory, Visualizer([StabilityFigure()], dpi=40), tmp_path / "again")
-    assert [path.name for path in again] == ["stability.png", "circuit_analysis_report.md"]
+    assert [path.name for path in again] == ["stability.png", "report.html", "circuit_analysis_report.md"]
     assert "| `seed_2` | 3 |" in report
     assert "| permuted models |" in report
     assert "3 of 3 runs took fewer than 50 steps" in report
     assert again[0].read_bytes() == (study.directory / "stability.png").read_bytes()
-    assert again[1].read_text() == report
+    assert again[2].read_text() == report
 
 
 def test_a_study_goes_on_where_it_was_stopped(

@@ -1,4 +1,4 @@
-"""What every dataset has in common: rows of one length, so many tokens on each side."""
+"""What all datasets have in common: rows of equal length, and a number of tokens for calibration and evaluation."""
 
 from __future__ import annotations
 
