@@ -411,7 +411,8 @@ def test_a_failed_drawing_leaves_the_former_file(
 ) -> None:
     run = make_run(tmp_path)
     [path] = draw(figure, run)
-    (tmp_path / "circuit_analysis_report.md").unlink()
+    for name in ("circuit_analysis_report.md", "report.html"):
+        (tmp_path / name).unlink()
     before = path.read_bytes()
 
     def broken(self: Figure, target: Path, **_: Any) -> None:
@@ -1015,4 +1016,4 @@ def test_visualizer_options(tmp_path: Path) -> None:
     assert [type(figure) for figure in default.figures] == [type(figure) for figure in FIGURES]
     assert (default.dpi, default.format) == (150, "png")
     drawn = none.draw(make_run(tmp_path))
-    assert [path.name for path in drawn] == ["circuit_analysis_report.md"], "no figures, but a report"
+    assert [path.name for path in drawn] == ["report.html", "circuit_analysis_report.md"], "no figures"

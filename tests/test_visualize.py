@@ -297,5 +297,5 @@ def test_real_old_results_are_drawn(shared_data: Path, tmp_path: Path) -> None:
     drawn = redraw_tree(shared_data / "old_results", overview, tmp_path / "drawn").drawn
     assert len(drawn) == 2
     for paths in drawn.values():
-        assert [path.suffix for path in paths] == [".png", ".md"]
+        assert [path.suffix for path in paths] == [".png", ".html", ".md"]
         assert "measured this against the empty model" in paths[-1].read_text()
