@@ -3,7 +3,7 @@
 from mechint import analyze, compare_variants, evaluate, load_run
 from mechint.data import TextFiles
 
-run = analyze("model.pt", "results/baseline", target_sparsity=0.9)
+run = analyze("bundled:baseline", "results/baseline", target_sparsity=0.9)
 run = analyze(model, "results/mine", tokenizer=tokenizer)   # objects of transformers in memory, left as they are
 run = load_run("results/baseline")                    # the same, later
 with run.masked_model() as masked:
@@ -34,7 +34,7 @@ from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets
 from mechint.checkpoints import CheckpointLoader, ModelInMemory
-from mechint.comparison.compare import read_comparison
+from mechint.comparison.compare import Directories, read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
 from mechint.comparison.figures import (
     ChannelsComparison,
@@ -45,7 +45,6 @@ from mechint.comparison.figures import (
     SparsityComparison,
 )
 from mechint.comparison.job import Output, leave_comparison
-from mechint.comparison.variant import Directories
 from mechint.data import Dataset, PythonDocs
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer, Recipe
@@ -270,7 +269,7 @@ def make_analysis(
 def compare_variants(
     variant_dirs: Mapping[str, Directories],
     output_dir: str | Path,
-    project_name: str = "mechint",
+    project_name: str | None = None,
     use_wandb: bool = False,
     *,
     baseline: str | None = None,
@@ -280,7 +279,8 @@ def compare_variants(
     """Compare two or more variants; leave figures, findings and report in `output_dir`.
 
     variant_dirs: name -> a run's directory, one with several runs that differ in the seed, or a list of
-    those; names are free. project_name: the W&B project, used with `use_wandb`. baseline: what all others are
+    those; names are free. project_name: the W&B project, used with `use_wandb`; None: WANDB_PROJECT, or "mechint".
+    baseline: what all others are
     held against; None: the first. figures: None draws all. Raises UserError for errors that you can fix.
     """
     comparison = read_comparison(variant_dirs, baseline)

@@ -19,16 +19,16 @@ from mechint.analysis import Controls, Stability
 from mechint.analysis.null import block_matrices, permuted_weights
 from mechint.analysis.stability import Selections
 from mechint.analysis.trials import Trials, measure_inertness, measure_necessity, subset_counts
-from mechint.comparison.tree import read_study
+from mechint.comparison.study import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.masking import Pools
 from mechint.masking.ablation import MeanAblation
+from mechint.masking.masks import LayerMask
 from mechint.methods import RandomOrder
 from mechint.metrics.agreement import Agreement
 from mechint.metrics.evaluation import Evaluator, measure
-from mechint.metrics.overlap import iou, matched_chance
 from mechint.reporting import StabilityFigure, Visualizer
 from mechint.reporting.certainty import agreement_lines, certainty
 from mechint.reporting.redrawing import redraw_run
@@ -54,16 +54,29 @@ def test_the_consensus_keeps_what_most_seeds_keep_and_breaks_ties_by_rank() -> N
     assert pool.select(selections.scores(pool)).tolist() == [True, True, False, False]
 
 
+def heads(masks: list[LayerMask]) -> list[torch.Tensor]:
+    """The kept channels of every layer, kind and KV head."""
+    return [head for mask in masks for kind in (mask.k_mask, mask.v_mask) for head in kind]
+
+
+def iou(a: list[LayerMask], b: list[LayerMask]) -> float:
+    """Channels that both keep over channels that either keeps."""
+    x, y = torch.cat(heads(a)), torch.cat(heads(b))
+    return int((x & y).sum()) / int((x | y).sum())
+
+
 def test_agreement_is_that_of_all_pairs_beside_chance() -> None:
     masks = [list(make_masks([(3, 5), (8, 2)], seed=seed).values()) for seed in range(4)]
     found = Agreement.of(masks)
-    pairs = list(combinations(masks, 2))
-    for spread, function in (
-        (found.iou, iou),
-        (found.chance, matched_chance),
-    ):
-        assert spread is not None
-        assert spread.values == pytest.approx([function(a, b) for a, b in pairs])
+    assert found.iou is not None
+    assert found.iou.values == pytest.approx([iou(a, b) for a, b in combinations(masks, 2)])
+    assert found.chance is not None
+    expected = []
+    for a, b in combinations(masks, 2):
+        counts = [(int(p.sum()), int(q.sum()), len(p)) for p, q in zip(heads(a), heads(b), strict=True)]
+        both = sum(p * q / n for p, q, n in counts)
+        expected.append(both / (sum(p + q for p, q, _ in counts) - both))
+    assert found.chance.values == pytest.approx(expected)
     assert sum(found.histogram) == 64
     assert sum(times * count for times, count in enumerate(found.histogram)) == 4 * 18
     assert sum(found.chance_histogram) == pytest.approx(64)
@@ -202,6 +215,7 @@ def study(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return analyze(output_dir=tmp_path_factory.mktemp("study") / "out", seed=1, seeds=3, **settings)
 
 
+@pytest.mark.slow
 def test_every_seed_is_an_ordinary_run(
     study: RunFiles, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -227,7 +241,7 @@ def test_a_study_says_how_sure_it_is(study: RunFiles) -> None:
     assert stability.consensus.kl == study.result.metrics.masked.kl
     masks = [load_masks(path / "final_masks.safetensors") for path in singles]
     pairs = [iou(list(a.values()), list(b.values())) for a, b in combinations(masks, 2)]
-    assert stability.iou.mean == pytest.approx(fmean(value for value in pairs if value is not None))
+    assert stability.iou.mean == pytest.approx(fmean(pairs))
     assert 0 < stability.iou.chance < 1
     assert stability.necessity.tested == study.result.sparsity.kept == 24
     assert [size.units for size in stability.inertness.sizes] == [1, 5, 12]
@@ -284,9 +298,12 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     )
     assert len(agreement_lines(study.result)) == 2
     again = redraw_run(study.directory, Visualizer([StabilityFigure()], dpi=40), tmp_path / "again")
-    assert [path.name for path in again] == ["stability.png", "circuit_analysis_report.md"]
+    assert [path.name for path in again] == ["stability.png", "report.html", "circuit_analysis_report.md"]
+    assert "| `seed_2` | 3 |" in report
+    assert "| test: permuted weights |" in report
+    assert "3 of 3 runs took fewer than 50 steps" in report
     assert again[0].read_bytes() == (study.directory / "stability.png").read_bytes()
-    assert again[1].read_text() == report
+    assert again[2].read_text() == report
 
 
 def test_a_study_goes_on_where_it_was_stopped(
@@ -307,16 +324,13 @@ def test_a_study_goes_on_where_it_was_stopped(
 
 def test_comparisons_count_the_seeds_and_not_their_consensus(study: RunFiles, tmp_path: Path) -> None:
     tree = read_study(study.directory)
-    (point,) = tree.groups[0].points
-    assert [run.seed for run in point.runs] == [1, 2, 3]
-    assert point.agreement is not None
-    assert point.agreement.iou is not None
-    assert point.agreement.iou.mean == pytest.approx(study.result.stability.iou.mean)
+    assert tree.points["seeds"].tolist() == ["1 2 3"]
+    assert tree.points["iou"].tolist() == pytest.approx([study.result.stability.iou.mean])
     assert "consensus" in tree.notes[0]
     compared = compare_variants(
         {"three": study.directory, "one": study.directory / "seed_1"}, tmp_path, figures=[], dpi=40
     )
-    assert compared["three"].seeds == (1, 2, 3)
+    assert compared["three"].numbers["seed"].tolist() == [1, 2, 3]
 
 
 def test_tests_can_be_switched_off_and_other_units_work(settings: dict[str, Any], tmp_path: Path) -> None:

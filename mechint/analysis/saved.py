@@ -1,4 +1,4 @@
-"""A finished run whose mask is used again: the model under it, and what it does on other data."""
+"""Using the mask of a finished run: the masked model, and its numbers on other data."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
 from mechint.metrics.metric import NLL
+from mechint.reporting.web.notebook import in_notebook
 from mechint.results import RunFiles
 from mechint.results.mask_files import load_basis
 from mechint.results.result import DatasetInfo, Metrics, Section
@@ -36,7 +37,7 @@ AT_ONCE = 8
 
 
 class Evaluation(Section):
-    """What a saved mask does on some data: the four models of a run, and the tokens that they were measured on."""
+    """What a saved mask does on some data: the numbers of the dense, empty, masked and complement model."""
 
     dataset: DatasetInfo
     metrics: Metrics
@@ -50,8 +51,8 @@ class Evaluation(Section):
 class UnderMask:
     """A model while a mask is applied to each of its forward passes.
 
-    model: the transformers model, for whatever can be done with one, `model.generate` for example. tokenizer: None for
-    a checkpoint without one.
+    model: the transformers model, which can be used like any other, for example with `model.generate`. tokenizer: None
+    for a checkpoint without one.
     """
 
     model: PreTrainedModel
@@ -93,7 +94,11 @@ class UnderMask:
 
 
 class Run(RunFiles):
-    """A finished run, and its model again. `masked_model` loads it under the mask; `repr` is short."""
+    """A finished run: `masked_model` loads its checkpoint under the mask, `evaluate` measures it on other data."""
+
+    def _repr_html_(self) -> str:
+        """The run's page, in a notebook."""
+        return in_notebook(self)
 
     @contextmanager
     def masked_model(

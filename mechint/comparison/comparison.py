@@ -2,84 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
+import pandas as pd
+
+from mechint.comparison.runs import channels_frame, kept_frame, layers_frame, runs_frame
+from mechint.imports.old_results import quotations
 from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
 from mechint.metrics.statistics import Effect, Verdict
 from mechint.results import Result, RunFiles
 
-
-@dataclass(frozen=True)
-class VariantLayer:
-    """One attention layer of a variant, over its runs. Everything is counted in channels, not in units.
-
-    index: the layer's number in the model. depth: its relative depth, (position + 0.5) / L, in (0, 1).
-    sparsity, k_sparsity, v_sparsity: fraction of channels removed. importance, ...: mean over the channels of
-    the layer; importances are scaled within a run, so they tell layers of one run apart and not runs.
-    k_kept, v_kept: channels kept, of k_total and v_total.
-    """
-
-    index: int
-    name: str
-    depth: float
-    sparsity: Spread
-    k_sparsity: Spread
-    v_sparsity: Spread
-    importance: Spread
-    k_importance: Spread
-    v_importance: Spread
-    kept: Spread
-    k_kept: Spread
-    v_kept: Spread
-    k_total: int
-    v_total: int
-
-    @property
-    def total(self) -> int:
-        """Channels of the layer, K and V together."""
-        return self.k_total + self.v_total
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One of the compared things: a run, or several runs that differ in the seed.
-
-    metrics: name -> numbers over the runs; the names are those of METRICS, absent where no run has the number
-    (runs of the replaced tool have none at all). layers: by layer index. sparsity, ...: fraction of channels
-    removed. quoted: what the replaced tool reported, each a sentence with its warning; empty for runs of this
-    package.
-    """
-
-    name: str
-    runs: tuple[RunFiles, ...]
-    metrics: Mapping[str, Spread]
-    layers: tuple[VariantLayer, ...]
-    sparsity: Spread
-    k_sparsity: Spread
-    v_sparsity: Spread
-    quoted: tuple[str, ...] = ()
-
-    @property
-    def seeds(self) -> tuple[int | None, ...]:
-        """The seed of each run, None where it is not known."""
-        return tuple(run.result.seed for run in self.runs)
-
-    @property
-    def first(self) -> Result:
-        """result.json of the first run: what all runs of a variant share can be read from it."""
-        return self.runs[0].result
+Kind = Literal["kv", "k", "v"]
+KINDS: tuple[Kind, ...] = ("kv", "k", "v")
+Bound = Literal["", "at most", "more than"]
 
 
 @dataclass(frozen=True)
 class Metric:
     """A number that variants are compared by.
 
-    better: which direction is better. seeded: whether it varies with the seed of mask learning; the dense
-    model does not.
+    better: which direction is better. digits: at most. seeded: whether it varies with the seed of mask learning; the
+    dense model does not.
     """
 
     name: str
@@ -102,64 +51,164 @@ METRICS = (
 
 
 @dataclass(frozen=True)
-class MetricDifference:
-    """variant - baseline of one metric, as difference of the means over runs.
+class Needed:
+    """The share of its units that a variant needs for a target, over its seeds.
 
-    effect: with its interval. p: adjusted for everything that is claimed of this variant (Holm); None where there is no
-    test. verdict: what may be claimed.
+    between: the largest measured share that misses the target and the smallest that reaches it, over all seeds; None
+    where masks were searched for this target. bound: "at most" or "more than" where no two measured shares enclose the
+    target, so that `share` is only the nearest one. achieved: on evaluation data, by searched masks.
     """
 
-    metric: Metric
+    target: str
+    share: Spread
+    units: float
+    total: int
+    between: tuple[float, float] | None = None
+    bound: Bound = ""
+    achieved: Spread | None = None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One of the compared things: a run, or several runs that differ in the seed.
+
+    runs: those that are compared, all of one target. every_run: also those of other sparsities. needed: None where it
+    is not known.
+    """
+
+    name: str
+    runs: tuple[RunFiles, ...]
+    every_run: tuple[RunFiles, ...]
+    needed: Needed | None = None
+
+    @cached_property
+    def numbers(self) -> pd.DataFrame:
+        """The table of runs."""
+        return runs_frame(run.result for run in self.runs)
+
+    @cached_property
+    def channels(self) -> pd.DataFrame:
+        """The table of channels, with `run` the row of `numbers`."""
+        return channels_frame(self.runs)
+
+    @cached_property
+    def layers(self) -> pd.DataFrame:
+        """The table of layers, by (layer, kind, run)."""
+        return layers_frame(self.channels)
+
+    @cached_property
+    def kept(self) -> pd.DataFrame:
+        """The masks, by (layer, kind, head, channel)."""
+        return kept_frame(self.channels)
+
+    @property
+    def indices(self) -> list[int]:
+        """The layers' numbers in the model."""
+        return [int(index) for index in self.layers.index.unique("layer")]
+
+    @property
+    def depths(self) -> np.ndarray:
+        """The layers' relative depths, (position + 0.5) / L, in (0, 1)."""
+        return (np.arange(len(self.indices)) + 0.5) / len(self.indices)
+
+    @property
+    def first(self) -> Result:
+        """result.json of the first run: what all runs of a variant share can be read from it."""
+        return self.runs[0].result
+
+    @property
+    def quoted(self) -> tuple[str, ...]:
+        """What the replaced tool reported, each a sentence with its warning; empty for runs of this package."""
+        return tuple(dict.fromkeys(sentence for run in self.runs for sentence in quotations(run.result)))
+
+    def spread(self, name: str) -> Spread | None:
+        """A column of the table of runs; None where no run has a number."""
+        return Spread.of(self.numbers[name]) if name in self.numbers else None
+
+    def error(self, name: str) -> float | None:
+        """Standard error of a number that the evaluation data give it: of one run, root mean square over runs."""
+        errors = Spread.of(self.numbers[f"{name}_se"] ** 2) if f"{name}_se" in self.numbers else None
+        return None if errors is None else float(np.sqrt(errors.mean))
+
+    def sparsity(self, kind: Kind = "kv", weights: Mapping[int, float] | None = None) -> Spread:
+        """Fraction of channels removed, for each run; layers count by their channels and weights (None: all by 1)."""
+        table = self.layers.xs(kind, level="kind")
+        if weights is not None:
+            chosen = table[table.index.isin(weights, level="layer")]
+            factor = chosen.index.get_level_values("layer").map(weights)
+            table = chosen.mul(factor.to_numpy(dtype=float), axis=0)
+        sums = table.groupby(level="run")[["kept", "total"]].sum()
+        return Spread(tuple((1 - sums["kept"] / sums["total"]).tolist()))
+
+    def per_layer(self, column: str, kind: Kind) -> pd.DataFrame:
+        """mean, min and max over runs of a column of the table of layers, by layer."""
+        return self.layers[column].xs(kind, level="kind").groupby(level="layer").agg(["mean", "min", "max"])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """variant - baseline of one number, as difference of the means over runs.
+
+    effect: with its interval. error: standard error of the difference; of runs and evaluation data, or with a single
+    run on a side of evaluation data alone. p: adjusted for everything that is claimed of this variant (Holm); None
+    where there is no test. verdict: what may be claimed.
+    """
+
     baseline: Spread
     variant: Spread
     effect: Effect
-    p: float | None
-    verdict: Verdict
+    error: float | None
+    p: float | None = None
+    verdict: Verdict = "not tested"
 
     @property
     def difference(self) -> float:
         """Mean of the variant minus mean of the baseline."""
         return self.variant.mean - self.baseline.mean
 
+    @property
+    def distinguished(self) -> bool:
+        """Whether a difference may be claimed."""
+        return self.verdict in ("higher", "lower")
+
 
 @dataclass(frozen=True)
-class PlaceDelta:
-    """variant - baseline at one place: a layer of the baseline, or a third of the layers.
+class Place:
+    """Sparsity at one place: a layer of the baseline, a third of the layers, or the whole model.
 
-    title: "layer 3", or "early layers 0-1". depth: middle of the place, 0 to 1. sparsity, k_sparsity,
-    v_sparsity: differences of the fraction of channels removed (positive: the variant is sparser). kept: difference in
-    kept channels; None where the layers' shapes differ. effect, verdict: of the difference in sparsity, as in
-    MetricDifference.
+    title: "layer 3", "early layers 0–1". sparsity: of channels, by kind (a positive difference: the variant is
+    sparser); of places only K and V together are tested, of the whole only K and V alone. kept: difference in kept
+    channels; None where the layers' shapes differ.
     """
 
     title: str
-    depth: float
-    sparsity: float
-    k_sparsity: float
-    v_sparsity: float
+    sparsity: Mapping[Kind, Claim]
     kept: float | None
-    effect: Effect
-    verdict: Verdict
+
+    @property
+    def claim(self) -> Claim:
+        """K and V together."""
+        return self.sparsity["kv"]
 
 
 @dataclass(frozen=True)
 class Difference:
     """One variant against the baseline.
 
-    metrics: only those that both sides have. layers: one entry per layer of the baseline; where the variant
-    has another number of layers, its side is the mean over the same stretch of relative depth. thirds: early,
-    middle, late; empty below three layers. overlap: None where channels cannot be matched; `no_overlap` then
-    says why. by_depth: depths differ. kinds: verdicts for the shares of K and of V that are kept.
+    metrics: those that both sides have, by name, and "units_needed" where that is known. whole, layers, thirds:
+    sparsity of the model, of every layer of the baseline, and of early, middle and late layers (empty below three
+    layers); where the variant has another number of layers, its side is the mean over the same stretch of relative
+    depth, and `by_depth` is true. overlap: None where channels cannot be matched; `no_overlap` then says why.
     """
 
     variant: str
-    metrics: Mapping[str, MetricDifference]
-    layers: tuple[PlaceDelta, ...]
-    thirds: tuple[PlaceDelta, ...]
+    metrics: Mapping[str, Claim]
+    whole: Place
+    layers: tuple[Place, ...]
+    thirds: tuple[Place, ...]
     overlap: Overlap | None
     no_overlap: str
     by_depth: bool
-    kinds: Mapping[str, Verdict]
 
 
 @dataclass(frozen=True)
@@ -167,8 +216,8 @@ class Comparison:
     """Two or more variants and what tells them apart.
 
     variants: in the order given. baseline: name of the one that all others are held against. differences:
-    every other variant's name -> Difference. flags: what makes the numbers hard or impossible to compare, one
-    sentence each, the gravest first; shown before anything else. notes: smaller remarks (runs left out,
+    every other variant's name -> Difference. flags: what makes the numbers hard or impossible to compare, each
+    "title: sentence", the gravest first; shown before anything else. notes: smaller remarks (runs left out,
     duplicates). comparable_loss: False where variants were measured on different evaluation data.
     """
 
@@ -181,6 +230,11 @@ class Comparison:
 
     def __getitem__(self, name: str) -> Variant:
         return next(variant for variant in self.variants if variant.name == name)
+
+    @property
+    def others(self) -> Sequence[Variant]:
+        """All but the baseline."""
+        return [variant for variant in self.variants if variant.name != self.baseline]
 
 
 class ComparisonFigure(Protocol):

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from mechint.comparison.comparison import (
-    METRICS,
-    Difference,
-    Metric,
-    MetricDifference,
-    PlaceDelta,
-    Variant,
-    VariantLayer,
-)
-from mechint.masking.masks import LayerMask
-from mechint.metrics.overlap import Overlap, overlap, same_shapes
+from mechint.comparison.comparison import KINDS, METRICS, Claim, Difference, Kind, Metric, Place, Variant
+from mechint.metrics.overlap import Overlap, overlap
 from mechint.metrics.spread import Spread
-from mechint.metrics.statistics import Effect, Verdict, adjusted, compare_means
+from mechint.metrics.statistics import adjusted, compare_means
 from mechint.reporting.wording import layers_named
+from mechint.results.mask_files import BASIS
 from mechint.results.sequences import load_sequences
 
 THIRDS = ("early", "middle", "late")
+NEEDED = "units_needed"
 
-# Layers of a variant with the weights, > 0, with which they count at one place.
-Place = Sequence[tuple[VariantLayer, int]]
+# Layers of one side, by index, with the weights, > 0, with which they count at one place; None: all layers.
+Weights = Mapping[int, float] | None
 
 
 def differ(baseline: Variant, variant: Variant) -> Difference:
@@ -34,82 +30,69 @@ def differ(baseline: Variant, variant: Variant) -> Difference:
     All tests of one variant are adjusted together, so that at most 5 % of comparisons without any real difference claim
     one.
     """
-    matched, why = _overlap(baseline, variant)
-    same = [_shape(layer) for layer in baseline.layers] == [_shape(layer) for layer in variant.layers]
-    metrics = [
-        metric for metric in METRICS if metric.name in baseline.metrics and metric.name in variant.metrics
-    ]
-    places = [
-        ([(layer, 1)], _stretch(variant, position, len(baseline.layers)))
-        for position, layer in enumerate(baseline.layers)
+    metrics = {
+        metric.name: claim for metric in METRICS if (claim := _metric_claim(metric, baseline, variant))
+    }
+    ours, theirs = baseline.needed, variant.needed
+    if ours and theirs and ours.target == theirs.target and not (ours.bound or theirs.bound):
+        metrics[NEEDED] = _claim(ours.share, theirs.share)
+    layers = [
+        (f"layer {index}", {index: 1.0}, _stretch(variant, position, len(baseline.indices)))
+        for position, index in enumerate(baseline.indices)
     ]
     thirds = _thirds(baseline, variant)
-    effects = [_effect_of_metric(metric, baseline, variant) for metric in metrics]
-    of_places = [_effect_of_place(ours, theirs) for ours, theirs in [*places, *(pair for _, *pair in thirds)]]
-    kinds = {
-        "k": compare_means(baseline.k_sparsity.values, variant.k_sparsity.values),
-        "v": compare_means(baseline.v_sparsity.values, variant.v_sparsity.values),
+    places = [_place(baseline, variant, *place) for place in [("all layers", None, None), *layers, *thirds]]
+    unseeded = {metric.name for metric in METRICS if not metric.seeded}
+    tested: list[Claim] = [claim for name, claim in metrics.items() if name not in unseeded]
+    tested += [place.claim for place in places[1:]] + [places[0].sparsity["k"], places[0].sparsity["v"]]
+    p_values = adjusted(claim.effect.p for claim in tested)
+    settled = {
+        id(claim): replace(claim, p=p, verdict=claim.effect.verdict(p))
+        for claim, p in zip(tested, p_values, strict=True)
     }
-    claims = [
-        *(e if metric.seeded else None for metric, e in zip(metrics, effects, strict=True)),
-        *of_places,
-        *kinds.values(),
+    whole, *rest = [
+        replace(place, sparsity={kind: settled.get(id(c), c) for kind, c in place.sparsity.items()})
+        for place in places
     ]
-    p_values = adjusted(None if effect is None else effect.p for effect in claims)
-    of_metrics, rest = p_values[: len(metrics)], p_values[len(metrics) :]
-    deltas = [
-        _delta(title, depth, ours, theirs, same, effect, effect.verdict(p))
-        for (title, depth, ours, theirs), effect, p in zip(
-            [
-                *(
-                    (f"layer {layer.index}", layer.depth, *pair)
-                    for layer, pair in zip(baseline.layers, places, strict=True)
-                ),
-                *((title, _middle(ours), ours, theirs) for title, ours, theirs in thirds),
-            ],
-            of_places,
-            rest[: len(of_places)],
-            strict=True,
-        )
-    ]
+    matched, why = _overlap(baseline, variant)
     return Difference(
         variant=variant.name,
-        metrics={
-            metric.name: MetricDifference(
-                metric,
-                baseline.metrics[metric.name],
-                variant.metrics[metric.name],
-                effect,
-                p,
-                effect.verdict(p) if metric.seeded else "not tested",
-            )
-            for metric, effect, p in zip(metrics, effects, of_metrics, strict=True)
-        },
-        layers=tuple(deltas[: len(places)]),
-        thirds=tuple(deltas[len(places) :]),
+        metrics={name: settled.get(id(claim), claim) for name, claim in metrics.items()},
+        whole=whole,
+        layers=tuple(rest[: len(layers)]),
+        thirds=tuple(rest[len(layers) :]),
         overlap=matched,
         no_overlap=why,
-        by_depth=len(baseline.layers) != len(variant.layers),
-        kinds={
-            kind: effect.verdict(p)
-            for (kind, effect), p in zip(kinds.items(), rest[len(of_places) :], strict=True)
-        },
+        by_depth=len(baseline.indices) != len(variant.indices),
     )
 
 
-def _effect_of_metric(metric: Metric, baseline: Variant, variant: Variant) -> Effect:
+def _claim(
+    baseline: Spread,
+    variant: Spread,
+    by_sequence: tuple[np.ndarray, np.ndarray] | None = None,
+    errors: tuple[float | None, float | None] = (None, None),
+) -> Claim:
+    """A difference before it is tested. errors: of both sides, from their evaluation data, for single runs."""
+    effect = compare_means(baseline.values, variant.values, by_sequence)
+    error = effect.error
+    if error is None and errors[0] is not None and errors[1] is not None:
+        error = math.hypot(errors[0], errors[1])
+    return Claim(baseline, variant, effect, error)
+
+
+def _metric_claim(metric: Metric, baseline: Variant, variant: Variant) -> Claim | None:
     """Of one number; where both sides were measured on the same sequences, these count as well as the seeds."""
-    ours, theirs = baseline.metrics[metric.name], variant.metrics[metric.name]
+    ours, theirs = baseline.spread(metric.name), variant.spread(metric.name)
+    if ours is None or theirs is None:
+        return None
     pair = None
-    if metric.seeded and len(_digests(baseline) | _digests(variant)) == 1:
+    digests = {*baseline.numbers["evaluation_digest"], *variant.numbers["evaluation_digest"]}
+    if metric.seeded and len(digests) == 1:
         a, b = by_sequence(baseline, metric.name), by_sequence(variant, metric.name)
         if a is not None and b is not None and a.shape[1] == b.shape[1]:
             pair = a, b
-    return compare_means(ours.values, theirs.values, pair)
-
-
-def _digests(variant: Variant) -> set[str | None]:
-    return {run.result.dataset.evaluation_digest for run in variant.runs}
+    return _claim(ours, theirs, pair, (baseline.error(metric.name), variant.error(metric.name)))
 
 
 def by_sequence(variant: Variant, name: str) -> np.ndarray | None:
@@ -136,95 +119,69 @@ def by_sequence(variant: Variant, name: str) -> np.ndarray | None:
     return stacked if bool(np.isfinite(stacked).all()) else None
 
 
-def _effect_of_place(baseline: Place, variant: Place) -> Effect:
-    return compare_means(_removed(baseline, "kv").values, _removed(variant, "kv").values)
+def _place(baseline: Variant, variant: Variant, title: str, ours: Weights, theirs: Weights) -> Place:
+    claims: dict[Kind, Claim] = {
+        kind: _claim(baseline.sparsity(kind, ours), variant.sparsity(kind, theirs)) for kind in KINDS
+    }
+    shapes = [
+        side.layers["total"].xs((kind, 0), level=("kind", "run")).tolist()
+        for kind in ("k", "v")
+        for side in (baseline, variant)
+    ]
+    kept = None
+    if shapes[0] == shapes[1] and shapes[2] == shapes[3]:
+        counts = [
+            table["kept"][table.index.isin(weights or table.index.levels[0], level="layer")].sum()
+            / len(side.runs)
+            for side, weights in ((baseline, ours), (variant, theirs))
+            for table in [side.layers.xs("kv", level="kind")]
+        ]
+        kept = float(counts[1] - counts[0])
+    return Place(title, claims, kept)
 
 
-def _middle(place: Place) -> float:
-    return sum(layer.depth for layer, _ in place) / len(place)
-
-
-def _stretch(variant: Variant, position: int, places: int) -> Place:
+def _stretch(variant: Variant, position: int, places: int) -> dict[int, float]:
     """The layers of `variant` over the stretch of relative depth that is place `position` of `places`.
 
     Layer i of L covers [i / L, (i + 1) / L]; the weight is the length in common, in units of 1 / (L places).
     """
-    depth = len(variant.layers)
-    parts = []
-    for i, layer in enumerate(variant.layers):
-        common = min((i + 1) * places, (position + 1) * depth) - max(i * places, position * depth)
-        if common > 0:
-            parts.append((layer, common))
-    return parts
+    depth = len(variant.indices)
+    common = {
+        index: min((i + 1) * places, (position + 1) * depth) - max(i * places, position * depth)
+        for i, index in enumerate(variant.indices)
+    }
+    return {index: float(length) for index, length in common.items() if length > 0}
 
 
-def _thirds(baseline: Variant, variant: Variant) -> list[tuple[str, Place, Place]]:
+def _thirds(baseline: Variant, variant: Variant) -> list[tuple[str, dict[int, float], dict[int, float]]]:
     """Early, middle and late layers of both sides; none for fewer than three layers."""
-    if min(len(baseline.layers), len(variant.layers)) < len(THIRDS):
+    if min(len(baseline.indices), len(variant.indices)) < len(THIRDS):
         return []
+    same = len(baseline.indices) == len(variant.indices)
     found = []
     for number, name in enumerate(THIRDS):
-        ours, theirs = _third(baseline, number), _third(variant, number)
-        named = layers_named([layer.index for layer, _ in ours])
-        title = f"{name} {named if len(baseline.layers) == len(variant.layers) else 'layers'}"
-        found.append((title, ours, theirs))
+        ours, theirs = (
+            {
+                index: 1.0
+                for place, index in enumerate(side.indices)
+                if place * 3 // len(side.indices) == number
+            }
+            for side in (baseline, variant)
+        )
+        found.append((f"{name} {layers_named(list(ours)) if same else 'layers'}", ours, theirs))
     return found
-
-
-def _third(variant: Variant, number: int) -> Place:
-    depth = len(variant.layers)
-    return [(layer, 1) for place, layer in enumerate(variant.layers) if place * 3 // depth == number]
-
-
-def _delta(
-    title: str,
-    depth: float,
-    baseline: Place,
-    variant: Place,
-    same_shape: bool,
-    effect: Effect,
-    verdict: Verdict,
-) -> PlaceDelta:
-    k, v = (_removed(variant, kind).mean - _removed(baseline, kind).mean for kind in ("k", "v"))
-    return PlaceDelta(
-        title=title,
-        depth=depth,
-        sparsity=effect.difference,
-        k_sparsity=k,
-        v_sparsity=v,
-        kept=sum(layer.kept.mean for layer, _ in variant) - sum(layer.kept.mean for layer, _ in baseline)
-        if same_shape
-        else None,
-        effect=effect,
-        verdict=verdict,
-    )
-
-
-def _removed(place: Place, kinds: str) -> Spread:
-    """Fraction of channels removed at a place, for each run; layers count by their channels and weights."""
-
-    def kept(layer: VariantLayer, run: int) -> float:
-        return sum(getattr(layer, f"{kind}_kept").values[run] for kind in kinds)
-
-    total = sum(weight * sum(getattr(layer, f"{kind}_total") for kind in kinds) for layer, weight in place)
-    runs = range(place[0][0].kept.n)
-    return Spread(
-        tuple(1 - sum(weight * kept(layer, run) for layer, weight in place) / total for run in runs)
-    )
 
 
 def _overlap(baseline: Variant, variant: Variant) -> tuple[Overlap | None, str]:
     """The overlap of two variants' masks, or why there is none."""
-    ours, theirs = masks_of(baseline), masks_of(variant)
-    if not same_shapes(ours[0], theirs[0]):
+    if not baseline.kept.index.equals(variant.kept.index):
         return None, "their layers, KV heads or channels differ in number, so channels cannot be matched"
-    return overlap(ours, theirs), ""
-
-
-def masks_of(variant: Variant) -> list[list[LayerMask]]:
-    """The masks of each run, by layer index."""
-    return [run.layer_masks for run in variant.runs]
-
-
-def _shape(layer: VariantLayer) -> tuple[int, int]:
-    return layer.k_total, layer.v_total
+    runs = (*baseline.runs, *variant.runs)
+    files = [run.directory / BASIS for run in runs]
+    bases = {hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"" for path in files}
+    if len(bases) > 1:
+        return (
+            None,
+            "their units are directions of different bases, so equal numbers are not the same direction",
+        )
+    return overlap(baseline.kept, variant.kept), ""

@@ -2,109 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from mechint.comparison.comparison import (
-    Comparison,
-    Difference,
-    MetricDifference,
-    PlaceDelta,
-    Variant,
-)
+from mechint.comparison.comparison import METRICS, Claim, Comparison, Difference, Kind, Needed, Place, Variant
+from mechint.comparison.difference import NEEDED
 from mechint.comparison.flags import different_sparsity
 from mechint.errors import one_line
 from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
-from mechint.metrics.statistics import FEWEST_SEEDS, Verdict, digits_for
+from mechint.metrics.statistics import FEWEST_SEEDS, digits_for
+from mechint.reporting.wording import number, percent, plural
 
-MARKS: dict[Verdict, str] = {
-    "higher": " (distinguished)",
-    "lower": " (distinguished)",
-    "not distinguished": " (not distinguished)",
-    "too few seeds": "",
-    "not tested": "",
-}
+# Of METRICS, in the order in which they are told.
+TOLD = ("kl", "loss_degradation_percent", "loss", "faithfulness", "top1_agreement", "dense_loss")
+SEPARATE: tuple[Kind, Kind] = ("k", "v")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and its sentences; plain text, each sentence on one line."""
+    """A heading and its sentences; plain text, each sentence on one line. about: the variant, or nothing."""
 
     title: str
     lines: tuple[str, ...]
+    about: str = ""
 
 
 def key_findings(comparison: Comparison) -> tuple[Section, ...]:
     """All findings: a summary, what stands against comparing, then each variant against the baseline."""
-    baseline = comparison[comparison.baseline]
-    summary = [
-        line
-        for name, difference in comparison.differences.items()
-        for line in in_short(comparison, baseline, comparison[name], difference)
-    ]
-    sections = [Section("In short", tuple(one_line(line) for line in summary))]
+    sections = [Section("In short", tuple(in_short(comparison)))]
     if comparison.flags:
         sections.append(Section("Read this first", comparison.flags))
-    parts: list[tuple[str, Callable[[Comparison, Variant, Variant, Difference], list[str]]]] = [
+    baseline = comparison[comparison.baseline]
+    parts: list[tuple[str, Callable[[Comparison, Variant, Variant, Difference], Iterable[str]]]] = [
         ("what the masks cost", costs),
         ("where they remove", places),
-        ("the three layers that differ most", biggest),
-        ("K against V", kinds),
         ("overlap of the masks", overlaps),
-        ("what the seeds can tell", seeds),
+        ("what the runs can tell", certainty),
     ]
     for name, difference in comparison.differences.items():
         for title, part in parts:
-            lines = part(comparison, baseline, comparison[name], difference)
-            heading = f"{name} against {comparison.baseline}: {title}"
-            if lines:
-                sections.append(Section(one_line(heading), tuple(one_line(line) for line in lines)))
+            lines = tuple(map(one_line, part(comparison, baseline, comparison[name], difference)))
+            sections.append(Section(one_line(f"{name} against {baseline.name}: {title}"), lines, name))
     return tuple(sections)
-
-
-def in_short(
-    comparison: Comparison, baseline: Variant, variant: Variant, difference: Difference
-) -> list[str]:
-    """Three sentences at most: units needed or KL, where the masks differ, how alike they are."""
-    lines = [units_needed(baseline, variant)]
-    entry = difference.metrics.get("kl") or difference.metrics.get("loss")
-    if entry is not None and comparison.comparable_loss:
-        lines.append(metric_line(entry, baseline, variant))
-    told = [delta.title for delta in difference.layers if delta.verdict in ("higher", "lower")]
-    if told:
-        lines.append(f"Sparsity is distinguished in {len(told)} of {len(difference.layers)} layers.")
-    elif min(len(baseline.runs), len(variant.runs)) >= FEWEST_SEEDS:
-        lines.append("No layer's sparsity is distinguished.")
-    found = difference.overlap
-    if found is not None and found.iou is not None and found.chance is not None:
-        lines.append(
-            f"The masks share {found.iou.mean:.2f} of what either keeps (IoU; matched random masks "
-            f"{found.chance.mean:.2f})."
-        )
-    return [line for line in lines if line][:3]
-
-
-def units_needed(baseline: Variant, variant: Variant) -> str:
-    """How many units each side needs for the target that its runs were searched for; nothing for other runs."""
-    told = []
-    for side in (variant, baseline):
-        targets = [run.result.target for run in side.runs]
-        if any(target is None or target.units is None for target in targets):
-            return ""
-        kinds = {(target.kind, target.value) for target in targets if target}
-        if len(kinds) != 1:
-            return ""
-        shares = Spread.of(
-            (target.units or 0) / run.result.sparsity.total
-            for target, run in zip(targets, side.runs, strict=True)
-            if target
-        )
-        assert shares is not None
-        spread = f" ± {100 * shares.sd:.1f}" if shares.sd else ""
-        told.append(f"{side.name} {100 * shares.mean:.1f}{spread} % of its units")
-        kind, value = kinds.pop()
-    return f"For {kind} {value:g}, needed are: {'; '.join(told)}."
 
 
 def findings_text(comparison: Comparison) -> str:
@@ -115,218 +55,224 @@ def findings_text(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def costs(comparison: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> list[str]:
-    """Which of the two loses less, and by how much."""
-    quoted = [f"{side.name}: {sentence}" for side in (baseline, variant) for sentence in side.quoted]
-    if not difference.metrics:
-        missing = " and ".join(side.name for side in (baseline, variant) if not side.metrics)
-        return [f"No numbers to compare: nothing was measured for {missing}.", *quoted]
-    if not comparison.comparable_loss:
-        each = [own_cost(side) for side in (baseline, variant)]
-        return ["Measured on different data, so not compared. Each for itself:", *each, *quoted]
-    uneven = (
-        f"At different sparsity: {variant.name} removes {percent(variant.sparsity.mean)} of the channels, "
-    )
-    uneven += f"{baseline.name} {percent(baseline.sparsity.mean)}."
-    return (
-        ([uneven] if different_sparsity([baseline, variant]) else [])
-        + [
-            metric_line(metric, baseline, variant)
-            for name in (
-                "loss_degradation_percent",
-                "loss",
-                "kl",
-                "faithfulness",
-                "top1_agreement",
-                "dense_loss",
-            )
-            if (metric := difference.metrics.get(name))
-        ]
-        + quoted
-    )
+def in_short(comparison: Comparison) -> list[str]:
+    """The units needed, where they are known; then for each variant what its masks cost and how alike they are."""
+    lines = [needed_line(comparison)]
+    baseline = comparison[comparison.baseline]
+    for name, difference in comparison.differences.items():
+        metric = next((metric for metric in TOLD if metric in difference.metrics), None)
+        if comparison.comparable_loss and metric:
+            lines.append(metric_line(metric, baseline, comparison[name], difference))
+        lines.append(alike(baseline, comparison[name], difference))
+    return [one_line(line) for line in lines if line]
 
 
-def own_cost(variant: Variant) -> str:
-    """What its mask costs one variant."""
-    told = [
-        f"{label} {spread_words(spread, digits)}{unit}"
-        for name, label, digits, unit in (
-            ("dense_loss", "dense loss", 4, ""),
-            ("loss", "masked loss", 4, ""),
-            ("kl", "KL", 4, ""),
-            ("faithfulness", "faithfulness", 3, ""),
-        )
-        if (spread := variant.metrics.get(name))
-    ]
-    return f"{variant.name}: {', '.join(told)}."
-
-
-def metric_line(entry: MetricDifference, baseline: Variant, variant: Variant) -> str:
-    """'KL: Tied 0.812, Base 0.795; difference 0.017 [-0.011, 0.046], not distinguished (p = 0.31).'"""
-    metric, effect = entry.metric, entry.effect
-    width = None if effect.low is None or effect.high is None else (effect.high - effect.low) / 4
-    digits = digits_for(width, metric.digits)
-    unit = f" {metric.unit}" if metric.unit else ""
-    values = f"{variant.name} {entry.variant.mean:.{digits}f}, {baseline.name} {entry.baseline.mean:.{digits}f}{unit}"
-    text = f"{metric.title}: {values}; difference {effect.difference + 0.0:+.{digits}f}"
-    if width:
-        text += f" [{effect.low:+.{digits}f}, {effect.high:+.{digits}f}]"
-    if entry.verdict in ("higher", "lower") or entry.verdict != "not tested":
-        text += f", {entry.verdict}"
-    if entry.p is not None and entry.verdict != "too few seeds":
-        text += f" (p = {entry.p:.2g}{', paired by sequence' if effect.paired else ''})"
-    return f"{text}."
-
-
-def places(_: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> list[str]:
-    """Sparsity of early, middle and late layers."""
-    lines = [place_line(variant, delta) for delta in difference.thirds]
-    if difference.by_depth:
-        lines.insert(
-            0,
-            f"{baseline.name} has {len(baseline.layers)} layers and {variant.name} {len(variant.layers)}: "
-            "thirds and layers stand for equal relative depth.",
-        )
-    return lines or ["The models have fewer than three layers, so there is no early, middle and late."]
-
-
-def place_line(variant: Variant, delta: PlaceDelta) -> str:
-    """'early layers 0–1: KV-Tying is 2.5 points less sparse (K -1.0, V -4.0)'."""
-    if round(100 * abs(delta.sparsity), 1) == 0:
-        how = f"{variant.name} is as sparse"
-    else:
-        more = "more" if delta.sparsity > 0 else "less"
-        how = f"{variant.name} is {100 * abs(delta.sparsity):.1f} points {more} sparse"
-    kinds_apart = f"K {points(delta.k_sparsity)}, V {points(delta.v_sparsity)}"
-    return f"{delta.title}: {how} ({kinds_apart}){MARKS[delta.verdict]}."
-
-
-def points(fraction: float) -> str:
-    """A difference of two fractions in percentage points, with its sign."""
-    value = round(100 * fraction, 1)
-    return f"{value + 0.0:+.1f}"
-
-
-def biggest(_: Comparison, _baseline: Variant, variant: Variant, difference: Difference) -> list[str]:
-    """The three layers whose sparsity differs most."""
-    ranked = sorted(difference.layers, key=lambda delta: -abs(delta.sparsity))
-    differing = [delta for delta in ranked[:3] if delta.sparsity]
-    return [place_line(variant, delta) for delta in differing] or ["No layer differs in sparsity."]
-
-
-def kinds(_: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> list[str]:
-    """How each side shares its channels between K and V."""
-    lines = [
-        f"{side.name} keeps {percent(1 - side.k_sparsity.mean)} of its K channels "
-        f"and {percent(1 - side.v_sparsity.mean)} of its V channels."
-        for side in (baseline, variant)
-    ]
-    for kind, ours, theirs in (
-        ("K", baseline.k_sparsity, variant.k_sparsity),
-        ("V", baseline.v_sparsity, variant.v_sparsity),
-    ):
-        change = ours.mean - theirs.mean
-        if round(100 * abs(change), 1):
-            more = "more" if change > 0 else "less"
-            size = f"{100 * abs(change):.1f} points {more}"
-            lines.append(f"{variant.name} keeps {size} of {kind}{MARKS[difference.kinds[kind.lower()]]}.")
-    return lines
-
-
-def overlaps(_: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> list[str]:
-    """IoU of the masks beside what chance gives and what two seeds of one side give."""
-    found = difference.overlap
-    if found is None:
-        return [f"None is given: {difference.no_overlap}."]
-    if found.iou is None or found.chance is None:
-        return ["Neither mask keeps any channel."]
-    lines = [
-        f"IoU of the kept channels is {found.iou.mean:.2f} (K {iou_words(found.k_iou)}, V "
-        f"{iou_words(found.v_iou)}); matched random masks, with the same counts in every layer, kind and KV head, have "
-        f"{found.chance.mean:.2f}. {containment(found)}",
-    ]
-    between = [
-        f"{side.name} {spread.mean:.2f}"
-        for side, spread in ((baseline, found.baseline_iou), (variant, found.variant_iou))
-        if spread
-    ]
-    if between:
-        lines.append(f"Between two seeds of one variant it is: {', '.join(between)}.")
-    return [*lines, *numbering(baseline, variant)]
-
-
-def containment(found: Overlap) -> str:
-    """How much of the smaller mask lies in the larger, where their sizes keep the IoU from 1."""
-    if found.contained is None or found.highest is None or found.highest.mean > 0.95:
+def needed_line(comparison: Comparison) -> str:
+    """How many units each variant needs for the same target; nothing where no variant tells."""
+    known = {variant.name: variant.needed for variant in comparison.variants if variant.needed}
+    if not known:
         return ""
-    return (
-        f"The masks differ in size, so that no IoU above {found.highest.mean:.2f} is possible: "
-        f"{found.contained.mean:.2f} of the smaller one lies inside the larger."
+    told = [f"{name} {needed_words(needed)}" for name, needed in known.items()]
+    told += [f"{v.name} unknown" for v in comparison.variants if v.name not in known]
+    for name, difference in comparison.differences.items():
+        if claim := difference.metrics.get(NEEDED):
+            told.append(f"difference of {name} {difference_words(claim, 2, 100, ' points')}")
+    return f"Units needed for {next(iter(known.values())).target}: {'; '.join(told)}."
+
+
+def needed_words(needed: Needed) -> str:
+    """'12.1 ± 0.8 % (124 of 1,024; reaches 0.91 on evaluation data)', or between which measured shares."""
+    share, sd = needed.share, needed.share.sd
+    digits = digits_for(100 * sd, 2) if sd else 1
+    spread = f" ± {100 * sd:.{digits}f}" if sd else ""
+    about = f"{needed.units:,.0f} of {needed.total:,}"
+    if needed.between:
+        low, high = (f"{100 * end:.3g}" for end in needed.between)
+        about += f"; interpolated between the measured {low} and {high} %"
+    elif needed.achieved:
+        about += f"; on evaluation data {number(needed.achieved.mean, 3)} is reached"
+    elif needed.bound:
+        about += "; the end of what was measured"
+    return f"{needed.bound} {100 * share.mean:.{digits}f}{spread} % ({about})".strip()
+
+
+def alike(baseline: Variant, variant: Variant, difference: Difference) -> str:
+    """One sentence on where the masks differ and how many channels they share."""
+    found, parts = difference.overlap, []
+    if found is not None and found.iou is not None and found.chance is not None:
+        highest = (
+            f"; highest possible {found.highest.mean:.2f}" if sizes_differ(found) and found.highest else ""
+        )
+        parts.append(
+            f"the masks share {found.iou.mean:.2f} of the channels that either keeps (IoU; matched random masks "
+            f"{found.chance.mean:.2f}{highest})"
+        )
+    if difference.layers[0].claim.verdict != "too few seeds":
+        told = sum(place.claim.distinguished for place in difference.layers)
+        parts.append(f"sparsity is distinguished in {told} of {len(difference.layers)} layers")
+    return f"{variant.name} and {baseline.name}: {', and '.join(parts)}." if parts else ""
+
+
+def sizes_differ(found: Overlap) -> bool:
+    """Whether the masks' sizes alone keep the IoU well below 1."""
+    return found.highest is not None and found.highest.mean < 0.95
+
+
+def costs(
+    comparison: Comparison, baseline: Variant, variant: Variant, difference: Difference
+) -> Iterable[str]:
+    """Which of the two loses less, and by how much."""
+    told = [name for name in TOLD if name in difference.metrics]
+    if not told:
+        missing = " and ".join(side.name for side in (baseline, variant) if side.spread("loss") is None)
+        yield f"No numbers to compare: nothing was measured for {missing}."
+    elif not comparison.comparable_loss:
+        yield "Measured on different data, so not compared. Each for itself:"
+        for side in (baseline, variant):
+            known = [(m, spread) for m in METRICS if m.name in told and (spread := side.spread(m.name))]
+            numbers = (f"{metric.title} {with_spread(spread, metric.digits)}" for metric, spread in known)
+            yield f"{side.name}: {', '.join(numbers)}."
+    else:
+        if different_sparsity([baseline, variant]):
+            ours, theirs = (
+                f"{s.name} removes {percent(s.sparsity().mean)} of the channels" for s in (baseline, variant)
+            )
+            yield f"At different sparsity: {theirs}, {ours}."
+        for name in told:
+            yield metric_line(name, baseline, variant, difference)
+    for side in (baseline, variant):
+        for sentence in side.quoted:
+            yield f"{side.name}: {sentence}"
+
+
+def metric_line(name: str, baseline: Variant, variant: Variant, difference: Difference) -> str:
+    """'KL: Tied 0.812 ± 0.010, Base 0.795 ± 0.008 nats/token; difference +0.017 [-0.011, +0.046], not distinguished
+    (p = 0.31).'
+    """
+    metric, claim = next(metric for metric in METRICS if metric.name == name), difference.metrics[name]
+    digits = digits_for(claim.error, metric.digits)
+    sides = (
+        f"{side.name} {with_spread(spread, digits, digits)}"
+        for side, spread in ((variant, claim.variant), (baseline, claim.baseline))
     )
+    unit = f" {metric.unit}" if metric.unit else ""
+    return f"{metric.title}: {', '.join(sides)}{unit}; difference {difference_words(claim, metric.digits)}."
 
 
-def numbering(baseline: Variant, variant: Variant) -> list[str]:
-    """Whether equal channel numbers mean anything across the two sides."""
-    weights = checkpoints(baseline) | checkpoints(variant)
+def with_spread(spread: Spread, most: int, fewest: int = 0) -> str:
+    """'2.512 ± 0.016': mean and standard deviation over runs, with as many decimals as that deserves."""
+    digits = max(fewest, digits_for(spread.sd, most))
+    return f"{spread.mean:.{digits}f}" + (f" ± {spread.sd:.{digits}f}" if spread.sd else "")
+
+
+def difference_words(claim: Claim, most: int, scale: float = 1, unit: str = "") -> str:
+    """'+0.017 [-0.011, +0.046], not distinguished (p = 0.31, paired by sequence)'; `most`: decimals at most."""
+    effect = claim.effect
+    digits = digits_for(scale * claim.error if claim.error else None, most)
+    text = f"{scale * claim.difference + 0.0:+.{digits}f}{unit}"
+    if effect.low is not None and effect.high is not None and effect.high > effect.low:
+        text += f" [{scale * effect.low:+.{digits}f}, {scale * effect.high:+.{digits}f}]"
+    elif claim.error:
+        text += f" ± {scale * claim.error:.{digits}f} (standard error of the evaluation data alone)"
+    if claim.verdict == "too few seeds":
+        text += ", too few runs for a claim"
+    elif claim.verdict != "not tested":
+        p = (
+            ""
+            if claim.p is None
+            else f" (p = {claim.p:.2g}{', paired by sequence' if effect.paired else ''})"
+        )
+        text += f", {claim.verdict}{p}"
+    return text
+
+
+def places(_: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> Iterable[str]:
+    """Sparsity of K against V, of early, middle and late layers, and of the three layers that differ most."""
+    for side in (baseline, variant):
+        k, v = (percent(1 - side.sparsity(kind).mean) for kind in SEPARATE)
+        yield f"{side.name} keeps {k} of its K channels and {v} of its V channels."
+    for kind in SEPARATE:
+        claim = difference.whole.sparsity[kind]
+        if round(100 * abs(claim.difference), 1):
+            more = "less" if claim.difference > 0 else "more"
+            yield f"{variant.name} keeps {size_words(claim)} {more} of {kind.upper()}{mark(claim)}."
+    if difference.by_depth:
+        depths = (
+            f"{baseline.name} has {len(baseline.indices)} layers and {variant.name} {len(variant.indices)}"
+        )
+        yield f"{depths}: thirds and layers stand for equal relative depth."
+    ranked = sorted(difference.layers, key=lambda place: -abs(place.claim.difference))
+    for place in [*difference.thirds, *(place for place in ranked[:3] if place.claim.difference)]:
+        yield place_line(variant, place)
+    if not ranked[0].claim.difference:
+        yield "No layer differs in sparsity."
+
+
+def place_line(variant: Variant, place: Place) -> str:
+    """'early layers 0–1: KV-Tying is 2.5 ± 0.8 points less sparse (K -1.0, V -4.0), not distinguished'."""
+    claim, how = place.claim, "is as sparse"
+    if round(100 * abs(claim.difference), 1):
+        how = f"is {size_words(claim)} {'more' if claim.difference > 0 else 'less'} sparse"
+    k, v = (round(100 * place.sparsity[kind].difference, 1) + 0.0 for kind in SEPARATE)
+    return f"{place.title}: {variant.name} {how} (K {k:+.1f}, V {v:+.1f}){mark(claim)}."
+
+
+def size_words(claim: Claim) -> str:
+    """'2.5 ± 0.8 points': a difference of fractions with its standard error."""
+    error = f" ± {100 * claim.error:.1f}" if claim.error and round(100 * claim.error, 1) else ""
+    return f"{100 * abs(claim.difference):.1f}{error} points"
+
+
+def mark(claim: Claim) -> str:
+    """', distinguished', where a test allows to say so."""
+    if claim.distinguished:
+        return ", distinguished"
+    return ", not distinguished" if claim.verdict == "not distinguished" else ""
+
+
+def overlaps(_: Comparison, baseline: Variant, variant: Variant, difference: Difference) -> Iterable[str]:
+    """IoU of the masks beside what chance gives, what their sizes allow, and what two seeds of one side give."""
+    found = difference.overlap
+    if found is None or found.iou is None or found.chance is None:
+        yield (
+            f"None is given: {difference.no_overlap}." if found is None else "Neither mask keeps any channel."
+        )
+        return
+    k, v = (f"{kind.mean:.2f}" if kind else "—" for kind in (found.k_iou, found.v_iou))
+    yield (
+        f"IoU of the kept channels is {found.iou.mean:.2f} (K {k}, V {v}); matched random masks, with the same counts "
+        f"in every layer, kind and KV head, have {found.chance.mean:.2f}."
+    )
+    if sizes_differ(found) and found.contained and found.highest:
+        yield (
+            f"The masks differ in size, so no IoU above {found.highest.mean:.2f} is possible; "
+            f"{found.contained.mean:.2f} of the smaller one lies inside the larger."
+        )
+    sides = ((baseline, found.baseline_iou), (variant, found.variant_iou))
+    if between := [f"{side.name} {spread.mean:.2f}" for side, spread in sides if spread]:
+        yield f"Between two seeds of one variant it is: {', '.join(between)}."
+    weights = {run.result.checkpoint.sha256 for run in (*baseline.runs, *variant.runs)}
     if None in weights:
-        return [
-            "Whether both are of one checkpoint is not recorded; only then do channel numbers correspond."
-        ]
-    if len(weights) == 1:
-        return []
-    return [
-        "They are of different checkpoints: models trained apart have no common numbering of channels, so "
-        "an overlap at the level of chance is to be expected and says nothing about what the channels do."
-    ]
+        yield "Whether both are of one checkpoint is not recorded; only then do channel numbers correspond."
+    elif len(weights) > 1:
+        yield (
+            "They are of different checkpoints: models trained apart have no common numbering of channels, so "
+            "an overlap at the level of chance is to be expected and says nothing about what the channels do."
+        )
 
 
-def checkpoints(variant: Variant) -> set[object]:
-    """Digests of the weights behind a variant; None stands for unrecorded ones."""
-    return {run.result.checkpoint.sha256 for run in variant.runs}
-
-
-def seeds(_: Comparison, baseline: Variant, variant: Variant, __: Difference) -> list[str]:
+def certainty(_: Comparison, baseline: Variant, variant: Variant, __: Difference) -> Iterable[str]:
     """How far the runs can tell a difference between variants from one between seeds."""
     n, m = len(baseline.runs), len(variant.runs)
-    lines = [
-        f"{baseline.name} has {n} run{'s' * (n > 1)} and {variant.name} {m}. "
-        + (
-            f"Below {FEWEST_SEEDS} runs a side nothing is claimed; repeat with more seeds, e.g. -m seed=0,1,2,3."
-            if min(n, m) < FEWEST_SEEDS
-            else "A difference is called higher or lower where Welch's t test, adjusted for everything tested here "
-            "(Holm), has p of at most 0.05: at most one comparison in twenty claims any difference where there is none."
-        )
-    ]
-    for name, title in SHORT:
-        a, b = baseline.metrics.get(name), variant.metrics.get(name)
-        if a and b:
-            lines.append(f"{title}: {baseline.name} {spread_words(a)}; {variant.name} {spread_words(b)}.")
-    if checkpoints(baseline) != checkpoints(variant):
-        lines.append(
+    yield f"{baseline.name} has {plural(n, 'run')} and {variant.name} {m}. " + (
+        f"Below {FEWEST_SEEDS} runs a side nothing is claimed; repeat with more seeds, e.g. -m seed=0,1,2,3."
+        if min(n, m) < FEWEST_SEEDS
+        else "A difference is called higher or lower where Welch's t test, adjusted for everything tested here "
+        "(Holm), has p of at most 0.05: at most one comparison in twenty claims any difference where there is none. "
+        "Numbers are means ± standard deviations over runs; brackets are 95 % intervals."
+    )
+    if {*baseline.numbers["sha256"]} != {*variant.numbers["sha256"]}:
+        yield (
             "Seeds are those of learning the mask. They tell these checkpoints apart, not the ways in "
             "which they were trained: for that, compare several trainings of each."
         )
-    return lines
-
-
-SHORT = (("loss_degradation_percent", "Loss degradation [%]"), ("loss", "Masked loss"), ("kl", "KL"))
-
-
-def spread_words(spread: Spread, digits: int = 4) -> str:
-    """'2.5123 (2.5011 to 2.5235, SD 0.0158, n=2)', or the number alone."""
-    if spread.sd is None:
-        return f"{spread.mean:.{digits}f}"
-    return (
-        f"{spread.mean:.{digits}f} ({spread.low:.{digits}f} to {spread.high:.{digits}f}, "
-        f"SD {spread.sd:.{digits}f}, n={spread.n})"
-    )
-
-
-def iou_words(spread: Spread | None) -> str:
-    """An IoU, or a dash where no channel is kept."""
-    return f"{spread.mean:.2f}" if spread else "—"
-
-
-def percent(fraction: float, digits: int = 1) -> str:
-    """A fraction as a percentage."""
-    return f"{100 * fraction:.{digits}f} %"

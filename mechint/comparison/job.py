@@ -1,25 +1,40 @@
-"""Leaving a comparison or a study on disk and in the loggers."""
+"""Leaving a comparison or a study on disk and in the loggers.
+
+comparison.json, for other programs. Variants: {schema_version, kind "variants", created, not_logged, baseline,
+comparable_loss, flags, notes, variants{name: {runs, numbers[a row per run], needed, quoted, layers[a row per layer,
+kind and run]}}, differences[the rows of summary.csv], overlaps{name: {iou k_iou v_iou chance contained highest
+baseline_iou variant_iou layers}, or why there is none}}. Tree: {schema_version, kind "tree", created, not_logged, root,
+bytes_per_element, flags, notes, groups[{label ... points[the rows of table.csv, with runs]}], unfinished[{directory
+status reason}]}. A SPREAD is {mean, sd, n, values}; sd is null for a single run. Sparsities are fractions: of channels
+for variants, of units for a tree.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mechint.comparison import record, report, study_report
-from mechint.comparison.comparison import Comparison, ComparisonFigure
+import pandas as pd
+
+from mechint.analysis.describing import now
+from mechint.comparison import report, study_report, web_page
+from mechint.comparison.comparison import Comparison, ComparisonFigure, Variant
 from mechint.comparison.findings import findings_text
+from mechint.comparison.runs import BYTES_PER_ELEMENT, rows_of
 from mechint.comparison.study import Study, StudyFigure
 from mechint.loggers import Logger, LoggerGroup, RunInfo
+from mechint.metrics.spread import Spread
 from mechint.reporting.visualizer import require_dpi
+from mechint.reporting.web import PAGE
 from mechint.results.directories import refuse_run
 from mechint.runtime.files import write_atomically, write_json
 
-KEY_FINDINGS = "key_findings.txt"
-
-Table = tuple[str, list[str], list[list[Any]]]
+RECORD, KEY_FINDINGS = "comparison.json", "key_findings.txt"
+SCHEMA_VERSION = 2
 
 log = logging.getLogger(__name__)
 
@@ -41,32 +56,65 @@ class Output:
 def leave_comparison(
     comparison: Comparison, figures: Sequence[ComparisonFigure], output: Output
 ) -> list[Path]:
-    """Write the figures, the findings, the report and comparison.json; returns the paths."""
+    """Write the figures, the findings, the report, summary.csv and comparison.json; returns the paths."""
     output.directory.mkdir(parents=True, exist_ok=True)
     drawn = [path for figure in figures for path in figure.draw(comparison, output.directory, output.dpi)]
+    differences = report.summary_table(comparison)
     texts = {
         KEY_FINDINGS: findings_text(comparison),
         report.FILENAME: report.comparison_report(comparison, drawn),
+        report.SUMMARY: differences.to_csv(index=False),
+        PAGE: web_page.comparison_page(comparison),
     }
     summary = {
-        name: {key: entry.difference for key, entry in difference.metrics.items()}
+        name: {key: claim.difference for key, claim in difference.metrics.items()}
         for name, difference in comparison.differences.items()
     }
-    table = ("layers", *report.layer_table(comparison))
-    return _leave(output, drawn, texts, record.comparison_record(comparison), table, summary)
+    content = {
+        "kind": "variants",
+        "baseline": comparison.baseline,
+        "comparable_loss": comparison.comparable_loss,
+        "flags": list(comparison.flags),
+        "notes": list(comparison.notes),
+        "variants": {variant.name: _variant(variant) for variant in comparison.variants},
+        "differences": rows_of(differences),
+        "overlaps": {
+            name: as_plain(difference.overlap) if difference.overlap else difference.no_overlap
+            for name, difference in comparison.differences.items()
+        },
+    }
+    return _leave(output, drawn, texts, content, ("layers", report.layer_table(comparison)), summary)
 
 
 def leave_study(study: Study, figures: Sequence[StudyFigure], output: Output) -> list[Path]:
     """Write the figures, the tables and comparison.json; returns the paths."""
     output.directory.mkdir(parents=True, exist_ok=True)
     drawn = [path for figure in figures for path in figure.draw(study, output.directory, output.dpi)]
+    table = study_report.study_table(study)
     texts = {
-        study_report.CSV: study_report.study_csv(study),
+        study_report.CSV: table.to_csv(index=False),
         study_report.MARKDOWN: study_report.study_markdown(study, drawn),
+        PAGE: web_page.study_page(study),
+    }
+    groups = []
+    for label, shared in zip(study.groups.index, rows_of(study.groups), strict=True):
+        points = rows_of(study.curve(label))
+        for point in points:
+            of_point = (study.runs["group"] == label) & (study.runs["sparsity"] == point["sparsity"])
+            point["runs"] = rows_of(study.runs[of_point])
+            point["agreement"] = as_plain(study.agreements.get((label, point["sparsity"])))
+        groups.append({"label": label, **shared, "points": points})
+    content = {
+        "kind": "tree",
+        "root": str(study.root),
+        "bytes_per_element": BYTES_PER_ELEMENT,
+        "flags": list(study.flags),
+        "notes": list(study.notes),
+        "groups": groups,
+        "unfinished": as_plain(study.unfinished),
     }
     summary = {"runs": {"finished": len(study.runs), "without_numbers": len(study.unfinished)}}
-    table = ("runs", *study_report.study_table(study))
-    return _leave(output, drawn, texts, record.study_record(study), table, summary)
+    return _leave(output, drawn, texts, content, ("runs", table), summary)
 
 
 def _leave(
@@ -74,7 +122,7 @@ def _leave(
     drawn: list[Path],
     texts: Mapping[str, str],
     content: Mapping[str, Any],
-    table: Table,
+    table: tuple[str, pd.DataFrame],
     summary: Mapping[str, Any],
 ) -> list[Path]:
     directory = output.directory
@@ -85,9 +133,30 @@ def _leave(
     name = f"{directory.parent.name}/{directory.name}".strip("/")
     logger.start(RunInfo(name, None, "compare", dict(output.config), directory))
     logger.summary(summary)
-    logger.table(*table)
+    title, frame = table
+    logger.table(title, list(frame), [list(row.values()) for row in rows_of(frame)])
     logger.figures(drawn)
     if line := logger.finish(succeeded=True):
         log.info(line)
-    write_json(directory / record.FILENAME, {**content, "not_logged": logger.not_logged})
-    return [*drawn, *(directory / name for name in texts), directory / record.FILENAME]
+    head = {"schema_version": SCHEMA_VERSION, "created": now()}
+    write_json(directory / RECORD, {**head, **content, "not_logged": logger.not_logged})
+    return [*drawn, *(directory / name for name in texts), directory / RECORD]
+
+
+def _variant(variant: Variant) -> dict[str, Any]:
+    return {
+        "runs": [str(run.directory) for run in variant.runs],
+        "numbers": rows_of(variant.numbers),
+        "needed": as_plain(variant.needed),
+        "quoted": list(variant.quoted),
+        "layers": rows_of(variant.layers.reset_index()),
+    }
+
+
+def as_plain(value: Any) -> Any:
+    """Dataclasses, spreads and tuples as dictionaries and lists."""
+    if isinstance(value, Spread):
+        return value.as_record()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {one.name: as_plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    return [as_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

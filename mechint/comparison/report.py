@@ -1,4 +1,4 @@
-"""The Markdown report of a comparison, and its tables for loggers."""
+"""The Markdown report of a comparison, and its tables."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mechint.comparison.comparison import METRICS, Comparison, Variant
-from mechint.comparison.findings import key_findings
+import pandas as pd
+
+from mechint.comparison.comparison import METRICS, Claim, Comparison, Kind, Variant
+from mechint.comparison.findings import key_findings, needed_words, with_spread
 from mechint.metrics.spread import Spread
 from mechint.reporting.wording import ABSENT, code, number, percent, text
 
-FILENAME = "variant_comparison.md"
+FILENAME, SUMMARY = "variant_comparison.md", "summary.csv"
 
 HOW_TO_READ = (
     "**Sparsity** here is the fraction of *channels* removed, whatever the unit of the masks; K and V "
@@ -19,32 +21,33 @@ HOW_TO_READ = (
     "**Loss** is the mean next-token loss in nats per token; **loss degradation** = 100 (masked − dense) / "
     "dense, each model against its own dense loss; **KL** = KL(dense || masked) in nats per token; "
     "**faithfulness**: 1 as the dense model, 0 as the empty one.",
-    "**Mean and spread**: a variant with several runs shows mean ± sample standard deviation (n runs).",
+    "**Mean and spread**: a variant with several runs shows mean ± sample standard deviation. **SE of the "
+    "data**: the standard error that the choice of evaluation sequences gives a run's number, by the bootstrap.",
     "**Differences** are given with their 95 % interval. One is called higher or lower where Welch's t test over the "
     "runs, to which the evaluation sequences add their part of the variance where both sides were measured on the same "
     "ones, has p of at most 0.05 after Holm's adjustment for everything that is tested of a variant. Below four runs a "
-    "side nothing is claimed.",
-    "**Importance** is scaled to [0, 1] within each run. It ranks the layers of one run; levels of "
-    "different runs do not compare.",
-    "**Overlap** (IoU): channels that both masks keep over channels that either keeps; expected by chance "
-    "from the counts, as expected intersection over expected union: pq / (p + q − pq) for densities p and "
-    "q in one pool.",
+    f"side nothing is claimed. {SUMMARY} has every difference with its standard error.",
+    "**Rank**: where a channel's importance stands among all channels of its run, from 0 to 1. Importance itself is "
+    "scaled within each run, so that its levels do not compare between runs; ranks do.",
+    "**Overlap** (IoU): channels that both masks keep over channels that either keeps. Chance is that of random masks "
+    "with the same counts in every layer, kind and KV head, as expected intersection over expected union.",
     "**Early, middle, late** are thirds of the layers.",
 )
 
 
 def comparison_report(comparison: Comparison, figures: Sequence[Path]) -> str:
     """variant_comparison.md, linking `figures`, which lie beside it."""
+    short, *sections = key_findings(comparison)
     names = ", ".join(code(variant.name) for variant in comparison.variants)
-    lines = [f"# Comparison of {names}", "", f"Baseline: {code(comparison.baseline)}", ""]
+    lines = [f"# Comparison of {names}", "", *(f"- {text(line)}" for line in short.lines), ""]
     if comparison.flags:
         lines += ["> **Read this first**", *(f"> - {text(flag)}" for flag in comparison.flags), ""]
-    lines += ["## Variants", "", *overview(comparison), ""]
-    lines += ["## Key findings", ""]
-    for section in key_findings(comparison):
-        if section.lines != comparison.flags:
+    lines += ["## Variants", "", f"Baseline: {code(comparison.baseline)}", "", *overview(comparison), ""]
+    for section in sections:
+        if section.about:
             lines += [f"### {text(section.title)}", "", *(f"- {text(line)}" for line in section.lines), ""]
-    lines += ["## Layer by layer", "", *markdown_table(*layer_table(comparison)), ""]
+    table = layer_table(comparison)
+    lines += ["## Layer by layer", "", *markdown_table(list(table), table.to_numpy().tolist()), ""]
     if comparison.notes:
         lines += ["## Notes", "", *(f"- {text(note)}" for note in comparison.notes), ""]
     if figures:
@@ -55,54 +58,100 @@ def comparison_report(comparison: Comparison, figures: Sequence[Path]) -> str:
 
 def overview(comparison: Comparison) -> list[str]:
     """One row per fact, one column per variant."""
-    columns = ["", *(variant.name for variant in comparison.variants)]
+    variants = comparison.variants
     rows: list[list[Any]] = [
-        ["checkpoint", *(_names(variant, "checkpoint", "name") for variant in comparison.variants)],
-        ["runs (seeds)", *(_runs(variant) for variant in comparison.variants)],
-        ["mask method", *(_names(variant, "mask", "method") for variant in comparison.variants)],
-        ["evaluation data", *(_names(variant, "dataset", "name") for variant in comparison.variants)],
-        *(
-            [label, *(percents(getattr(variant, name)) for variant in comparison.variants)]
-            for label, name in (
-                ("sparsity", "sparsity"),
-                ("K sparsity", "k_sparsity"),
-                ("V sparsity", "v_sparsity"),
-            )
-        ),
-        *(
-            [
-                f"{metric.title}{f' [{metric.unit}]' if metric.unit else ''}",
-                *(
-                    with_spread(variant.metrics.get(metric.name), metric.digits)
-                    for variant in comparison.variants
-                ),
-            ]
-            for metric in METRICS
-        ),
+        [title, *(", ".join(dict.fromkeys(v.numbers[name].fillna(ABSENT).map(str))) for v in variants)]
+        for title, name in (("checkpoint", "checkpoint"), ("mask method", "method"), ("basis", "basis"))
     ]
-    return markdown_table(columns, rows)
+    rows.insert(1, ["runs (seeds)", *(f"{len(v.runs)} ({seeds_in_words(v)})" for v in variants)])
+    rows.append(["evaluation data", *(v.first.dataset.name or ABSENT for v in variants)])
+    if any(v.needed for v in variants):
+        target = next(v.needed.target for v in variants if v.needed)
+        cells = [needed_words(v.needed) if v.needed else ABSENT for v in variants]
+        rows.append([f"units needed for {target}", *cells])
+    kinds: tuple[tuple[str, Kind], ...] = (("sparsity", "kv"), ("K sparsity", "k"), ("V sparsity", "v"))
+    rows += [[title, *(percents(v.sparsity(kind)) for v in variants)] for title, kind in kinds]
+    for metric in METRICS:
+        errors = [v.error(metric.name) for v in variants]
+        spreads = [v.spread(metric.name) for v in variants]
+        cells = [with_spread(spread, metric.digits) if spread else ABSENT for spread in spreads]
+        rows.append([f"{metric.title}{f' [{metric.unit}]' if metric.unit else ''}", *cells])
+        if any(errors):
+            rows.append(["… SE of the data", *(number(error, metric.digits) for error in errors)])
+    return markdown_table(["", *(variant.name for variant in variants)], rows)
 
 
-def layer_table(comparison: Comparison) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows with delta columns: one row of plain, sortable numbers per layer of the baseline.
+def seeds_in_words(variant: Variant) -> str:
+    """'0, 1', with a dash where a seed is not recorded."""
+    return ", ".join(ABSENT if run.result.seed is None else str(run.result.seed) for run in variant.runs)
+
+
+def layer_table(comparison: Comparison) -> pd.DataFrame:
+    """One row of plain, sortable numbers per layer of the baseline, with delta columns and their standard errors.
 
     Where another variant has as many layers, its own columns are there; else only the deltas at equal
     relative depth.
     """
     baseline = comparison[comparison.baseline]
-    columns, rows = ["layer", "name"], [[layer.index, layer.name] for layer in baseline.layers]
+    table = pd.DataFrame(
+        {"layer": baseline.indices, "name": [layer.name for layer in baseline.runs[0].layers]}
+    )
+    kinds: tuple[tuple[Kind, str], ...] = (("kv", "sparsity"), ("k", "K"), ("v", "V"))
     for variant in comparison.variants:
         difference = comparison.differences.get(variant.name)
         if difference is None or not difference.by_depth:
-            columns += [f"{variant.name} {what}" for what in ("sparsity", "K", "V", "importance", "kept")]
-            for row, layer in zip(rows, variant.layers, strict=True):
-                spreads = (layer.sparsity, layer.k_sparsity, layer.v_sparsity, layer.importance, layer.kept)
-                row += [spread.mean for spread in spreads]
+            for kind, title in kinds:
+                table[f"{variant.name} {title}"] = variant.per_layer("sparsity", kind)["mean"].to_numpy()
+            for title in ("rank", "kept"):
+                table[f"{variant.name} {title}"] = variant.per_layer(title, "kv")["mean"].to_numpy()
         if difference is not None:
-            columns += [f"Δ {variant.name} {what}" for what in ("sparsity", "K", "V", "kept")]
-            for row, delta in zip(rows, difference.layers, strict=True):
-                row += [delta.sparsity, delta.k_sparsity, delta.v_sparsity, delta.kept]
-    return columns, rows
+            for kind, title in kinds:
+                claims = [place.sparsity[kind] for place in difference.layers]
+                table[f"Δ {variant.name} {title}"] = [claim.difference for claim in claims]
+                if any(claim.error is not None for claim in claims):
+                    table[f"Δ {variant.name} {title} SE"] = [claim.error for claim in claims]
+            table[f"Δ {variant.name} kept"] = [place.kept for place in difference.layers]
+    return table.astype(object).where(table.notna(), None)
+
+
+def summary_table(comparison: Comparison) -> pd.DataFrame:
+    """Every difference from the baseline: one row per variant and number, with standard error, interval and verdict.
+
+    number: a metric's name, or "sparsity" with its place and kind. se: standard error of the difference; se_of:
+    "runs" (and evaluation sequences where `paired`), or "evaluation data" alone where a side has a single run.
+    """
+    rows = []
+    for name, difference in comparison.differences.items():
+        rows += [_summary(name, metric, "", "", claim) for metric, claim in difference.metrics.items()]
+        rows += [
+            _summary(name, "sparsity", place.title, kind, claim)
+            for place in (difference.whole, *difference.layers, *difference.thirds)
+            for kind, claim in place.sparsity.items()
+        ]
+    return pd.DataFrame(rows)
+
+
+def _summary(variant: str, name: str, place: str, kind: str, claim: Claim) -> dict[str, Any]:
+    effect = claim.effect
+    source = None if claim.error is None else "runs" if effect.seeds > 1 else "evaluation data"
+    return {
+        "variant": variant,
+        "number": name,
+        "place": place,
+        "kind": kind,
+        "baseline": claim.baseline.mean,
+        "baseline_sd": claim.baseline.sd,
+        "value": claim.variant.mean,
+        "value_sd": claim.variant.sd,
+        "difference": claim.difference,
+        "se": claim.error,
+        "se_of": source,
+        "low": effect.low,
+        "high": effect.high,
+        "p": claim.p,
+        "paired": effect.paired,
+        "verdict": claim.verdict,
+    }
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
@@ -120,26 +169,7 @@ def _cell(value: object) -> str:
     return str(text(value))
 
 
-def with_spread(spread: Spread | None, digits: int) -> str:
-    """'2.5124 ± 0.0158 (n=2)', or the number alone."""
-    if spread is None:
-        return ABSENT
-    sd = "" if spread.sd is None else f" ± {number(spread.sd, digits)} (n={spread.n})"
-    return f"{number(spread.mean, digits)}{sd}"
-
-
 def percents(spread: Spread) -> str:
     """A fraction as a percentage, with the standard deviation in points."""
-    sd = "" if spread.sd is None else f" ± {number(100 * spread.sd, 2)} (n={spread.n})"
+    sd = f" ± {number(100 * spread.sd, 2)}" if spread.sd else ""
     return f"{percent(spread.mean, 2)}{sd}"
-
-
-def _names(variant: Variant, part: str, key: str) -> str:
-    """The different values of an entry over a variant's runs."""
-    found = [str(getattr(getattr(run.result, part), key) or ABSENT) for run in variant.runs]
-    return ", ".join(dict.fromkeys(found))
-
-
-def _runs(variant: Variant) -> str:
-    seeds = [ABSENT if seed is None else str(seed) for seed in variant.seeds]
-    return f"{len(variant.runs)} ({', '.join(seeds)})"

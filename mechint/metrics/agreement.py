@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from mechint.metrics.overlap import Masks
+from mechint.metrics.overlap import Masks, Pairs
 from mechint.metrics.spread import Spread
 
 
@@ -20,7 +19,7 @@ class Agreement:
     iou: intersection over union of kept channels, over all pairs of masks; None where no mask keeps any. chance: its
     expectation for matched random masks, which keep as many channels of every layer, kind and KV head. histogram:
     [S + 1], how many channels exactly 0, 1, ..., S masks keep. chance_histogram: its expectation for matched random
-    masks. All pairs at once, by the formulas of `mechint.metrics.overlap`.
+    masks.
     """
 
     iou: Spread | None
@@ -32,30 +31,25 @@ class Agreement:
     def of(cls, masks: Sequence[Masks]) -> Agreement:
         """Compare masks of the same shapes, two or more, each a sequence of layers."""
         parts = [
-            [head for layer in one for part in (layer.k_mask, layer.v_mask) for head in part] for one in masks
+            [head for layer in one for part in (layer.k_mask, layer.v_mask) for head in part.cpu().numpy()]
+            for one in masks
         ]
-        kept = torch.stack([torch.cat(of_mask) for of_mask in parts]).double()  # [S, N]
-        sizes = kept.sum(1)
-        counts = torch.stack([torch.stack([head.sum() for head in of_mask]) for of_mask in parts]).double()
-        widths = torch.tensor([max(1, head.numel()) for head in parts[0]])
-        histogram = torch.bincount(kept.sum(0).long(), minlength=len(masks) + 1)
+        kept = np.stack([np.concatenate(of_mask) for of_mask in parts])  # [S, N]
+        widths = np.array([len(head) for head in parts[0]])
+        found = Pairs.of(kept, np.repeat(np.arange(len(widths)), widths))
+        upper = np.triu_indices(len(masks), 1)
+        histogram = np.bincount(kept.sum(0), minlength=len(masks) + 1)
+        densities = np.array([[head.mean() if head.size else 0.0 for head in of_mask] for of_mask in parts])
         expected = [
-            _random_histogram((of_head / width).tolist(), int(width))
-            for of_head, width in zip(counts.T, widths, strict=True)
+            _random_histogram(of_head.tolist(), int(width))
+            for of_head, width in zip(densities.T, widths, strict=True)
         ]
         return cls(
-            iou=_over_pairs(kept @ kept.T, sizes),
-            chance=_over_pairs((counts / widths) @ counts.T, sizes),
+            iou=Spread.of(found.iou[upper].tolist()),
+            chance=Spread.of(found.chance[upper].tolist()),
             histogram=tuple(histogram.tolist()),
             chance_histogram=tuple(math.fsum(column) for column in zip(*expected, strict=True)),
         )
-
-
-def _over_pairs(common: Tensor, sizes: Tensor) -> Spread | None:
-    """Intersection over union of every pair, from (expected) intersections [S, S] and mask sizes [S]."""
-    union = sizes[:, None] + sizes[None, :] - common
-    first, second = torch.triu_indices(len(sizes), len(sizes), 1).unbind()
-    return Spread.of((common / union)[first, second].tolist())  # 0 / 0 is left out
 
 
 def _random_histogram(densities: Sequence[float], total: int) -> tuple[float, ...]:

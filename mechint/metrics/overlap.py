@@ -1,30 +1,62 @@
-"""How far two masks keep the same channels, beside what chance alone would give."""
+"""How far masks keep the same channels, beside what chance alone would give."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from mechint.masking.masks import LayerMask
 from mechint.metrics.spread import Spread
 
-Kinds = Literal["kv", "k", "v"]
+if TYPE_CHECKING:
+    import pandas as pd
+
 Masks = Sequence[LayerMask]
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every pair of R masks; all [R, R], NaN where there is no number.
+
+    iou: channels that both keep over channels that either keeps; NaN where neither keeps any. chance: its expectation
+    for matched random masks, which keep as many channels of every layer, kind and KV head: expected intersection over
+    expected union. contained: the share of the smaller mask that lies in the larger. highest: the highest IoU that
+    masks of these sizes can have.
+    """
+
+    iou: Values
+    chance: Values
+    contained: Values
+    highest: Values
+
+    @classmethod
+    def of(cls, kept: NDArray[np.bool_], head: NDArray[np.int64]) -> Pairs:
+        """kept: [R, N], which channels a mask keeps. head: [N], number of a channel's layer, kind and KV head."""
+        masks = kept.astype(np.float64)
+        widths = np.bincount(head)
+        counts = np.stack(
+            [np.bincount(head, weights=mask, minlength=len(widths)) for mask in masks]
+        )  # [R, H]
+        sizes = masks.sum(1)
+        both, expected = masks @ masks.T, (counts / np.maximum(widths, 1)) @ counts.T
+        sums = np.add.outer(sizes, sizes)
+        smaller, larger = np.minimum.outer(sizes, sizes), np.maximum.outer(sizes, sizes)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return cls(both / (sums - both), expected / (sums - expected), both / smaller, smaller / larger)
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Intersection over union (IoU) of kept channels, over every pair of a baseline run and a variant run.
+    """How far the masks of a variant's runs keep the channels that a baseline's runs keep, over every pair of runs.
 
-    iou, k_iou, v_iou: measured; K and V together, K alone, V alone; None where neither mask keeps any.
-    chance: expected of matched random masks, which keep as many channels of every layer, kind and KV head as
-    these do. contained: the share of the smaller mask that lies in the larger. highest: the highest IoU that masks of
-    these sizes can have. baseline_iou, variant_iou: measured between the runs (seeds) of one side; None for a single
-    run. layers: by layer index, K and V together.
+    iou, k_iou, v_iou: K and V together, K alone, V alone. chance, contained, highest: as in Pairs. baseline_iou,
+    variant_iou: between the runs (seeds) of one side. layers: IoU by layer index, K and V together. None where there is
+    no number: no mask keeps any channel, or a side has a single run.
     """
 
     iou: Spread | None
@@ -38,79 +70,31 @@ class Overlap:
     layers: tuple[Spread | None, ...]
 
 
-def overlap(baseline: Sequence[Masks], variant: Sequence[Masks]) -> Overlap:
-    """Overlap of masks whose layers have the same shapes; a side holds the masks of its runs."""
-    pairs = list(product(baseline, variant))
-    depth = len(baseline[0])
+def overlap(baseline: pd.DataFrame, variant: pd.DataFrame) -> Overlap:
+    """Overlap of two tables of kept channels, bool: rows by (layer, kind, head, channel), a column for each run."""
+    index, ours = baseline.index, baseline.shape[1]
+    kept = np.concatenate([baseline.to_numpy().T, variant.to_numpy().T])
+    head = baseline.groupby(level=["layer", "kind", "head"], sort=False).ngroup().to_numpy()
+    kind, layer = index.get_level_values("kind"), index.get_level_values("layer")
+
+    def across(values: Values) -> Spread | None:
+        return Spread.of(values[:ours, ours:].flatten().tolist())
+
+    def within(values: Values) -> Spread | None:
+        return Spread.of(values[np.triu_indices(len(values), 1)].tolist())
+
+    def iou(rows: Any) -> Spread | None:
+        return across(Pairs.of(kept[:, rows], head[rows]).iou)
+
+    found = Pairs.of(kept, head)
     return Overlap(
-        iou=Spread.of(iou(a, b) for a, b in pairs),
-        k_iou=Spread.of(iou(a, b, "k") for a, b in pairs),
-        v_iou=Spread.of(iou(a, b, "v") for a, b in pairs),
-        chance=Spread.of(matched_chance(a, b) for a, b in pairs),
-        contained=Spread.of(contained(a, b) for a, b in pairs),
-        highest=Spread.of(highest_iou(a, b) for a, b in pairs),
-        baseline_iou=Spread.of(iou(a, b) for a, b in combinations(baseline, 2)),
-        variant_iou=Spread.of(iou(a, b) for a, b in combinations(variant, 2)),
-        layers=tuple(Spread.of(iou([a[i]], [b[i]]) for a, b in pairs) for i in range(depth)),
+        iou=across(found.iou),
+        k_iou=iou(kind == "k"),
+        v_iou=iou(kind == "v"),
+        chance=across(found.chance),
+        contained=across(found.contained),
+        highest=across(found.highest),
+        baseline_iou=within(found.iou[:ours, :ours]),
+        variant_iou=within(found.iou[ours:, ours:]),
+        layers=tuple(iou(layer == number) for number in layer.unique()),
     )
-
-
-def same_shapes(a: Masks, b: Masks) -> bool:
-    """Whether two masks have the same layers, KV heads and channels."""
-    return [_shapes(layer) for layer in a] == [_shapes(layer) for layer in b]
-
-
-def iou(a: Masks, b: Masks, kinds: Kinds = "kv") -> float | None:
-    """Channels that both keep over channels that either keeps; None where neither keeps any."""
-    parts = list(_parts(a, b, kinds))
-    both = sum(int((x & y).sum()) for x, y in parts)
-    either = sum(int((x | y).sum()) for x, y in parts)
-    return both / either if either else None
-
-
-def contained(a: Masks, b: Masks) -> float | None:
-    """The share of the smaller mask that the larger one keeps too; None where one keeps nothing."""
-    parts = list(_parts(a, b, "kv"))
-    both = sum(int((x & y).sum()) for x, y in parts)
-    smaller = min(sum(int(x.sum()) for x, _ in parts), sum(int(y.sum()) for _, y in parts))
-    return both / smaller if smaller else None
-
-
-def highest_iou(a: Masks, b: Masks) -> float | None:
-    """The IoU of masks of these sizes where the smaller one lies inside the larger."""
-    sizes = [sum(int(part.sum()) for part in side) for side in zip(*_parts(a, b, "kv"), strict=True)]
-    return min(sizes) / max(sizes) if max(sizes) else None
-
-
-def matched_chance(a: Masks, b: Masks) -> float | None:
-    """Expected IoU of random masks with the counts of `a` and `b` in every layer, kind and KV head."""
-    counts = [
-        (int(p.sum()), int(q.sum()), p.numel())
-        for x, y in _parts(a, b, "kv")
-        for p, q in zip(x, y, strict=True)
-    ]
-    return expected_iou(counts)
-
-
-def expected_iou(counts: Iterable[tuple[int, int, int]]) -> float | None:
-    """Expected IoU of random sets of a and of b out of n elements, over several pools (a, b, n).
-
-    Expected intersection over expected union: for one pool with densities p and q that is pq / (p + q - pq).
-    """
-    both = either = 0.0
-    for a, b, n in counts:
-        common = a * b / n if n else 0.0
-        both, either = both + common, either + a + b - common
-    return both / either if either else None
-
-
-def _parts(a: Masks, b: Masks, kinds: Kinds) -> Iterable[tuple[Tensor, Tensor]]:
-    for one, other in zip(a, b, strict=True):
-        if "k" in kinds:
-            yield one.k_mask, other.k_mask
-        if "v" in kinds:
-            yield one.v_mask, other.v_mask
-
-
-def _shapes(layer: LayerMask) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple(layer.k_mask.shape), tuple(layer.v_mask.shape)

@@ -24,7 +24,8 @@ class Effect:
     """A difference of means, other - reference, with its 95 % confidence interval.
 
     p: two-sided, of Welch's t test; None where nothing varies, so that there is no test. seeds: runs of the smaller
-    side. paired: whether the evaluation sequences of both sides are the same, so that their differences count.
+    side. paired: whether the evaluation sequences of both sides are the same, so that their differences count. error:
+    standard error of the difference; with a single run on a side that of the shared sequences alone, None without them.
     """
 
     difference: float
@@ -33,6 +34,7 @@ class Effect:
     p: float | None
     seeds: int
     paired: bool = False
+    error: float | None = None
 
     def verdict(self, adjusted: float | None) -> Verdict:
         """What may be claimed with an adjusted p value."""
@@ -61,18 +63,24 @@ def compare_means(
     difference = float(sides[1].mean() - sides[0].mean())
     seeds = min(len(side) for side in sides)
     if seeds < 2:
-        return Effect(difference, None, None, None, seeds, by_sequence is not None)
+        alone = None
+        if by_sequence is not None and by_sequence[0].shape[1] > 1:
+            changes = by_sequence[1].mean(0) - by_sequence[0].mean(0)
+            alone = float(changes.std(ddof=1)) / math.sqrt(len(changes))
+        return Effect(difference, None, None, None, seeds, by_sequence is not None, alone)
     parts = [(float(side.var(ddof=1)) / len(side), len(side) - 1) for side in sides]
     if by_sequence is not None and (sequences := by_sequence[0].shape[1]) > 1:
         parts.append((_sequence_variance(*by_sequence), sequences - 1))
     variance = math.fsum(part for part, _ in parts)
     if variance <= 0:
-        return Effect(difference, difference, difference, None, seeds, by_sequence is not None)
+        return Effect(difference, difference, difference, None, seeds, by_sequence is not None, 0.0)
     freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in parts)
     error = math.sqrt(variance)
     p = float(2 * stats.t.sf(abs(difference) / error, freedom))
     width = float(stats.t.ppf(1 - ALPHA / 2, freedom)) * error
-    return Effect(difference, difference - width, difference + width, p, seeds, by_sequence is not None)
+    return Effect(
+        difference, difference - width, difference + width, p, seeds, by_sequence is not None, error
+    )
 
 
 def _sequence_variance(reference: np.ndarray, other: np.ndarray) -> float:

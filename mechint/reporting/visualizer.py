@@ -13,6 +13,7 @@ from mechint.errors import UserError
 from mechint.reporting.context import Context
 from mechint.reporting.report import write_report
 from mechint.reporting.style import FORMATS, figure_style, save
+from mechint.reporting.web import write_page
 from mechint.results.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Visualizer:
             for figure in self.figures:
                 for stem, picture in figure.draw(context):
                     drawn.append(save(picture, run.directory / f"{stem}.{self.format}", self.dpi))
-        return [*drawn, write_report(context, drawn)]
+        return [*drawn, write_page(run), write_report(context, drawn)]
 
     def draw_if_room(self, run: RunFiles) -> list[Path]:
         """As `draw`; where the disk is full the numbers are worth more than figures, and a note says what happened."""

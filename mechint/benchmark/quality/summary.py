@@ -1,9 +1,8 @@
-"""Means over seeds, agreement between seeds, and methods held against the default."""
+"""Means over seeds, agreement between seeds, and methods compared with the default."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import combinations
 from math import exp, fsum, log
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 from mechint.analysis.describing import Record
 from mechint.benchmark.quality.cells import KINDS
 from mechint.masking.masks import LayerMask
-from mechint.metrics.overlap import iou, matched_chance
+from mechint.metrics.agreement import Agreement
 from mechint.metrics.spread import Spread
 from mechint.results.mask_files import load_masks
 
@@ -50,11 +49,10 @@ def _spread(values: Iterable[float | None]) -> Record | None:
 
 def _agreement(directories: Sequence[Path]) -> Record:
     """Mean IoU of kept channels over all pairs of seeds, and that of matched random masks."""
-    masks = [_layers(directory) for directory in directories]
-    pairs = list(combinations(masks, 2))
-    measured = Spread.of(iou(a, b) for a, b in pairs)
-    chance = Spread.of(matched_chance(a, b) for a, b in pairs)
-    return {"iou": measured and measured.mean, "iou_chance": chance and chance.mean}
+    if len(directories) < 2:
+        return {"iou": None, "iou_chance": None}
+    found = Agreement.of([_layers(directory) for directory in directories])
+    return {"iou": found.iou and found.iou.mean, "iou_chance": found.chance and found.chance.mean}
 
 
 def _layers(directory: Path) -> list[LayerMask]:
