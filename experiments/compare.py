@@ -8,6 +8,7 @@ python experiments/compare.py tree=outputs logger=wandb logger.project=masks
 """
 
 import logging
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def main(config: DictConfig) -> None:
     from mechint.comparison.study_report import count_in_words
 
     output = Output(
-        directory=configuration.output_directory(),
+        directory=configuration.output_directory() if configuration.is_sweep() else directory(config),
         loggers=[configuration.build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
         config=configuration.plain_config(config),
         dpi=config.dpi,
@@ -53,6 +54,12 @@ def main(config: DictConfig) -> None:
             log.warning("%s", flag)
     for path in written:
         log.info("%s", path)
+
+
+def directory(config: DictConfig) -> Path:
+    """Where the results of a single comparison go; it is made when there are some."""
+    now = f"outputs/comparisons/{datetime.now():%Y-%m-%d_%H-%M-%S}"
+    return Path(configuration.job_directory(config.output_dir, now))
 
 
 def variants(given: Any) -> dict[str, Any]:

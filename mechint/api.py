@@ -3,7 +3,7 @@
 from mechint import analyze, compare_variants, evaluate, load_run
 from mechint.data import TextFiles
 
-run = analyze("model.pt", "results/baseline", target_sparsity=0.9)
+run = analyze("bundled:baseline", "results/baseline", target_sparsity=0.9)
 run = analyze(model, "results/mine", tokenizer=tokenizer)   # objects of transformers in memory, left as they are
 run = load_run("results/baseline")                    # the same, later
 with run.masked_model() as masked:
@@ -261,6 +261,8 @@ def make_analysis(
         return SeedStudy(analysis=analysis, seeds=seeds, stability=stability)
     if stability != Stability():
         log.warning("stability.* has no effect: it tests what several seeds agree on, and seeds=1")
+    if analysis.controls.permutations != Controls.permutations and not recipe.basis.proofs:
+        log.warning("controls.permutations has no effect: neither seeds= nor basis.proofs=true asks for it")
     return analysis
 
 

@@ -1,8 +1,7 @@
 """What a user may get wrong, and what a stranger's file may try: one line, exit code 2, nothing that looks finished.
 
-`python -m pytest tests/test_bad_input.py -s` prints the table with every message. Cases of which a program would only
-make what is refused here run the step that refuses; those in WHOLE run the program, as samples of every step and where
-only a run finds out.
+`python -m pytest tests/test_bad_input.py -s` prints the table with every message. Most cases run only the step of a
+program that refuses them; SAMPLES of every step run the whole program, and so does what only a run finds out.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_application import SMALL
+from mechint.comparison.tree import read_study
 from omegaconf import DictConfig
 from small_data import BYTES
 
 from mechint import config as configuration
 from mechint.checkpoints import CheckpointLoader
 from mechint.comparison.compare import read_comparison
-from mechint.comparison.tree import read_study
 from mechint.config.guard import check_config
 from mechint.reporting import Visualizer
 from mechint.reporting.redrawing import redraw_run
@@ -434,8 +433,7 @@ RUNS = [
     ),
 ]
 CASES = [*CHECKPOINTS, *DATA, *SETTINGS, *KINDS, *OTHERS, *RUNS]
-WHOLE = {
-    # samples of every step
+SAMPLES = {  # of every step
     "no checkpoint",
     "file that is not there",
     "code in .pt",
@@ -452,7 +450,8 @@ WHOLE = {
     "code in an old result",
     "empty tree",
     "variants from broken YAML",
-    # what only a program finds out
+}
+ONLY_WHOLE = {  # what only a program finds out
     "device that is not there",
     "unknown device",
     "unknown dtype",
@@ -534,7 +533,7 @@ def compare(words: list[str]) -> None:
 
 def step_of(case: Case) -> Callable[[list[str]], None] | None:
     """What refuses a case; None where the whole program is run."""
-    if case.title in WHOLE:
+    if case.title in SAMPLES | ONLY_WHOLE:
         return None
     if case.script == "analyze":
         steps = ((CHECKPOINTS, load_checkpoint), (DATA, load_data), ([*SETTINGS, *KINDS], build_analysis))
@@ -581,7 +580,14 @@ def ended(case: Case, words: list[str]) -> object:
     return end.value.code
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title.replace(" ", "-"))
+def parameters() -> Iterator[Any]:
+    """The cases, by their titles; a program takes most of a second, so not all of them are run every time."""
+    for case in CASES:
+        slow = step_of(case) is None and case.title not in SAMPLES
+        yield pytest.param(case, id=case.title.replace(" ", "-"), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("case", parameters())
 def test_bad_input_is_one_line_and_exit_code_2(
     case: Case,
     tmp_path: Path,

@@ -63,6 +63,7 @@ def test_what_is_not_known_is_one_line(benchmark: Experiment) -> None:
     assert len(done.err.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_it_runs_goes_on_and_counts_passes(
     benchmark: Experiment, byte_model_directory: Path, tmp_path: Path
 ) -> None:
@@ -154,6 +155,7 @@ def test_what_is_wrong_is_said_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("composing")
 def test_a_model_that_cannot_be_read_is_left_out_and_named(
     byte_model_directory: Path, tmp_path: Path

@@ -107,6 +107,7 @@ def test_short_names(source, name):
     assert short_name(source) == name
 
 
+@pytest.mark.slow
 def test_real_nanogpt_checkpoint_has_its_known_validation_loss(shared_data):
     checkpoint = load(shared_data / "models" / "nanogpt-shakespeare-char" / "ckpt.pt")
     tokens = np.fromfile(shared_data / "tokens" / "shakespeare_char" / "val.bin", dtype=np.uint16)

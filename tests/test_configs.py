@@ -1,5 +1,7 @@
 """Every configuration option composes, resolves and fits the class it names."""
 
+import copy
+import functools
 import inspect
 import shutil
 from collections.abc import Iterator, Sequence
@@ -38,6 +40,7 @@ ANALYZE_GROUPS = [
     "visualizer",
     "trainer",
     "stability",
+    "controls",
     "experiment",
     "sweep",
 ]
@@ -54,11 +57,16 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def composed(name: str, overrides: list[str]) -> DictConfig:
-    """A configuration as a run would see it."""
+@functools.cache
+def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     configuration.register()
     with initialize_config_dir(config_dir=str(CONF), version_base=configuration.VERSION_BASE):
-        config = compose(name, overrides, return_hydra_config=True)
+        return compose(name, list(overrides), return_hydra_config=True)
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    """A configuration as a run would see it."""
+    config = copy.deepcopy(_composed(name, tuple(overrides)))
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         hydra = config.pop("hydra")

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mechint.data import HuggingFaceText, TextFiles, TokenFiles
 from mechint.data.bos import added_at_beginning
 from mechint.data.leakage import measure_leakage
+from mechint.data.packing import even_rows, num_rows
 
 BOS = 0
 TEXTS = [f"{'abcdefghij'[i % 10] * (3 + i)} {i}" for i in range(60)]
@@ -262,3 +263,17 @@ def test_tab_separated_columns(tmp_path: Path) -> None:
 def test_batches_without_bos_are_whole() -> None:
     data = load(documents([story(i) for i in range(40)], sequence_length=8), BYTES)
     assert torch.equal(data.evaluation.tokens[:, 1:], data.evaluation.answers[:, :-1])
+
+
+@pytest.mark.parametrize("bos", ["auto", False])
+def test_every_evaluation_row_knows_the_document_in_which_it_begins(bos: Any) -> None:
+    dataset = documents(TEXTS, sequence_length=8, bos=bos)
+    stream = dataset.sides(LLAMA, 0).evaluation
+    assert stream.starts is not None
+    assert (stream.ids[stream.starts] == BOS).all()  # this tokenizer marks where a document begins
+    data = load(dataset, LLAMA, vocab_size=300)
+    numbers = (stream.ids == BOS).cumsum() - 1  # of every token
+    begins = even_rows(num_rows(len(stream.ids), 8), dataset.evaluation_tokens // 8) * 8
+    assert data.evaluation_documents is not None
+    assert data.evaluation_documents.tolist() == numbers[begins].tolist()
+    assert len(set(numbers[begins])) > 1

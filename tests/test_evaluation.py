@@ -152,7 +152,7 @@ def test_every_sequence_has_the_value_of_a_plain_hooked_model(
     variants = [None, *masks(masked, 2), torch.rand(masked.space.num_channels)]
     evaluator = Evaluator(masked, batch, ablation, at_once=3)
     got = evaluator(variants, METRICS)
-    assert got.shape == (4, 3, 7)
+    assert got.shape == (4, len(METRICS), 7)
     weights = torch.ones(7, 12) if counted is None else counted.float()
     for gates, values in zip(variants, got, strict=True):
         for metric, found in zip(METRICS, values, strict=True):

@@ -18,7 +18,7 @@ from mechint.errors import UserError
 from mechint.masking import MaskedModel
 from mechint.masking.examining import check_routing, examine
 
-BATCHES = 8
+BATCHES = 16
 # One of each kind of attention: by the interface, in code of its own, with shared keys and values, with an index, with
 # latent keys, with a second path around attention.
 SAMPLE = (

@@ -213,6 +213,7 @@ def test_a_disk_without_room_for_figures_still_gets_the_numbers(
     assert not list((small_disk / "out").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_run_goes_on_later(
     run: Callable[..., RunFiles], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -237,6 +238,7 @@ def test_a_disk_that_is_read_only_is_one_line(run: Callable[..., RunFiles], smal
         run(small_disk / "out")
 
 
+@pytest.mark.slow
 def test_a_directory_that_vanishes_comes_back(run: Callable[..., RunFiles], tmp_path: Path) -> None:
     class Remover(Logger):
         name = "remover"

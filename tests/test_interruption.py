@@ -15,7 +15,7 @@ import pytest
 from test_kills import SETTINGS, result
 from warm_programs import ended, start, wait_for
 
-from mechint.comparison.tree import read_study
+from mechint.comparison.study import read_study
 from mechint.errors import UserError
 from mechint.results.directories import Occupant, only_process, refuse_other_run
 from mechint.runtime.processes import has_died, this_process
@@ -131,6 +131,7 @@ def test_an_interrupted_run_says_so_and_goes_on(arguments: list[str], tmp_path: 
     assert saved == f"step_{len(lines):09d}.pt"  # nothing that was logged will be done again
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(arguments: list[str], tmp_path: Path) -> None:
     process = started_learning(tmp_path, [*arguments, "steps=40000"])
     assert process.pid is not None
@@ -141,7 +142,9 @@ def test_a_second_ctrl_c_ends_at_once(arguments: list[str], tmp_path: Path) -> N
     assert Occupant.of(tmp_path / "out").status in ("died", "interrupted")
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_is_gone_has_died(arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*arguments, "steps=40000"]
     process = started_learning(tmp_path, arguments)
     assert Occupant.of(tmp_path / "out").status == "running"
     with pytest.raises(UserError, match=rf"process {process.pid} on .* is working in .*out; wait for it"):  # noqa: SIM117

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mechint import analyze
 from mechint.analysis.targets import parse_targets
-from mechint.comparison.tree import read_study
+from mechint.comparison.study import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
@@ -20,7 +20,8 @@ from mechint.masking import Pools
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.masking.space import ChannelSpace, LayerShape
 from mechint.methods import TopK
-from mechint.reporting import NestedFigure, Visualizer
+from mechint.reporting import Context, NestedFigure, SurvivalMap, Visualizer
+from mechint.reporting.context import KINDS
 from mechint.results import RunFiles, load_masks
 from mechint.runtime.files import write_json
 
@@ -39,7 +40,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
         "dataset": TextFiles(path=str(text), calibration_tokens=1024, evaluation_tokens=512),
         "method": TopK(finishing_trials=6),
         "trainer": MaskTrainer(batch_size=4, learning_rate_decay=0.1),
-        "visualizer": Visualizer([NestedFigure()], dpi=50),
+        "visualizer": Visualizer([NestedFigure(), SurvivalMap()], dpi=50),
         "target_sparsity": TARGETS,
         "steps": 12,
     }
@@ -86,6 +87,17 @@ def test_one_ranking_gives_every_mask(nested: RunFiles) -> None:
         assert importance[keep].min() > importance[~keep].max()
 
 
+def test_the_survival_map_is_read_off_the_one_ranking(nested: RunFiles) -> None:
+    context = Context(nested)
+    runs = [RunFiles.read(nested.directory / point.directory) for point in nested.result.nested]
+    for layer in nested.layers:
+        for kind in KINDS:
+            masks = [getattr(run.masks[layer.name], f"{kind.lower()}_mask") for run in runs]
+            assert (
+                context.cells(layer, kind).targets == sum(mask.numpy().astype(int) for mask in masks)
+            ).all()
+
+
 def test_all_targets_together_cost_what_is_said(nested: RunFiles, settings: dict[str, Any]) -> None:
     steps = [
         RunFiles.read(nested.directory / point.directory).result.cost.steps for point in nested.result.nested
@@ -99,14 +111,18 @@ def test_the_report_has_a_line_and_the_figure_a_point_for_each(nested: RunFiles)
     report = (nested.directory / "circuit_analysis_report.md").read_text()
     for point in nested.result.nested:
         assert f"]({point.directory}/circuit_analysis_report.md)" in report
-    assert (nested.directory / NestedFigure.filename).stat().st_size > 1000
+    for figure in (NestedFigure, SurvivalMap):
+        assert (nested.directory / f"{figure.stem}.png").stat().st_size > 1000
+        assert f"({figure.stem}.png)" in report
+    for run in nested.result.cost.runs:
+        assert f"| `{run.name}` | {run.steps} |" in report
     assert not (nested.directory / "sparsity_curves.png").exists()  # every target has its own
 
 
 def test_a_tree_counts_the_runs_and_not_their_sum(nested: RunFiles) -> None:
     study = read_study(nested.directory)
     assert len(study.groups) == 1  # one curve, although every target has its own part of the steps
-    assert sorted(point.sparsity for group in study.groups for point in group.points) == pytest.approx(
+    assert study.points["sparsity"].tolist() == pytest.approx(
         [point.achieved for point in nested.result.nested], abs=1e-3
     )
     assert any("sums up the nested runs" in note for note in study.notes)

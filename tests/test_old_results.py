@@ -16,7 +16,7 @@ from mechint.comparison.report import comparison_report
 from mechint.errors import UserError
 from mechint.imports.leank import read_leank, read_leank_run
 from mechint.imports.old_results import read_old_run
-from mechint.reporting import ImportanceOverview, LayerImportance
+from mechint.reporting import ImportanceOverview, LayerImportance, Visualizer
 from mechint.results import load_masks, save_masks
 from mechint.results.result import OldToolLosses
 
@@ -87,10 +87,10 @@ def test_old_and_new_numbers_never_meet(tmp_path: Path) -> None:
     for name, count in (("a", 8), ("b", 2)):
         write_old(tmp_path / name, {f"transformer.h.{index}.attn": count for index in range(3)})
     comparison = read_comparison({"A": tmp_path / "a", "B": tmp_path / "b"})
-    assert not comparison["A"].metrics
+    assert comparison["A"].spread("loss") is None
     assert not comparison.differences["B"].metrics
     text = findings_text(comparison)
-    assert "NOT MEASURED: A, B have masks" in text
+    assert "Not measured: A, B have masks" in text
     assert text.count("against the empty model") == 2
     assert "BETTER" not in text
     assert "WORSE" not in text
@@ -105,8 +105,8 @@ def test_an_old_run_can_be_redrawn_elsewhere(tmp_path: Path) -> None:
     target = tmp_path / "redrawn"
     target.mkdir()
     run = dataclasses.replace(read_old_run(old), directory=target)
-    drawn = [*ImportanceOverview().draw(run, 40), *LayerImportance().draw(run, 40)]
-    assert len(drawn) == 3
+    drawn = Visualizer([ImportanceOverview(), LayerImportance()], dpi=40).draw(run)
+    assert len(drawn) == 4
     assert all(path.parent == target and path.stat().st_size > 1000 for path in drawn)
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
 

@@ -45,6 +45,7 @@ def test_all_steps_give_gates_the_gradient_of_what_they_compute() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_what_a_step_holds_at_a_time() -> None:
     # in a process of its own: measuring changes how memory is given back

@@ -6,10 +6,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from architectures import tiny_model
 from comparable_runs import make_masks
+from scipy import stats
 from test_planted import small
 
 from mechint import analyze, compare_variants
@@ -17,16 +19,16 @@ from mechint.analysis import Controls, Stability
 from mechint.analysis.null import block_matrices, permuted_weights
 from mechint.analysis.stability import Selections
 from mechint.analysis.trials import Trials, measure_inertness, measure_necessity, subset_counts
-from mechint.comparison.tree import read_study
+from mechint.comparison.study import read_study
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.masking import Pools
 from mechint.masking.ablation import MeanAblation
+from mechint.masking.masks import LayerMask
 from mechint.methods import RandomOrder
 from mechint.metrics.agreement import Agreement
 from mechint.metrics.evaluation import Evaluator, measure
-from mechint.metrics.overlap import iou, matched_chance
 from mechint.reporting import StabilityFigure, Visualizer
 from mechint.reporting.certainty import agreement_lines, certainty
 from mechint.reporting.redrawing import redraw_run
@@ -52,16 +54,29 @@ def test_the_consensus_keeps_what_most_seeds_keep_and_breaks_ties_by_rank() -> N
     assert pool.select(selections.scores(pool)).tolist() == [True, True, False, False]
 
 
+def heads(masks: list[LayerMask]) -> list[torch.Tensor]:
+    """The kept channels of every layer, kind and KV head."""
+    return [head for mask in masks for kind in (mask.k_mask, mask.v_mask) for head in kind]
+
+
+def iou(a: list[LayerMask], b: list[LayerMask]) -> float:
+    """Channels that both keep over channels that either keeps."""
+    x, y = torch.cat(heads(a)), torch.cat(heads(b))
+    return int((x & y).sum()) / int((x | y).sum())
+
+
 def test_agreement_is_that_of_all_pairs_beside_chance() -> None:
     masks = [list(make_masks([(3, 5), (8, 2)], seed=seed).values()) for seed in range(4)]
     found = Agreement.of(masks)
-    pairs = list(combinations(masks, 2))
-    for spread, function in (
-        (found.iou, iou),
-        (found.chance, matched_chance),
-    ):
-        assert spread is not None
-        assert spread.values == pytest.approx([function(a, b) for a, b in pairs])
+    assert found.iou is not None
+    assert found.iou.values == pytest.approx([iou(a, b) for a, b in combinations(masks, 2)])
+    assert found.chance is not None
+    expected = []
+    for a, b in combinations(masks, 2):
+        counts = [(int(p.sum()), int(q.sum()), len(p)) for p, q in zip(heads(a), heads(b), strict=True)]
+        both = sum(p * q / n for p, q, n in counts)
+        expected.append(both / (sum(p + q for p, q, _ in counts) - both))
+    assert found.chance.values == pytest.approx(expected)
     assert sum(found.histogram) == 64
     assert sum(times * count for times, count in enumerate(found.histogram)) == 4 * 18
     assert sum(found.chance_histogram) == pytest.approx(64)
@@ -121,6 +136,10 @@ def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> Non
     needed = set(found.units[found.needed].tolist())
     assert needed == set(planted.truth.nonzero().flatten().tolist())
     assert not found.harmful.any()
+    expected = stats.ttest_1samp(found.rises.numpy(), 0, axis=1).pvalue
+    tested = (found.rises.std(1) > 0).numpy()
+    assert found.p.numpy()[tested] == pytest.approx(expected[tested])
+    assert found.q.numpy() == pytest.approx(stats.false_discovery_control(found.p.numpy()))
     info = found.info(tokens=1, kept=int(keep.sum()), seconds=0.0)
     assert (info.needed, info.unclear, info.harmful) == (len(needed), 1, 0)
     rise = found.on_units(planted.units.count)["necessity"]
@@ -136,9 +155,18 @@ def test_distractors_are_inert_beside_the_circuit_and_half_of_it_is_not(planted:
     counts = subset_counts(planted.truth, [0.1, 0.5])
     assert counts == [2, 12]
     inert = measure_inertness(trials_of(planted, planted.truth), counts, 6, seeded())
-    assert inert.verdict == "equivalent"
-    assert inert.equivalent is True
+    few, many = inert.sizes
+    assert few.equivalent is True
+    assert few.bound == pytest.approx(0.01 * few.removed.mean)
+    assert -few.bound < few.interval[0] <= few.interval[1] < few.bound
+    # Two distractors cancel each other: a draw of many that holds one of them is far from inert, and the others do not
+    # make up for it.
+    assert many.added.max > 1
+    assert sum(change > 1e-3 for change in many.added.values) == 1
+    assert (many.equivalent, inert.equivalent, inert.verdict) == (False, False, "unclear")
     assert all(size.removed.raises == 1 for size in inert.sizes)
+    alone = measure_inertness(trials_of(planted, planted.truth), counts[:1], 6, seeded())
+    assert (alone.equivalent, alone.verdict) == (True, "equivalent")
     half = planted.truth.clone()
     half[half.nonzero().flatten()[::2]] = False
     lacking = measure_inertness(trials_of(planted, half), [int((~half).sum())], 1, seeded())
@@ -187,6 +215,7 @@ def study(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return analyze(output_dir=tmp_path_factory.mktemp("study") / "out", seed=1, seeds=3, **settings)
 
 
+@pytest.mark.slow
 def test_every_seed_is_an_ordinary_run(
     study: RunFiles, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -212,7 +241,7 @@ def test_a_study_says_how_sure_it_is(study: RunFiles) -> None:
     assert stability.consensus.kl == study.result.metrics.masked.kl
     masks = [load_masks(path / "final_masks.safetensors") for path in singles]
     pairs = [iou(list(a.values()), list(b.values())) for a, b in combinations(masks, 2)]
-    assert stability.iou.mean == pytest.approx(fmean(value for value in pairs if value is not None))
+    assert stability.iou.mean == pytest.approx(fmean(pairs))
     assert 0 < stability.iou.chance < 1
     assert stability.necessity.tested == study.result.sparsity.kept == 24
     assert [size.units for size in stability.inertness.sizes] == [1, 5, 12]
@@ -235,6 +264,19 @@ def test_the_consensus_holds_the_units_most_often_selected(study: RunFiles) -> N
     assert int(kept.sum()) == 24
     assert frequency[kept].min() >= frequency[~kept].max()
     assert torch.equal(necessity.isfinite(), kept)
+    table = pd.read_csv(study.directory / "necessity.csv")
+    assert len(table) == int(kept.sum())
+    assert sorted(table["rise"]) == pytest.approx(sorted(necessity[kept].tolist()), abs=1e-6)
+    tested = study.result.stability.necessity
+    assert [int((table["verdict"] == name).sum()) for name in ("needed", "unclear", "harmful")] == [
+        tested.needed,
+        tested.unclear,
+        tested.harmful,
+    ]
+    assert tested.sequences == 16
+    quantile = stats.t.ppf(0.975, 15)
+    assert (table["high"] - table["rise"]).to_numpy() == pytest.approx(quantile * table["error"].to_numpy())
+    assert table["q"].to_numpy() == pytest.approx(stats.false_discovery_control(table["p"].to_numpy()))
     singles = [load_masks(path / "final_masks.pt") for path in study.directory.glob("seed_*")]
     counted = torch.stack(
         [
@@ -257,6 +299,9 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     assert len(agreement_lines(study.result)) == 2
     again = redraw_run(study.directory, Visualizer([StabilityFigure()], dpi=40), tmp_path / "again")
     assert [path.name for path in again] == ["stability.png", "report.html", "circuit_analysis_report.md"]
+    assert "| `seed_2` | 3 |" in report
+    assert "| test: permuted weights |" in report
+    assert "3 of 3 runs took fewer than 50 steps" in report
     assert again[0].read_bytes() == (study.directory / "stability.png").read_bytes()
     assert again[2].read_text() == report
 
@@ -279,16 +324,13 @@ def test_a_study_goes_on_where_it_was_stopped(
 
 def test_comparisons_count_the_seeds_and_not_their_consensus(study: RunFiles, tmp_path: Path) -> None:
     tree = read_study(study.directory)
-    (point,) = tree.groups[0].points
-    assert [run.seed for run in point.runs] == [1, 2, 3]
-    assert point.agreement is not None
-    assert point.agreement.iou is not None
-    assert point.agreement.iou.mean == pytest.approx(study.result.stability.iou.mean)
+    assert tree.points["seeds"].tolist() == ["1 2 3"]
+    assert tree.points["iou"].tolist() == pytest.approx([study.result.stability.iou.mean])
     assert "consensus" in tree.notes[0]
     compared = compare_variants(
         {"three": study.directory, "one": study.directory / "seed_1"}, tmp_path, figures=[], dpi=40
     )
-    assert compared["three"].seeds == (1, 2, 3)
+    assert compared["three"].numbers["seed"].tolist() == [1, 2, 3]
 
 
 def test_tests_can_be_switched_off_and_other_units_work(settings: dict[str, Any], tmp_path: Path) -> None:

@@ -16,14 +16,12 @@ import pytest
 from comparable_runs import make_masks, make_result, write_run
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from mechint import analyze, compare_variants, config
 from mechint.api import comparison_figures, describe_settings
 from mechint.comparison.job import Output, leave_study
-from mechint.comparison.study import Study
-from mechint.comparison.study_report import study_csv, study_markdown
-from mechint.comparison.tree import read_study
+from mechint.comparison.study import Study, read_study
+from mechint.comparison.study_report import study_markdown
 from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
@@ -48,18 +46,38 @@ def grid(root: Path) -> Path:
 
 def test_runs_are_grouped_and_averaged_over_seeds(tmp_path: Path) -> None:
     study = read_study(grid(tmp_path))
-    assert [group.label for group in study.groups] == ["a", "b"]
+    assert study.groups.index.tolist() == ["a", "b"]
     assert not study.flags
     assert not study.notes
-    a, b = study.groups
-    assert [point.sparsity for point in a.points] == [0.5, 0.75]
-    assert [point.kv_bytes_per_token for point in a.points] == [2 * 48, 2 * 24]
-    assert a.dense_kv_bytes_per_token == 2 * 96
-    loss = b.points[1].spread("loss")
-    assert loss is not None
-    assert loss.values == (13.0, 14.0)
-    assert loss.sd == pytest.approx(0.5**0.5)
-    assert a.points[0].spread("faithfulness").mean == pytest.approx((0.75 + 0.5) / 2)  # type: ignore[union-attr]
+    a, b = study.curve("a"), study.curve("b")
+    assert a["sparsity"].tolist() == [0.5, 0.75]
+    assert a["kv_bytes_per_token"].tolist() == [2 * 48, 2 * 24]
+    assert study.groups["dense_kv_bytes"]["a"] == 2 * 96
+    point = b.iloc[1]
+    assert (point["loss_low"], point["loss"], point["loss_high"], point["n"]) == (13.0, 13.5, 14.0, 2)
+    assert point["loss_sd"] == pytest.approx(0.5**0.5)
+    assert a["faithfulness"].iloc[0] == pytest.approx((0.75 + 0.5) / 2)
+
+
+def test_equal_keys_and_values_are_stored_once(tmp_path: Path) -> None:
+    stored = {"total": 48, "kept": 30}
+    write_run(tmp_path / "0", HALF, channels={"total": 96, "kept": 48, "stored": stored})
+    study = read_study(tmp_path)
+    assert study.points["kv_bytes_per_token"].tolist() == [2 * 30]
+    assert study.groups["dense_kv_bytes"].tolist() == [2 * 48]
+
+
+def test_bases_are_curves_named_after_them(tmp_path: Path) -> None:
+    for number, name in enumerate(("channels", "principal")):
+        basis = {"keys": name, "values": name, "where": "after_rope"}
+        told = {"basis": basis, "config__basis": {"_target_": f"mechint.methods.{name}", "passes": number}}
+        for seed in (0, 1):
+            write_run(tmp_path / f"{number}{seed}", HALF, seed=seed, **told)
+    study = read_study(tmp_path)
+    assert study.groups.index.tolist() == ["a · basis=channels", "a · basis=principal"]
+    assert study.points["iou"].notna().tolist() == [True, False], (
+        "directions of two fits are not the same ones"
+    )
 
 
 def test_curves_are_told_apart_by_as_few_options_as_will_do(tmp_path: Path) -> None:
@@ -69,8 +87,7 @@ def test_curves_are_told_apart_by_as_few_options_as_will_do(tmp_path: Path) -> N
     write_run(tmp_path / "2", HALF, mask__method="HardConcrete", mask__unit="head", config__optimizer=lr)
     write_run(tmp_path / "3", HALF, checkpoint__sha256="bb" * 32, config__device="cuda")
     study = read_study(tmp_path)
-    labels = [group.label for group in study.groups]
-    assert labels == [
+    assert study.groups.index.tolist() == [
         "a aaaaaaaa · TopK · unit=channel",
         "a aaaaaaaa · HardConcrete · unit=channel",
         "a aaaaaaaa · HardConcrete · unit=head",
@@ -82,7 +99,7 @@ def test_curves_are_told_apart_by_as_few_options_as_will_do(tmp_path: Path) -> N
 def test_a_swept_option_makes_a_curve_of_its_own(tmp_path: Path) -> None:
     for number, lr in enumerate((0.1, 0.2)):
         write_run(tmp_path / str(number), HALF, config__optimizer={"_target_": "a.b.SGD", "lr": lr})
-    assert [group.label for group in read_study(tmp_path).groups] == [
+    assert read_study(tmp_path).groups.index.tolist() == [
         "a · optimizer.lr=0.1",
         "a · optimizer.lr=0.2",
     ]
@@ -92,9 +109,9 @@ def test_different_evaluation_data_never_share_a_point(tmp_path: Path) -> None:
     write_run(tmp_path / "0", HALF, seed=0)
     write_run(tmp_path / "1", HALF, seed=1, dataset__evaluation_digest="ff" * 32)
     study = read_study(tmp_path)
-    assert [len(group.points[0].runs) for group in study.groups] == [1, 1]
-    assert study.flags[0].startswith("DIFFERENT EVALUATION DATA")
-    assert "evaluation data ffffffff" in study.groups[1].label
+    assert study.points["n"].tolist() == [1, 1]
+    assert study.flags[0].startswith("Different evaluation data")
+    assert "evaluation data ffffffff" in study.groups.index[1]
     assert "Read this first" in study_markdown(study, [])
 
 
@@ -118,7 +135,7 @@ def test_runs_without_numbers_are_listed_and_not_fatal(tmp_path: Path) -> None:
     write_run(tmp_path / "wandb" / "8", HALF, seed=8)
     study = read_study(tmp_path)
     assert len(study.runs) == 1
-    assert [(run.directory, run.status) for run in study.unfinished] == [
+    assert [(str(run.directory), run.status) for run in study.unfinished] == [
         ("1", "failed"),
         ("2", "running"),
         ("3", "unreadable"),
@@ -138,7 +155,7 @@ def test_of_repeated_runs_the_newest_counts(tmp_path: Path) -> None:
     write_run(tmp_path / "new", HALF, loss=3.0, finished="2026-02-02T00:00:00+00:00")
     write_run(tmp_path / "old", HALF, loss=2.0)
     study = read_study(tmp_path)
-    assert [run.directory for run in study.runs] == ["new"]
+    assert study.runs["directory"].tolist() == ["new"]
     assert "repeats it" in study.notes[0]
 
 
@@ -146,8 +163,8 @@ def test_a_loss_that_is_not_finite_is_in_no_curve_and_said(tmp_path: Path) -> No
     write_run(tmp_path / "0", HALF)
     write_run(tmp_path / "1", QUARTER, loss=float("nan"))
     study = read_study(tmp_path)
-    assert study.groups[0].points[1].spread("loss") is None
-    assert any("No finite loss in 1" in flag for flag in study.flags)
+    assert study.points["loss"].isna().tolist() == [False, True]
+    assert any("No finite loss: 1 finished" in flag for flag in study.flags)
 
 
 @pytest.mark.parametrize("content", [None, "empty", "failed"])
@@ -175,7 +192,7 @@ def test_what_a_study_leaves(tmp_path: Path) -> None:
     study = read_study(grid(tmp_path / "tree"))
     written = leave_study(study, [OneFigure()], Output(directory=tmp_path / "tree" / "comparison"))
     assert [path.name for path in written] == ["pareto.png", "table.csv", "table.md", "comparison.json"]
-    rows = list(csv.DictReader(io.StringIO(study_csv(study))))
+    rows = list(csv.DictReader(io.StringIO(written[1].read_text())))
     assert [(row["group"], row["sparsity"], row["seeds"]) for row in rows] == [
         ("a", "0.5", "0 1"),
         ("a", "0.75", "0 1"),
@@ -184,12 +201,10 @@ def test_what_a_study_leaves(tmp_path: Path) -> None:
     ]
     assert float(rows[0]["loss"]) == 2.5
     content = json.loads(written[-1].read_text())
-    assert content["groups"][1]["points"][0]["loss"] == {
-        "mean": 12.5,
-        "sd": pytest.approx(0.5**0.5),
-        "n": 2,
-        "values": [12.0, 13.0],
-    }
+    point = content["groups"][1]["points"][0]
+    assert (point["loss"], point["loss_sd"]) == (12.5, pytest.approx(0.5**0.5))
+    assert [run["loss"] for run in point["runs"]] == [12.0, 13.0]
+    assert point["agreement"]["iou"]["n"] == 1
     assert len(read_study(tmp_path / "tree").runs) == 8  # it does not read what it wrote
 
 
@@ -231,6 +246,7 @@ def two_seeds(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pa
     return root / "runs"
 
 
+@pytest.mark.slow
 def test_python_compares_variants_of_any_name_and_draws_all_figures(two_seeds: Path, tmp_path: Path) -> None:
     comparison = compare_variants({"Baseline": two_seeds / "0", "K=V^T": two_seeds / "1"}, tmp_path, dpi=40)
     assert list(comparison.differences) == ["K=V^T"]
@@ -254,7 +270,7 @@ def test_python_logs_to_the_project_that_is_named(
 ) -> None:
     projects: list[Any] = []
 
-    def wandb_logger(project: str) -> Any:
+    def wandb_logger(project: str | None) -> Any:
         projects.append(project)
         from mechint.loggers import Logger
 
@@ -264,7 +280,8 @@ def test_python_logs_to_the_project_that_is_named(
     directories = {"A": two_seeds / "0", "B": two_seeds / "1"}
     compare_variants(directories, tmp_path / "0", project_name="mine", use_wandb=True, figures=[])
     compare_variants(directories, tmp_path / "1", project_name="mine", figures=[])
-    assert projects == ["mine"]
+    compare_variants(directories, tmp_path / "2", use_wandb=True, figures=[])
+    assert projects == ["mine", None], "without a name WANDB_PROJECT may give it"
 
 
 def compare(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
@@ -295,6 +312,14 @@ def test_nothing_to_do_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
     done = compare(tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: give either 'variants={Baseline: DIR0, KV-Tying: DIR1}' or tree=DIR\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_compare_that_fails_leaves_no_directory(tmp_path: Path) -> None:
+    done = compare(tmp_path, "variants={A: nothing, B: nowhere}", "output_dir=out/of/it")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_line_names_variants_and_lists() -> None:
@@ -345,14 +370,14 @@ def test_the_configuration_of_compare_fits_its_classes(
         composed = compose(
             "compare", ["logger=[wandb,jsonl]", "logger.project=mine"], return_hydra_config=True
         )
-    for node in (composed.hydra.run, composed.hydra.sweep):
-        assert OmegaConf.select(node, "dir").startswith("outputs/comparisons/")
+    assert composed.hydra.sweep.dir.startswith("outputs/comparisons/")
     drawn = [config.build(figure).filename for figure in (*composed.variant_figures, *composed.tree_figures)]
     assert sorted(drawn) == [
         "channels_comparison.png",
         "delta_heatmap.png",
         "importance_comparison.png",
         "key_findings.png",
+        "kl_by_sparsity.png",
         "overall_summary.png",
         "pareto.png",
         "sparsity_comparison.png",

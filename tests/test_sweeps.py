@@ -86,6 +86,7 @@ def test_odd_file_names_come_through_in_natural_order(
     assert [job.value() for job in jobs_] == ODD_NAMES
 
 
+@pytest.mark.slow
 def test_a_sweep_with_one_broken_checkpoint_among_three(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:
@@ -114,7 +115,16 @@ def test_a_sweep_with_one_broken_checkpoint_among_three(
     assert "Traceback" in (out / "2" / "analyze.log").read_text()
     assert "Traceback" not in (out / "0" / "analyze.log").read_text()
     assert result(out / "0")["checkpoint"]["source"] == str(models[0])
-    assert sorted(path.name for path in out.iterdir()) == ["0", "1", "2", "3", "4", "5", "multirun.yaml", "report.html"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "multirun.yaml",
+        "report.html",
+    ]
 
     before = {number: (out / number / "result.json").read_bytes() for number in "0145"}
     shutil.copy(models[0] / "model.safetensors", models[1])

@@ -1,4 +1,4 @@
-"""One attempt at a run: who may write into its directory, what it starts from, and what it leaves however it ends."""
+"""One attempt at a run: who may write into its directory, what it starts from, and what it leaves, however it ends."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Who shows a run: figures and report, and loggers."""
+    """Where a run is shown: figures, report and loggers."""
 
     visualizer: Visualizer
     loggers: Sequence[Logger] = ()
@@ -87,7 +87,7 @@ class Outputs:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out; none of it changes a number.
+    """How a run is carried out; nothing here changes its numbers.
 
     group: the sweep that the run belongs to, for loggers. bar: whether to show a progress bar (None: on a terminal).
     resume: whether to leave a finished run of the same configuration and checkpoint as it is, and to continue an

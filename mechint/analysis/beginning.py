@@ -15,11 +15,16 @@ from mechint.metrics.metric import NLL
 ENOUGH = 2048
 FEWEST_ROWS = 4
 
+# What is worth saying: at least this part of the loss, and so many standard errors. A loss that rows made worse is said
+# sooner than one that they could make better.
+SMALLEST = 0.005
+ERRORS_WORSE, ERRORS_BETTER = 1, 2
+
 
 def beginning_notes(checkpoint: Checkpoint, masked: MaskedModel, data: TokenData) -> tuple[str, ...]:
     """What a reader must know where the dense model would predict the same text better without the token that rows
-    begin with, or after one that the tokenizer has but does not add. Nothing is said of differences within two
-    standard errors, nor of what `dataset.bos=false` took away.
+    begin with, or after one that the tokenizer has but does not add. Nothing is said of differences that are too small
+    or may be chance, nor of what `dataset.bos=false` took away.
     """
     tokenizer, text = checkpoint.tokenizer, data.evaluation
     if tokenizer is None or text.answers is None or text.attention_mask is not None or text.foils is not None:
@@ -39,8 +44,10 @@ def beginning_notes(checkpoint: Checkpoint, masked: MaskedModel, data: TokenData
         return ()
     with_it = _losses(masked, torch.cat([first.expand(len(bare), -1), bare], 1), counted)
     without = _losses(masked, bare, counted)
-    gains = without - with_it
-    if float(gains.mean() if not begins else -gains.mean()) <= 2 * float(gains.std()) / len(gains) ** 0.5:
+    change = with_it - without if begins else without - with_it
+    error = float(change.std()) / len(change) ** 0.5
+    enough = max(SMALLEST * float(without.mean()), (ERRORS_WORSE if begins else ERRORS_BETTER) * error)
+    if float(change.mean()) < enough:
         return ()
     name = " ".join(str(token) for token in tokenizer.convert_ids_to_tokens(first.tolist()))
     losses = f"{float(with_it.mean()):.3f} nats per token with it, {float(without.mean()):.3f} without"

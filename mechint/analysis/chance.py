@@ -1,4 +1,4 @@
-"""What chance gives: random masks with the same counts per layer, kind and KV head as a run's."""
+"""Chance level: random masks with the same counts per layer, kind and KV head as the mask of a run."""
 
 from __future__ import annotations
 

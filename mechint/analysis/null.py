@@ -53,10 +53,11 @@ def measure_null(
     for number in range(permutations):
         seed, began = analysis.seed + number, time.perf_counter()
         log.info("null control %d of %d: the model with permuted weights", number + 1, permutations)
-        if not attempt.options.resume:
+        if not attempt.options.resume or states[number].newest() is None:
             states[number].remove()
         control = replace(analysis, recipe=copy.deepcopy(analysis.recipe), seed=seed, basis_seed=None)
-        unseen = replace(attempt, logger=LoggerGroup(), states=states[number])
+        told = attempt.result.model_copy()  # where permuted models continue is not where the run does
+        unseen = replace(attempt, logger=LoggerGroup(), states=states[number], result=told)
         permuted = Prepared(prepared.checkpoint, prepared.masked.in_channels(), prepared.data)
         with permuted_weights(prepared.masked.model, seed):
             generator = seed_everything(seed)

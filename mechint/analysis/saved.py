@@ -1,4 +1,4 @@
-"""A finished run whose mask is used again: the model under it, and what it does on other data."""
+"""Using the mask of a finished run: the masked model, and its numbers on other data."""
 
 from __future__ import annotations
 
@@ -37,20 +37,22 @@ AT_ONCE = 8
 
 
 class Evaluation(Section):
-    """What a saved mask does on some data: the four models of a run, and the tokens that they were measured on."""
+    """What a saved mask does on some data: the numbers of the dense, empty, masked and complement model."""
 
     dataset: DatasetInfo
     metrics: Metrics
     loss_degradation_percent: float | None = None
+    loss_degradation_percent_se: float | None = None
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
 
 
 @dataclass(frozen=True)
 class UnderMask:
     """A model while a mask is applied to each of its forward passes.
 
-    model: the transformers model, for whatever can be done with one, `model.generate` for example. tokenizer: None for
-    a checkpoint without one.
+    model: the transformers model, which can be used like any other, for example with `model.generate`. tokenizer: None
+    for a checkpoint without one.
     """
 
     model: PreTrainedModel
@@ -92,7 +94,7 @@ class UnderMask:
 
 
 class Run(RunFiles):
-    """A finished run, and its model again. `masked_model` loads it under the mask; `repr` is short."""
+    """A finished run: `masked_model` loads its checkpoint under the mask, `evaluate` measures it on other data."""
 
     def _repr_html_(self) -> str:
         """The run's page, in a notebook."""
@@ -135,15 +137,17 @@ class Run(RunFiles):
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
             data = self._own_data(checkpoint) if dataset is None else _tokens_of(dataset, checkpoint, 0)
-            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size).metrics
+            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
         finally:
             masked.close()
-        dense, empty, mask = (measured[name]["loss"] for name in ("dense", "empty", "masked"))
+        dense, empty, mask = (measured.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
         return Evaluation(
             dataset=dataset_info(data),
-            metrics=Metrics.model_validate(measured),
+            metrics=Metrics.model_validate(measured.metrics),
             loss_degradation_percent=loss_degradation_percent(dense, mask),
+            loss_degradation_percent_se=measured.loss_degradation_percent_se,
             faithfulness=faithfulness(dense, empty, mask),
+            faithfulness_se=measured.faithfulness_se,
         )
 
     def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:

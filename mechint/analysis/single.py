@@ -1,4 +1,4 @@
-"""The way of one checkpoint to one mask: load, learn, measure, save, draw."""
+"""From one checkpoint to one mask: load, learn, measure, save, draw."""
 
 from __future__ import annotations
 

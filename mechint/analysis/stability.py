@@ -43,19 +43,19 @@ from mechint.results.sequences import measured_by
 
 log = logging.getLogger(__name__)
 
-FEWEST_ROWS = 16  # evaluation sequences of a trial, where there are as many; fewer see no noise
+FEWEST_ROWS = 16  # evaluation sequences of a trial, if there are as many; fewer see no noise
 
 
 @dataclass(kw_only=True)
 class Stability:
-    """What is tested beside the agreement of the seeds.
+    """Tests of the consensus mask of several seeds.
 
-    necessity: whether every kept unit is removed alone. subset_draws: random subsets of units that are added back, and
-    removed, per size; 0 draws none. subset_sizes: their sizes, as fractions of the kept or the removed units, whichever
-    are fewer. null_control: whether the method also runs on models with permuted weights, as many as
-    `controls.permutations` says. tokens: evaluation tokens on which each trial is measured, at most, but no fewer than
-    16 sequences. budget: trials see at most this fraction of the tokens that all seeds together saw, with fewer tokens
-    each, down to 16 sequences, or, where that is not enough, fewer units.
+    necessity: whether to measure the removal of each kept unit alone. subset_draws: random subsets of units to add
+    back, and to remove, for each size; 0: none. subset_sizes: their sizes, as fractions of the kept or the
+    removed units, whichever are fewer. null_control: whether to run the method on models with permuted weights, too,
+    as many as `controls.permutations` says. tokens: most evaluation tokens for each trial, but no fewer than 16
+    sequences. budget: all trials together see at most this fraction of the tokens that learning saw in all seeds, with
+    fewer tokens each, down to 16 sequences, or, where that is not enough, fewer units.
     """
 
     necessity: bool = True

@@ -21,7 +21,7 @@ from mechint.imports.old_results import is_old_run, read_old_run
 from mechint.metrics.spread import Spread
 from mechint.results import RunFiles
 from mechint.results.find import summary_note
-from mechint.results.result import RESULT
+from mechint.results.result import RESULT, TargetInfo
 
 Directories = str | Path | Sequence[str | Path]
 
@@ -195,7 +195,9 @@ def needed(runs: Sequence[RunFiles], kind: str, value: float) -> Needed | None:
     table = runs_frame(run.result for run in runs)
     if (table["searched_for"] == target).all():
         shares = Spread(tuple(table["kept"] / table["total"]))
-        return Needed(target, shares, table["kept"].mean(), total, achieved=Spread.of(table[kind]))
+        missed = any(_missed(run.result.target, value) for run in runs)
+        bound: Bound = "more than" if missed else ""
+        return Needed(target, shares, table["kept"].mean(), total, None, bound, Spread.of(table[kind]))
     if table["searched_for"].notna().any():
         return None
     found = [one for _, rows in table.groupby("seed", dropna=False) if (one := _crossing(rows, kind, value))]
@@ -205,6 +207,14 @@ def needed(runs: Sequence[RunFiles], kind: str, value: float) -> Needed | None:
     bound = found[0][-1]
     between = (min(low for _, low, _, _ in found), max(high for *_, high, _ in found))
     return Needed(target, share, share.mean * total, total, None if bound else between, bound)
+
+
+def _missed(target: TargetInfo | None, value: float) -> bool:
+    """Whether a searched mask misses its target on evaluation data, by more than these may err."""
+    if target is None or target.interval is None:
+        return False
+    low, high = target.interval
+    return low > value if target.kind == "kl" else high < value
 
 
 def _crossing(rows: pd.DataFrame, kind: str, value: float) -> tuple[float, float, float, Bound] | None:

@@ -89,10 +89,10 @@ def needed_words(needed: Needed) -> str:
     if needed.between:
         low, high = (f"{100 * end:.3g}" for end in needed.between)
         about += f"; interpolated between the measured {low} and {high} %"
-    elif needed.bound:
-        about += "; the end of what was measured"
     elif needed.achieved:
         about += f"; on evaluation data {number(needed.achieved.mean, 3)} is reached"
+    elif needed.bound:
+        about += "; the end of what was measured"
     return f"{needed.bound} {100 * share.mean:.{digits}f}{spread} % ({about})".strip()
 
 

@@ -10,7 +10,7 @@ from mechint.errors import one_line
 from mechint.metrics.spread import Spread
 
 # Options that are told by a sentence of their own, or follow from the data.
-TOLD_ELSEWHERE = frozenset({"evaluation_data", "data"})
+TOLD_ELSEWHERE = frozenset({"evaluation_data", "data", "basis"})
 
 
 def flags(variants: Sequence[Variant]) -> list[str]:

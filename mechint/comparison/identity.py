@@ -8,6 +8,7 @@ from typing import Any
 
 from mechint.results import Result
 from mechint.results.identity import PRESENTATION_KEYS, STABILITY_KEYS
+from mechint.results.result import BasisInfo
 
 # Root keys of the configuration that make no other curve: what is swept, where things are, where it ran.
 # dtype is told by the checkpoint's entry, which knows what "auto" became.
@@ -35,7 +36,9 @@ def options(result: Result) -> Options:
     """
     data = result.dataset
     names = ("method", "unit", "scope", "ablation", "tie_kv", "objective", "schedule")
-    found: Options = {name: getattr(result.mask, name) for name in names}
+    found: Options = {name: getattr(result.mask, name) for name in names[:2]}
+    found["basis"] = basis_in_words(result.basis)
+    found |= {name: getattr(result.mask, name) for name in names[2:]}
     found["data"] = data.name
     found["evaluation_data"] = data.evaluation_digest
     found["sequence_length"] = data.sequence_length
@@ -48,9 +51,17 @@ def options(result: Result) -> Options:
     if "nested_in" in config:
         found["steps"] = "nested"
         rest = {key: value for key, value in rest.items() if key not in OF_A_RUNG}
-    return found | {
-        key: value for key, value in rest.items() if key not in found and key not in WITHOUT_EFFECT
-    }
+    told = WITHOUT_EFFECT | {"basis._target_"}
+    return found | {key: value for key, value in rest.items() if key not in found and key not in told}
+
+
+def basis_in_words(basis: BasisInfo | None) -> str:
+    """'channels', 'learned, keys before the rotation', 'keys channels, values principal'."""
+    if basis is None:
+        return "channels"
+    same = basis.keys == basis.values
+    name = basis.keys if same else f"keys {basis.keys}, values {basis.values}"
+    return f"{name}, keys before the rotation" if basis.where == "before_rope" else name
 
 
 def key_of(checkpoint_sha256: str, options_: Options) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from mechint.comparison.identity import basis_in_words
 from mechint.errors import one_line
 from mechint.results import RunFiles
 from mechint.results.find import newest_of_each, run_directories, summary_note
@@ -101,39 +102,31 @@ def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
 def _row(result: Result) -> dict[str, Any]:
     metrics, sparsity, target = result.metrics, result.sparsity, result.target
     cached = result.channels.stored or result.channels
-    basis = result.basis
-    row = {
+    numbers = {
+        "target": None if sparsity.target is None else round(sparsity.target, DECIMALS),
+        "sparsity": round(sparsity.achieved, DECIMALS),
+        "dense_loss": metrics.dense.loss,
+        "dense_loss_se": metrics.dense.loss_se,
+        "empty_loss": metrics.empty.loss,
+        "empty_kl": metrics.empty.kl,
+    }
+    for name in (*NUMBERS, *(f"{name}_se" for name in WITH_ERROR)):
+        numbers[name] = getattr(metrics.masked if hasattr(metrics.masked, name) else result, name)
+    return {
         "seed": result.seed,
         "checkpoint": result.checkpoint.label,
         "sha256": result.checkpoint.sha256 or result.checkpoint.source,
         "method": result.mask.method,
         "unit": result.mask.unit,
-        "basis": basis_in_words(basis.keys, basis.values, basis.where) if basis else "channels",
-        "target": None if sparsity.target is None else round(sparsity.target, DECIMALS),
-        "sparsity": round(sparsity.achieved, DECIMALS),
+        "basis": basis_in_words(result.basis),
         "kept": sparsity.kept,
         "total": sparsity.total,
         "kv_bytes": BYTES_PER_ELEMENT * cached.kept,
         "dense_kv_bytes": BYTES_PER_ELEMENT * cached.total,
-        "dense_loss": metrics.dense.loss,
-        "dense_loss_se": metrics.dense.loss_se,
-        "empty_loss": metrics.empty.loss,
-        "empty_kl": metrics.empty.kl,
         "evaluation_digest": result.dataset.evaluation_digest or "",
         "searched_for": f"{target.kind} {target.value:g}" if searched(result) and target else None,
+        **{name: float("nan") if value is None else float(value) for name, value in numbers.items()},
     }
-    for holder in (metrics.masked, result):
-        for name in (*NUMBERS, *(f"{name}_se" for name in WITH_ERROR)):
-            if hasattr(holder, name):
-                value = getattr(holder, name)
-                row[name] = float("nan") if value is None else float(value)
-    return row
-
-
-def basis_in_words(keys: str, values: str, where: str) -> str:
-    """'channels', 'learned, keys before the rotation', 'keys channels, values principal'."""
-    name = keys if keys == values else f"keys {keys}, values {values}"
-    return f"{name}, keys before the rotation" if where == "before_rope" else name
 
 
 def channels_frame(runs: Sequence[RunFiles]) -> pd.DataFrame:

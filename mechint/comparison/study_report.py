@@ -51,7 +51,7 @@ def study_markdown(study: Study, figures: Sequence[Path]) -> str:
         f"KV bytes per token: what a cache holds of the kept K and V channels of all layers, at {BYTES_PER_ELEMENT} "
         "bytes each (bf16), equal keys and values once, with no padding. Sparsity is of units; losses are in nats per "
         "token, of the hard mask on evaluation data. IoU: channels that two seeds' masks share over channels that "
-        "either keeps, mean over pairs; chance: for random masks with the same counts in every layer, kind and KV head.",
+        "either keeps, mean over pairs; chance: for random masks with the same counts per layer, kind and KV head.",
     ]
     return "\n".join(lines) + "\n"
 

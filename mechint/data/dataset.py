@@ -1,4 +1,4 @@
-"""What every dataset has in common: rows of one length, so many tokens on each side."""
+"""What all datasets have in common: rows of equal length, and a number of tokens for calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class Dataset(ABC):
         """What is wrong, and what to do, when a token id is outside the checkpoint's vocabulary."""
         return (
             f"tokenizer {tokenizer_name} gives token id {highest}, but the checkpoint's vocabulary has only "
-            f"{vocab_size} entries: give the checkpoint's own tokenizer with model.tokenizer=DIRECTORY"
+            f"{vocab_size} entries: give the tokenizer that the checkpoint was trained with, model.tokenizer=DIRECTORY"
         )
 
     def _leakage_note(self, leakage: Leakage) -> tuple[str, ...]:

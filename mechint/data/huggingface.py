@@ -1,4 +1,4 @@
-"""Documents from any data set that the `datasets` library reads, on the Hub or local."""
+"""Documents from any dataset that the `datasets` library reads, on the Hub or local."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -17,11 +17,11 @@ SLICE = re.compile(r"[\w.-]+\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\]")
 
 @dataclass(kw_only=True)
 class HuggingFaceText(TextDataset):
-    """One text column of a data set: streamed, and read only until both sides are full.
+    """One text column of a dataset, streamed and read only as far as needed.
 
     name: a Hub id; or parquet, json, csv, tsv, text for local data_files. config_name, data_files: as
     `datasets.load_dataset` takes them. split: one, several (a+b), or slices of them (train[:10%], train[1000:2000]).
-    text_column: the column that holds the documents; outer.inner for one inside of another.
+    text_column: the column with the documents; outer.inner for a nested one.
     """
 
     name: str | None = None

@@ -30,8 +30,8 @@ class TextFiles(TextDataset):
     """UTF-8 text files.
 
     path: a file, a directory (all text files below it) or a glob.
-    evaluation_path: the same for the evaluation side; None = a part of `path` is held out.
-    document_separator: what stands between two documents of one file; None = a file is one document.
+    evaluation_path: the same for the evaluation data; None = a part of `path` is held out.
+    document_separator: what separates the documents of a file; None = a file is one document.
     """
 
     path: str | None = None

@@ -23,7 +23,7 @@ POOL = 4
 
 @dataclass(kw_only=True)
 class TextDataset(Dataset):
-    """A dataset made of documents. evaluation_fraction: share of them that is held out, to 1/1000."""
+    """A dataset made of documents. evaluation_fraction: fraction of them held out for evaluation, to 1/1000."""
 
     evaluation_fraction: float = 0.1
 

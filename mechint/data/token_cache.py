@@ -52,9 +52,9 @@ def directory() -> Path | None:
 
 
 def _read(entry: Path) -> TokenStream:
-    ids, starts = np.load(entry / "ids.npy", mmap_mode="r"), np.load(entry / "starts.npy")
-    counts = entry / "byte_counts.npy"
-    stream = TokenStream(ids, np.load(counts, mmap_mode="r") if counts.exists() else None, starts)
+    ids = np.load(entry / "ids.npy", mmap_mode="r")
+    others = [entry / "byte_counts.npy", entry / "starts.npy"]
+    stream = TokenStream(ids, *(np.load(path, mmap_mode="r") if path.exists() else None for path in others))
     os.utime(entry)
     return stream
 

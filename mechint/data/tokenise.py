@@ -18,6 +18,9 @@ from mechint.data.token_cache import cached
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+# What a stored stream holds: 2 with the starts of documents.
+STORED = 2
+
 
 class DocumentEncoder:
     """Tokenises each document once, with the special tokens that the tokenizer adds by default.
@@ -53,9 +56,8 @@ class DocumentEncoder:
     def _identity(self) -> bytes:
         """What decides the tokens of a text, besides the text."""
         backend = cast("PreTrainedTokenizerFast", self._tokenizer).backend_tokenizer.to_str()
-        return (
-            f"{tokenizers.__version__} {self._separator} {type(self._tokenizer).__name__} {backend}".encode()
-        )
+        kind = type(self._tokenizer).__name__
+        return f"{STORED} {tokenizers.__version__} {self._separator} {kind} {backend}".encode()
 
     def _stream(self, documents: Sequence[Document], enough: int) -> TokenStream:
         parts: list[TokenStream] = []

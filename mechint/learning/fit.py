@@ -1,4 +1,4 @@
-"""As many sequences at once as memory holds."""
+"""As many sequences at once as fit into memory."""
 
 from __future__ import annotations
 

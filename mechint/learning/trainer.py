@@ -74,17 +74,17 @@ class Training:
 class MaskTrainer:
     """Learns a method's scores by gradient descent on an objective under hard or soft gates.
 
-    batch_size: sequences per step; `auto`: the largest power of two that memory holds, at most all there are.
+    batch_size: sequences per step; `auto`: the largest power of two that fits into memory, at most all there are.
     log_every: steps between two logged lines; `auto`: as many as make LINES of them. save_every: steps between two
-    saved states, from which an interrupted run goes on. learning_rate_decay: the learning rate falls linearly to this
+    saved states, from which an interrupted run continues. learning_rate_decay: the learning rate falls linearly to this
     fraction of itself over the run.
-    dense_cache_gib: up to this size the dense model's outputs are kept and not computed again. selection_fraction:
-    share of the calibration sequences that a finishing pass selects on and the steps do not see. passes: at most so
-    many batches go through the model in all, which shows scorers fewer rows and ends a finishing pass early; None: no
-    limit. finishing_share: of these passes, kept for a finishing pass where a method has one. activation_checkpointing:
-    layers keep only their input for the backward pass and are computed again there. compile: steps go through
-    torch.compile, which takes a minute at first. deterministic: only algorithms whose result is the same bits every
-    time, which on CUDA costs some speed.
+    dense_cache_gib: the dense model's outputs are kept up to this size, and computed again beyond it.
+    selection_fraction: fraction of the calibration sequences that the finishing pass selects on and the steps do not
+    see. passes: most batches through the model in all; scorers then use fewer rows, and the finishing pass ends
+    earlier; None: no limit. finishing_share: fraction of these passes reserved for the finishing pass.
+    activation_checkpointing: layers keep only their input for the backward pass and are computed again there.
+    compile: run steps through torch.compile, which takes a minute or two at first. deterministic: use only algorithms
+    that repeat to the last bit, which costs some speed on CUDA.
     """
 
     batch_size: int | str = 8

@@ -1,4 +1,4 @@
-"""Several loggers as one, none of which can break an analysis."""
+"""Several loggers as one, none of which can stop an analysis."""
 
 from __future__ import annotations
 

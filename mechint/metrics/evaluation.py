@@ -1,4 +1,4 @@
-"""What masks do to the model: one evaluator of hard and soft masks, on any data, by any metric."""
+"""Measuring masks: one evaluator for hard and soft masks, on any data, by any metric."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LARGEST_LOSS = 700.0
 class Evaluator:
     """A masked model on data: measures masks and differentiates metrics, sequence by sequence.
 
-    ablation: what takes the place of what a mask removes. at_once: sequences that go through the model together.
+    ablation: what replaces the units that a mask removes. at_once: sequences that go through the model together.
     dense_bytes: capacity for keeping the dense model's outputs from one call to the next.
     tokens: predicted tokens that went through the model under a mask so far, of all processes. on_sequences: called
     with the number of sequences that are done while masks are measured.

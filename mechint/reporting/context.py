@@ -29,11 +29,12 @@ class Cells:
     """One layer's K or V, each [G, C]; in a basis the directions of a head come by their share, the largest first.
 
     kept: bool. shade: rank of the importance among the kept, or among the removed, of the whole model, from 0 to 1.
-    targets: how many targets of a nested run keep the channel.
+    rank: that among all. targets: how many targets of a nested run keep the channel.
     """
 
     kept: NDArray[np.bool_]
     shade: Floats
+    rank: Floats
     targets: NDArray[np.int64]
 
 
@@ -108,10 +109,6 @@ class Context:
         """One layer's K or V."""
         return self._cells[layer.name, kind]
 
-    def mean_rank(self, layer: LayerInfo) -> float:
-        """The mean rank of a layer's channels by importance among all of the model, from 0 to 1."""
-        return self._mean_ranks[layer.name]
-
     def count(self, kind: Kind) -> tuple[int, int]:
         """How many channels of a kind are kept, and how many there are."""
         every = [self.cells(layer, kind).kept for layer in self.layers]
@@ -124,25 +121,16 @@ class Context:
         shade = np.empty_like(importance)
         for chosen in (kept, ~kept):
             shade[chosen] = percentiles(importance[chosen])
-        targets, energy = self._targets(importance), self.run.energy
+        flat, energy = (kept, shade, percentiles(importance), self._targets(importance)), self.run.energy
         share = np.zeros_like(importance) if energy is None else energy.double().cpu().numpy()
         cells, start = {}, 0
         for name, kind, shape in self._shapes():
             here = slice(start, start := start + shape[0] * shape[1])
             order = np.argsort(-share[here].reshape(shape), axis=1, kind="stable")
             cells[name, kind] = Cells(
-                *(np.take_along_axis(one[here].reshape(shape), order, 1) for one in (kept, shade, targets))
+                *(np.take_along_axis(one[here].reshape(shape), order, 1) for one in flat)
             )
         return cells
-
-    @cached_property
-    def _mean_ranks(self) -> dict[str, float]:
-        rank, found, start = percentiles(self._flat("importance")), {}, 0
-        for layer in self.layers:
-            size = sum(self.cells(layer, kind).kept.size for kind in KINDS)
-            found[layer.name] = float(rank[start : start + size].mean())
-            start += size
-        return found
 
     def _shapes(self) -> Iterator[tuple[str, Kind, tuple[int, int]]]:
         for layer in self.layers:

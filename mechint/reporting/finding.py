@@ -52,16 +52,14 @@ def finding(context: Context) -> str:
 def judgement(context: Context) -> str:
     """'not sufficient and not necessary, and no better than chance'."""
     verdict = context.verdict
-    words = [
-        "of unknown worth, the loss is not a finite number"
-        if verdict.kept is None
-        else SUFFICIENT[verdict.kept]
-    ]
-    if verdict.removed is not None:
-        words.append(NECESSARY[verdict.removed])
-    if verdict.above_chance is False:
-        words.append("no better than chance")
-    return " and ".join(words)
+    words = "of unknown worth: the loss is not a finite number"
+    if verdict.kept is not None:
+        words = SUFFICIENT[verdict.kept]
+        if verdict.removed is not None:
+            also = NECESSARY[verdict.removed]
+            denied = [part.startswith(("not", "hardly")) for part in (words, also)]
+            words += f" {'and' if denied[0] == denied[1] else 'but'} {also}"
+    return words + ", and no better than chance" * (verdict.above_chance is False)
 
 
 def sufficiency(context: Context) -> str:
@@ -71,7 +69,7 @@ def sufficiency(context: Context) -> str:
     if verdict.kept is None:
         return ""
     text = f"Alone they give {numbers(context, 'masked')}: {verdict.kept} of what the dense model does, "
-    text += f"judged by the worst, {verdict.kept_by}"
+    text += f"judged by the worst of four measures ({', '.join(verdict.kept_by)})"
     if masked.loss is not None and dense.loss is not None and masked.loss < dense.loss:
         text += f"; the loss is {percent((dense.loss - masked.loss) / dense.loss)} below the dense model's"
     if None not in (empty.loss, dense.loss) and (empty.loss or 0) <= (dense.loss or 0):
@@ -106,18 +104,20 @@ def chance(context: Context) -> str:
     )
 
 
-def numbers(context: Context, name: ModelName) -> str:
-    """KL, agreement, loss and faithfulness of the masked model or its complement."""
+def numbers(context: Context, name: ModelName, short: bool = False) -> str:
+    """KL, agreement, loss and faithfulness of the masked model or its complement; `short`: for figures."""
     result = context.result
     model, dense, empty = result.metrics[name], result.metrics.dense, result.metrics.empty
     said = []
     if model.kl is not None:
-        said.append(f"KL {measured(model.kl, model.kl_se)} nats per token")
+        said.append(f"KL {measured(model.kl, model.kl_se)}{'' if short else ' nats per token'}")
     if model.top1_agreement is not None:
         share = measured_percent(model.top1_agreement, model.top1_agreement_se)
-        said.append(f"the dense model's top token at {share} of positions")
+        said.append(
+            f"same top token {share}" if short else f"the dense model's top token at {share} of positions"
+        )
     if model.loss is not None:
-        ends = f" (dense {number(dense.loss, 3)}, no {context.noun}s {number(empty.loss, 3)})"
+        ends = f" (dense {number(dense.loss, 3)}, empty {number(empty.loss, 3)})"
         said.append(f"loss {measured(model.loss, model.loss_se)}{ends * (name == 'masked')}")
     if (faithful := faithfulness_of(context, name)) is not None:
         error = result.faithfulness_se if name == "masked" else None
@@ -146,9 +146,10 @@ def headline_lines(context: Context) -> list[str]:
     if not context.run.measured:
         return [first, "nothing was measured with these masks"]
     lines = [f"{first}  ·  {judgement(context)}"]
-    for label, name in (("kept", "masked"), ("removed", "complement")):
-        if said := numbers(context, name):  # type: ignore[arg-type]
-            lines.append(f"{label} alone: {said}".replace("the dense model's top token", "same top token"))
+    models: dict[str, ModelName] = {"kept": "masked", "removed": "complement"}
+    lines += [
+        f"{label} alone: {said}" for label, name in models.items() if (said := numbers(context, name, True))
+    ]
     random = result.random_masks
     if random is not None and random.kl_of_mask is not None:
         lines.append(

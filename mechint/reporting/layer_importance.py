@@ -22,11 +22,8 @@ from mechint.reporting.style import (
     Caution,
     cell_colours,
     colour_key,
-    heading_height,
-    headline,
     index_ticks,
-    new_figure,
-    wrapped,
+    titled_figure,
     write,
 )
 from mechint.reporting.wording import percent
@@ -36,8 +33,8 @@ FOOTER, BARS = 0.68, 1.2  # inches
 LONGEST_NAME = 100
 DOTTED_FROM = 4  # points; smaller cells have no room for a dot
 
-# So many layers are too many to be looked at one by one.
-MANY_LAYERS, COLUMNS = 9, 5
+# So many layers are too many to be looked at one by one; on their sheet, columns and inches between rows.
+MANY_LAYERS, COLUMNS, GAP = 9, 5, 0.12
 
 
 class LayerImportance:
@@ -84,13 +81,15 @@ def layer_figure(context: Context, layer: LayerInfo) -> Figure:
     cell = min(row, column) * POINTS
     panel, wide = max(0.5, row * heads), max(5.2, column * width)
     warnings = [line for line in headline_lines(context) if isinstance(line, Caution)]
-    lines = wrapped([layer_line(context, layer), *warnings], wide + BARS)
-    header = heading_height(lines)
-    figure = new_figure(wide + BARS + 0.8, header + 2 * (panel + 0.3) + FOOTER + 0.55)
-    widths, heights = [wide / 2, wide / 2, BARS], [header, panel, panel, FOOTER]
-    grid = figure.add_gridspec(4, 3, width_ratios=widths, height_ratios=heights)
-    headline(figure, grid[0, :], f"{context.run.model_name}: layer {layer.index}", lines)
-    for place, kind in enumerate(KINDS, start=1):
+    figure, body = titled_figure(
+        f"{context.run.model_name}: layer {layer.index}",
+        [layer_line(context, layer), *warnings],
+        wide + BARS + 0.8,
+        2 * (panel + 0.3) + FOOTER + 0.55,
+    )
+    widths, heights = [wide / 2, wide / 2, BARS], [panel, panel, FOOTER]
+    grid = body.subgridspec(3, 3, width_ratios=widths, height_ratios=heights)
+    for place, kind in enumerate(KINDS):
         axes = figure.add_subplot(grid[place, :2])
         draw_heads(axes, context, layer, kind, width, cell)
         if kind == "V":
@@ -103,7 +102,7 @@ def layer_figure(context: Context, layer: LayerInfo) -> Figure:
         "Darker: higher rank of importance in the whole model.",
         f"Importance: {context.importance}.",
     ]
-    colour_key(figure.add_subplot(grid[3, 0]), figure.add_subplot(grid[3, 1:]), notes, dotted)
+    colour_key(figure.add_subplot(grid[2, 0]), figure.add_subplot(grid[2, 1:]), notes, dotted)
     return figure
 
 
@@ -158,16 +157,19 @@ def contact_sheet(context: Context) -> Figure:
     tallest = max(len(context.cells(layer, "K").kept) for layer in context.layers)
     height = min(0.9, max(0.18, 0.045 * tallest))
     rows = math.ceil(len(context.layers) / COLUMNS)
-    lines = wrapped(headline_lines(context), COLUMNS * width)
-    header, block = heading_height(lines), 2 * (height + 0.28)
-    figure = new_figure(COLUMNS * (width + 0.25) + 0.3, header + rows * block + FOOTER + 0.7)
-    outer = figure.add_gridspec(3, 1, height_ratios=[header, rows * block, FOOTER])
-    headline(figure, outer[0], f"{context.run.model_name}: all {len(context.layers)} layers", lines)
-    grid = outer[1].subgridspec(2 * rows, COLUMNS)
+    block = 2 * (height + 0.3) + GAP
+    figure, body = titled_figure(
+        f"{context.run.model_name}: all {len(context.layers)} layers",
+        headline_lines(context),
+        COLUMNS * (width + 0.25) + 0.3,
+        rows * block + FOOTER + 0.9,
+    )
+    outer = body.subgridspec(2, 1, height_ratios=[rows * block, FOOTER])
+    grid = outer[0].subgridspec(3 * rows, COLUMNS, height_ratios=[height, height, GAP] * rows)
     for number, layer in enumerate(context.layers):
         for place, kind in enumerate(KINDS):
             cells = context.cells(layer, kind)
-            axes = figure.add_subplot(grid[2 * (number // COLUMNS) + place, number % COLUMNS])
+            axes = figure.add_subplot(grid[3 * (number // COLUMNS) + place, number % COLUMNS])
             draw_cells(axes, cells, kind, 0)
             axes.set(xticks=[], yticks=[], ylim=(len(cells.kept) - 0.5, -0.5))
             axes.spines[:].set_visible(False)
@@ -175,7 +177,7 @@ def contact_sheet(context: Context) -> Figure:
             axes.set_title(
                 f"{name}{kind} {int(cells.kept.sum()):,}/{cells.kept.size:,}", size=7.5, color=ACCENT[kind]
             )
-    footer = outer[2].subgridspec(1, 3)
+    footer = outer[1].subgridspec(1, 3)
     notes = [
         f"Per layer: K above V, a row per KV head, a column per {context.noun}; kept/all.",
         "Blue (K) or orange (V): kept. Grey: removed. Darker: higher rank in the whole model.",

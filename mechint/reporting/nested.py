@@ -14,17 +14,14 @@ from mechint.reporting.style import (
     ACCENT,
     LINE,
     QUIET,
-    heading_height,
-    headline,
-    new_figure,
-    wrapped,
+    titled_figure,
     write,
 )
 from mechint.reporting.wording import number
 from mechint.results.result import NestedPoint
 
 MASKED, COMPLEMENT, RANDOM = ACCENT["K"], QUIET, ACCENT["V"]
-WIDTH = 9.6  # inches
+WIDTH, HEIGHT = 9.6, 3.0  # inches
 
 
 class NestedFigure:
@@ -38,16 +35,15 @@ class NestedFigure:
         if not points:
             return
         nested = "Every mask keeps a part of the one before; " if context.is_ladder else ""
-        lines = wrapped([f"{nested}each is measured on evaluation data, bars: two standard errors."], WIDTH)
-        header = heading_height(lines)
-        figure = new_figure(WIDTH, header + 3.0)
-        grid = figure.add_gridspec(2, 3, height_ratios=[header, 2.8])
+        lines = [f"{nested}each is measured on evaluation data, bars: two standard errors."]
         what = "nested masks" if context.is_ladder else "masks tried"
-        headline(figure, grid[0, :], f"{context.run.model_name}: {len(points)} {what} from one run", lines)
+        title = f"{context.run.model_name}: {len(points)} {what} from one run"
+        figure, body = titled_figure(title, lines, WIDTH, HEIGHT)
+        grid = body.subgridspec(1, 3)
         empty = context.result.metrics.empty
-        draw_values(figure.add_subplot(grid[1, 0]), points, "kl", empty.kl)
-        draw_values(figure.add_subplot(grid[1, 1]), points, "top1_agreement", empty.top1_agreement)
-        draw_faithfulness(figure.add_subplot(grid[1, 2]), points)
+        draw_values(figure.add_subplot(grid[0]), points, "kl", empty.kl)
+        draw_values(figure.add_subplot(grid[1]), points, "top1_agreement", empty.top1_agreement)
+        draw_faithfulness(figure.add_subplot(grid[2]), points)
         yield self.stem, figure
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -26,17 +25,18 @@ from mechint.reporting.style import (
     REMOVED,
     cell_colours,
     colour_key,
-    heading_height,
-    headline,
     index_ticks,
-    new_figure,
-    wrapped,
+    titled_figure,
     write,
     write_lines,
 )
 from mechint.reporting.wording import counted, percent
 
-Colours = NDArray[np.float64]
+# RGBA [G, C, 4] of one layer's K or V; counts of its channels and their colours, the largest first, as bars over each
+# other; what draws the key into a panel for colours and one for words.
+Colours = Callable[[Cells, Kind], NDArray[np.float64]]
+Levels = Callable[[Cells, Kind], list[tuple[int, Any]]]
+Key = Callable[[Axes, Axes], None]
 
 FOOTER, BARS = 0.68, 1.25  # inches
 # Inches of a head's row; ROOM is the height that rows share before they reach the lowest.
@@ -77,177 +77,135 @@ class Blocks:
         return next((step for step in (1, 2, 5, 10) if step * pitch >= 8), 20)
 
 
-class ChannelMap(ABC):
-    """K left, V right; a block per layer, a row per KV head, a column per channel or direction.
+class ImportanceOverview:
+    """kv_channel_importance: every channel in the colour of its rank; beside each layer, how much of it is kept."""
 
-    Beside each block a bar says which part of the layer is kept.
-    """
+    stem: ClassVar[str] = "kv_channel_importance"
 
     def draw(self, context: Context) -> Iterator[tuple[str, Figure]]:
-        """The picture, under its name."""
-        blocks = Blocks.of(context)
-        widths = [columns_width(context, "K"), BARS, columns_width(context, "V"), BARS]
-        lines = wrapped(self.lines(context), sum(widths) + 0.5)
-        header, height = heading_height(lines), max(0.4, blocks.row_height * blocks.bottom)
-        figure = new_figure(sum(widths) + 0.9, height + header + FOOTER + 0.95)
-        grid = figure.add_gridspec(3, 4, width_ratios=widths, height_ratios=[header, height, FOOTER])
-        headline(figure, grid[0, :], self.title(context), lines)
-        for column, kind in enumerate(KINDS):
-            panel = figure.add_subplot(grid[1, 2 * column])
-            self._draw_channels(panel, context, kind, blocks, labelled=column == 0)
-            self._draw_bars(figure.add_subplot(grid[1, 2 * column + 1]), context, kind, blocks)
-        self.draw_key(figure.add_subplot(grid[2, 0]), figure.add_subplot(grid[2, 1:]), context)
-        yield self.stem, figure
-
-    stem: ClassVar[str]
-
-    @abstractmethod
-    def title(self, context: Context) -> str:
-        """The figure's title."""
-
-    @abstractmethod
-    def lines(self, context: Context) -> list[str]:
-        """What stands below the title."""
-
-    @abstractmethod
-    def colours(self, context: Context, cells: Cells, kind: Kind) -> Colours:
-        """RGBA [G, C, 4] of one layer."""
-
-    @abstractmethod
-    def levels(self, context: Context, cells: Cells, kind: Kind) -> list[tuple[int, object]]:
-        """Counts of one layer's channels and their colours, the largest first, as bars over each other."""
-
-    @abstractmethod
-    def draw_key(self, bars: Axes, words: Axes, context: Context) -> None:
-        """What the colours mean."""
-
-    def _draw_channels(
-        self, axes: Axes, context: Context, kind: Kind, blocks: Blocks, labelled: bool
-    ) -> None:
-        """Every layer's channels [G, C] as coloured cells, layer 0 at the top."""
-        columns = most_channels(context, kind)
-        points_wide = columns_width(context, kind) * POINTS / columns
-        for layer, (top, bottom) in zip(context.layers, blocks.spans, strict=True):
-            cells = context.cells(layer, kind)
-            heads, width = cells.kept.shape
-            left, right = -0.5, width - 0.5
-            axes.imshow(
-                self.colours(context, cells, kind),
-                extent=(left, right, bottom, top),
-                aspect="auto",
-                interpolation="nearest",
-            )
-            if blocks.row_height * POINTS >= 4:
-                axes.hlines([top + h for h in range(1, heads)], left, right, color="white", linewidth=0.8)
-            if points_wide >= 4:
-                axes.vlines([c + 0.5 for c in range(width - 1)], top, bottom, color="white", linewidth=0.4)
-            axes.add_patch(
-                Rectangle((left, top), width, bottom - top, fill=False, edgecolor=LINE, linewidth=0.4)
-            )
-        axes.set(xlim=(-0.5, columns - 0.5), ylim=(blocks.bottom, 0))
-        axes.set_title(f"{kind}: {counted(*context.count(kind))} kept", color=ACCENT[kind], weight="bold")
-        axes.set_xlabel(axis_name(context, kind))
-        axes.set_xticks(index_ticks(columns, 8))
-        axes.spines[:].set_visible(False)
-        axes.set_yticks([])
-        if labelled:
-            label_rows(axes, context, blocks)
-
-    def _draw_bars(self, axes: Axes, context: Context, kind: Kind, blocks: Blocks) -> None:
-        """One bar per layer, on a pale bar of all its channels: which part is kept."""
-        room = min(blocks.points(span) for span in blocks.spans)
-        for layer, (top, bottom) in zip(context.layers, blocks.spans, strict=True):
-            cells = context.cells(layer, kind)
-            middle, high, total = (top + bottom) / 2, 0.8 * (bottom - top), cells.kept.size
-            axes.barh(middle, 100, height=high, color=EMPTY)
-            for count, colour in self.levels(context, cells, kind):
-                axes.barh(middle, 100 * count / total, height=high, color=colour)
-            if room >= 5.5:
-                kept = f"{int(cells.kept.sum()):,}/{total:,}"
-                write(axes, kept, (100, middle), (3, 0), va="center", size=min(6.5, room))
-        axes.set(xlim=(0, 150), ylim=(blocks.bottom, 0), yticks=[], xticks=[0, 50, 100])
-        axes.set_title(f"{kind} kept of all", color=ACCENT[kind])
-        axes.set_xlabel("% of the layer")
-        axes.spines[:].set_visible(False)
+        """The picture."""
+        yield (
+            self.stem,
+            channel_map(
+                context,
+                f"{context.run.model_name}: which K and V {context.noun}s matter",
+                headline_lines(context),
+                cell_colours,
+                lambda cells, kind: [(int(cells.kept.sum()), ACCENT[kind])],
+                lambda bars, words: colour_key(
+                    bars, words, [*reading_notes(context), f"Importance: {context.importance}."]
+                ),
+            ),
+        )
 
 
-class ImportanceOverview(ChannelMap):
-    """kv_channel_importance: every channel in the colour of its importance."""
+class SurvivalMap:
+    """survival_map: for nested runs, at which target sparsity every channel drops out; the darker, the later."""
 
-    stem = "kv_channel_importance"
-
-    def title(self, context: Context) -> str:
-        """Model and question."""
-        return f"{context.run.model_name}: which K and V {context.noun}s matter"
-
-    def lines(self, context: Context) -> list[str]:
-        """The finding."""
-        return headline_lines(context)
-
-    def colours(self, context: Context, cells: Cells, kind: Kind) -> Colours:
-        """By rank of importance."""
-        return cell_colours(cells, kind)
-
-    def levels(self, context: Context, cells: Cells, kind: Kind) -> list[tuple[int, object]]:
-        """Those that are kept."""
-        return [(int(cells.kept.sum()), ACCENT[kind])]
-
-    def draw_key(self, bars: Axes, words: Axes, context: Context) -> None:
-        """The colours, and how rows and columns are meant."""
-        colour_key(bars, words, [*reading_notes(context), f"Importance: {context.importance}."])
-
-
-class SurvivalMap(ChannelMap):
-    """survival_map: for nested runs, at which target sparsity every channel drops out."""
-
-    stem = "survival_map"
+    stem: ClassVar[str] = "survival_map"
 
     def draw(self, context: Context) -> Iterator[tuple[str, Figure]]:
         """The picture, for nested runs of several sparsities."""
-        return super().draw(context) if context.is_ladder else iter(())
-
-    def title(self, context: Context) -> str:
-        """Model and question."""
-        return f"{context.run.model_name}: at which sparsity each {context.noun} drops out"
-
-    def lines(self, context: Context) -> list[str]:
-        """Counts at each target."""
+        if not context.is_ladder:
+            return
         points = context.result.nested or []
+        grey, steps = np.array(REMOVED(0.5)), np.linspace(0, 1, len(points))
+        shades = {kind: np.stack([grey, *KEPT[kind](steps)]) for kind in KINDS}  # [targets + 1, 4]
+
+        def draw_key(bars: Axes, words: Axes) -> None:
+            shown = np.stack([shades[kind] for kind in KINDS])
+            bars.imshow(shown, extent=(0, len(points) + 1, 2, 0), aspect="auto", interpolation="nearest")
+            bars.set(yticks=[0.5, 1.5], yticklabels=KINDS, xticks=range(1, len(points) + 1))
+            bars.set_xticklabels([percent(point.achieved, 0).replace(" ", "") for point in points])
+            bars.set_xlabel("left of a mark: gone at that sparsity")
+            bars.tick_params(axis="y", length=0, labelcolor=INK)
+            bars.spines[:].set_visible(False)
+            still = f"Darkest: still kept at {percent(points[-1].achieved, 0)}. Grey: gone first."
+            notes = [*reading_notes(context)[:2], still]
+            write_lines(words, [(note, {"size": 8, "color": QUIET}) for note in notes], down=1)
+
         kept = ", ".join(f"{point.kept:,} at {percent(point.achieved, 1)}" for point in points)
-        return [f"Units kept, of {context.result.sparsity.total:,}: {kept}"]
-
-    def colours(self, context: Context, cells: Cells, kind: Kind) -> Colours:
-        """The darker, the longer it stays."""
-        return self._shades(context, kind)[cells.targets]
-
-    def levels(self, context: Context, cells: Cells, kind: Kind) -> list[tuple[int, object]]:
-        """Those that are kept at each target."""
-        shades = self._shades(context, kind)
-        return [
-            (int((cells.targets >= times).sum()), tuple(shades[times])) for times in range(1, len(shades))
-        ]
-
-    def draw_key(self, bars: Axes, words: Axes, context: Context) -> None:
-        """A step of colour per target."""
-        points = context.result.nested or []
-        shown = np.stack([self._shades(context, kind) for kind in KINDS])  # [2, targets + 1, 4]
-        steps = len(points) + 1
-        bars.imshow(shown, extent=(0, steps, 2, 0), aspect="auto", interpolation="nearest")
-        bars.set(yticks=[0.5, 1.5], yticklabels=KINDS, xticks=range(1, steps))
-        bars.set_xticklabels([percent(point.achieved, 0).replace(" ", "") for point in points])
-        bars.set_xlabel("left of a mark: gone at that sparsity")
-        bars.tick_params(axis="y", length=0, labelcolor=INK)
-        bars.spines[:].set_visible(False)
-        last = percent(points[-1].achieved, 0)
-        notes = [*reading_notes(context)[:2], f"Darkest: still kept at {last}. Grey: gone first."]
-        write_lines(words, [(note, {"size": 8, "color": QUIET}) for note in notes], down=1)
-
-    def _shades(self, context: Context, kind: Kind) -> Colours:
-        """Colours [targets + 1, 4] by how many targets keep a channel."""
-        count = len(context.result.nested or [])
-        return np.stack(
-            [np.array(REMOVED(0.5)), *KEPT[kind](np.linspace(0, 1, count) if count > 1 else np.ones(1))]
+        figure = channel_map(
+            context,
+            f"{context.run.model_name}: at which sparsity each {context.noun} drops out",
+            [f"Units kept, of {context.result.sparsity.total:,}: {kept}"],
+            lambda cells, kind: shades[kind][cells.targets],
+            lambda cells, kind: [
+                (int((cells.targets >= times).sum()), shades[kind][times])
+                for times in range(1, len(points) + 1)
+            ],
+            draw_key,
         )
+        yield self.stem, figure
+
+
+def channel_map(
+    context: Context, title: str, lines: list[str], colours: Colours, levels: Levels, draw_key: Key
+) -> Figure:
+    """K left, V right; a block per layer, a row per KV head, a column per channel or direction.
+
+    Beside each block bars say which part of the layer is kept.
+    """
+    blocks = Blocks.of(context)
+    widths = [columns_width(context, "K"), BARS, columns_width(context, "V"), BARS]
+    height = max(0.4, blocks.row_height * blocks.bottom)
+    figure, body = titled_figure(title, lines, sum(widths) + 0.9, height + FOOTER + 0.95)
+    grid = body.subgridspec(2, 4, width_ratios=widths, height_ratios=[height, FOOTER])
+    for column, kind in enumerate(KINDS):
+        panel = figure.add_subplot(grid[0, 2 * column])
+        draw_channels(panel, context, kind, blocks, colours, labelled=column == 0)
+        draw_bars(figure.add_subplot(grid[0, 2 * column + 1]), context, kind, blocks, levels)
+    draw_key(figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1:]))
+    return figure
+
+
+def draw_channels(
+    axes: Axes, context: Context, kind: Kind, blocks: Blocks, colours: Colours, labelled: bool
+) -> None:
+    """Every layer's channels [G, C] as coloured cells, layer 0 at the top."""
+    columns = most_channels(context, kind)
+    points_wide = columns_width(context, kind) * POINTS / columns
+    for layer, (top, bottom) in zip(context.layers, blocks.spans, strict=True):
+        cells = context.cells(layer, kind)
+        heads, width = cells.kept.shape
+        left, right = -0.5, width - 0.5
+        axes.imshow(
+            colours(cells, kind),
+            extent=(left, right, bottom, top),
+            aspect="auto",
+            interpolation="nearest",
+        )
+        if blocks.row_height * POINTS >= 4:
+            axes.hlines([top + h for h in range(1, heads)], left, right, color="white", linewidth=0.8)
+        if points_wide >= 4:
+            axes.vlines([c + 0.5 for c in range(width - 1)], top, bottom, color="white", linewidth=0.4)
+        axes.add_patch(Rectangle((left, top), width, bottom - top, fill=False, edgecolor=LINE, linewidth=0.4))
+    axes.set(xlim=(-0.5, columns - 0.5), ylim=(blocks.bottom, 0))
+    axes.set_title(f"{kind}: {counted(*context.count(kind))} kept", color=ACCENT[kind], weight="bold")
+    axes.set_xlabel(axis_name(context, kind))
+    axes.set_xticks(index_ticks(columns, 8))
+    axes.spines[:].set_visible(False)
+    axes.set_yticks([])
+    if labelled:
+        label_rows(axes, context, blocks)
+
+
+def draw_bars(axes: Axes, context: Context, kind: Kind, blocks: Blocks, levels: Levels) -> None:
+    """One bar per layer, on a pale bar of all its channels: which part is kept."""
+    room = min(blocks.points(span) for span in blocks.spans)
+    for layer, (top, bottom) in zip(context.layers, blocks.spans, strict=True):
+        cells = context.cells(layer, kind)
+        middle, high, total = (top + bottom) / 2, 0.8 * (bottom - top), cells.kept.size
+        axes.barh(middle, 100, height=high, color=EMPTY)
+        for count, colour in levels(cells, kind):
+            axes.barh(middle, 100 * count / total, height=high, color=colour)
+        if room >= 5.5:
+            kept = f"{int(cells.kept.sum()):,}/{total:,}"
+            write(axes, kept, (100, middle), (3, 0), va="center", size=min(6.5, room))
+    axes.set(xlim=(0, 150), ylim=(blocks.bottom, 0), yticks=[], xticks=[0, 50, 100])
+    axes.set_title(f"{kind} kept of all", color=ACCENT[kind])
+    axes.set_xlabel("% of the layer")
+    axes.spines[:].set_visible(False)
 
 
 def columns_width(context: Context, kind: Kind) -> float:

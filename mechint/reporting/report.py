@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mechint.masking.masks import LayerMask
+from mechint.metrics.statistics import digits_for
 from mechint.reporting import finding, wording
 from mechint.reporting.certainty import certainty, proofs_in_words, seeds_in_words, signed
 from mechint.reporting.context import KINDS, Context
@@ -109,7 +111,7 @@ def told(context: Context, drawn: Sequence[Path]) -> dict[str, Any]:
         "certainty": certainty(stability, noun) if stability else [],
         "proofs": proofs_in_words(result.proofs, recovered) if result.proofs else [],
         "models": [(name, MEANINGS[name].replace("{}", noun), result.metrics[name]) for name in MODELS],
-        "rises": {name: rise(context, name) for name in MODELS},
+        "rises": {name: rise_in_words(context, name) for name in MODELS},
         "layers": [layer_row(context, layer, files.get(stems[layer.name])) for layer in context.layers],
         "figures": {figure.stem: files.get(figure.stem) for figure in LINKED},
         "sheet": files.get(LayerImportance.sheet),
@@ -125,10 +127,15 @@ def picture(words: str, file: str) -> Markup:
     return Markup(f"{shown}[{words}]({file})")
 
 
-def rise(context: Context, name: ModelName) -> float | None:
-    """By how much a model's loss is above the dense model's."""
-    loss, dense = context.run.loss(name), context.run.loss("dense")
-    return None if loss is None or dense is None else loss - dense
+def rise_in_words(context: Context, name: ModelName) -> str:
+    """By how much a model's loss is above the dense model's; the error is that of the difference where it is known."""
+    result, model = context.result, context.result.metrics[name]
+    dense, error = result.metrics.dense.loss, result.loss_degradation_percent_se
+    if model.loss is None or dense is None:
+        return wording.ABSENT
+    if name == "masked" and error is not None:
+        return wording.measured(model.loss - dense, error * dense / 100)
+    return "0" if name == "dense" else wording.number(model.loss - dense, digits_for(model.loss_se, 3))
 
 
 def removed_in_words(context: Context) -> list[str]:
@@ -149,7 +156,7 @@ def cache_in_words(context: Context) -> str:
 
 def layer_row(context: Context, layer: LayerInfo, figure: str | None) -> dict[str, Any]:
     """A line of the per-layer table: counts are units, `channels` are (kept, all) of K and of V."""
-    every = [context.cells(layer, kind).kept for kind in KINDS]
+    every = [context.cells(layer, kind) for kind in KINDS]
     basis = context.result.basis
     ranks = {
         entry["kind"]: sum(entry["rank"]) / len(entry["rank"])
@@ -159,8 +166,8 @@ def layer_row(context: Context, layer: LayerInfo, figure: str | None) -> dict[st
     return {
         **dict(layer),
         "figure": figure,
-        "channels": [(int(kept.sum()), kept.size) for kept in every],
-        "rank": context.mean_rank(layer),
+        "channels": [(int(one.kept.sum()), one.kept.size) for one in every],
+        "rank": float(np.concatenate([one.rank.ravel() for one in every]).mean()),
         "effective": [ranks.get("k"), ranks.get("v")],
     }
 

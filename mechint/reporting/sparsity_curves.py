@@ -18,10 +18,7 @@ from mechint.reporting.style import (
     INK,
     LINE,
     QUIET,
-    heading_height,
-    headline,
-    new_figure,
-    wrapped,
+    titled_figure,
     write,
 )
 from mechint.reporting.wording import measured, number
@@ -62,17 +59,16 @@ class SparsityCurves:
         if not panels:
             return
         heights = [height for height, _ in panels]
-        lines = wrapped(headline_lines(context), WIDTH)
-        header = heading_height(lines)
-        figure = new_figure(WIDTH, header + sum(heights) + 0.3 * len(heights) + 0.3)
-        grid = figure.add_gridspec(1 + len(heights), 1, height_ratios=[header, *heights])
-        headline(figure, grid[0], f"{run.model_name}: learning the mask", lines)
+        title = f"{run.model_name}: learning the mask"
+        height = sum(heights) + 0.3 * len(heights) + 0.3
+        figure, body = titled_figure(title, headline_lines(context), WIDTH, height)
+        grid = body.subgridspec(len(heights), 1, height_ratios=heights)
         first: Axes | None = None
-        for row, (_, plot) in enumerate(panels, start=1):
+        for row, (_, plot) in enumerate(panels):
             axes = figure.add_subplot(grid[row], sharex=first)
             first = first or axes
             plot(axes, context, steps)
-            finish(axes, steps, last=row == len(panels))
+            finish(axes, steps, last=row == len(panels) - 1)
         yield self.stem, figure
 
 
@@ -141,7 +137,7 @@ def draw_sparsity(axes: Axes, context: Context, steps: Values) -> None:
     scheduled = column(run, "scheduled_sparsity")
     if np.isfinite(scheduled).any():  # some methods know of the target only at the end
         axes.plot(steps, scheduled, label="scheduled", **dashes)
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower center")
     axes.set(ylim=(-0.03, 1.06), ylabel="sparsity\n[fraction removed]", yticks=[0, 0.25, 0.5, 0.75, 1])
     place = float(steps[-1]) + 0.2 * max(float(steps[-1] - steps[0]), 1.0)
     axes.plot([place], [run.result.sparsity.achieved], color=INK, marker="D", markersize=5)
@@ -177,7 +173,7 @@ def line(axes: Axes, steps: Values, values: Values, colour: str, width: float = 
     last = finite[-1]
     place = (float(steps[last]), float(values[last]))
     look: dict[str, Any] = {"color": colour, "size": 8, "weight": "bold", "annotation_clip": False}
-    write(axes, f"{place[1]:.4g}", place, (4, 0), va="center", **look)
+    write(axes, f"{place[1]:.4g}", place, (-2, 7), ha="right", **look)
 
 
 def finish(axes: Axes, steps: Values, last: bool) -> None:

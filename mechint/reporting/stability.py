@@ -21,12 +21,9 @@ from mechint.reporting.style import (
     KEPT,
     QUIET,
     Caution,
-    heading_height,
-    headline,
     index_ticks,
-    new_figure,
     panel_looks,
-    wrapped,
+    titled_figure,
     write,
     write_lines,
 )
@@ -53,19 +50,18 @@ class StabilityFigure:
         layers, width = len(context.layers), 2 * BARS + NECESSITY
         body = max(1.2, layers * min(TALLEST, max(LOWEST, 6.0 / layers)))
         warnings = [line for line in headline_lines(context) if isinstance(line, Caution)]
-        lines = wrapped([*headline_of_seeds(stability), *warnings], width)
-        header = heading_height(lines)
-        figure = new_figure(width + 0.6, header + body + FOOTER + 1.4)
-        grid = figure.add_gridspec(
-            3, 3, width_ratios=[BARS, BARS, NECESSITY], height_ratios=[header, body, FOOTER]
+        title, lines = (
+            f"{context.run.model_name}: how sure the mask is",
+            [*headline_of_seeds(stability), *warnings],
         )
-        headline(figure, grid[0, :], f"{context.run.model_name}: how sure the mask is", lines)
+        figure, place = titled_figure(title, lines, width + 0.6, body + FOOTER + 1.4)
+        grid = place.subgridspec(2, 3, width_ratios=[BARS, BARS, NECESSITY], height_ratios=[body, FOOTER])
         for column, kind in enumerate(KINDS):
-            axes = figure.add_subplot(grid[1, column])
+            axes = figure.add_subplot(grid[0, column])
             draw_counts(axes, context, kind, seed_counts(context, kind), labelled=column == 0)
-        draw_necessity(figure.add_subplot(grid[1, 2]), context)
-        draw_masks(figure.add_subplot(grid[2, :2]), stability)
-        draw_subsets(figure.add_subplot(grid[2, 2]), stability.inertness)
+        draw_necessity(figure.add_subplot(grid[0, 2]), context)
+        draw_masks(figure.add_subplot(grid[1, :2]), stability)
+        draw_subsets(figure.add_subplot(grid[1, 2]), stability.inertness)
         yield self.stem, figure
 
 

@@ -136,13 +136,24 @@ def headline(figure: Figure, place: SubplotSpec, title: str, lines: Sequence[str
 
 def wrapped(lines: Sequence[str], width: float) -> list[str]:
     """Lines of a heading, broken where they would be longer than `width` inches."""
-    characters = max(30, int(width * POINTS / (0.53 * LINE_SIZE)))
-    return [type(line)(part) for line in lines for part in textwrap.wrap(line, characters)]
+    characters = max(30, int(width * POINTS / (0.6 * LINE_SIZE)))
+    joined = [type(line)(line.replace(" ± ", "\u00a0±\u00a0")) for line in lines]
+    return [type(line)(part) for line in joined for part in textwrap.wrap(line, characters)]
 
 
-def heading_height(lines: Sequence[str]) -> float:
-    """Inches that a title with these lines below it takes."""
-    return (6 + LEADING * (TITLE_SIZE + LINE_SIZE * len(lines))) / POINTS
+def titled_figure(
+    title: str, lines: Sequence[str], width: float, height: float
+) -> tuple[Figure, SubplotSpec]:
+    """A figure with a title and lines below it, which are broken where they must be, and the place for all else.
+
+    width, height: inches of that place.
+    """
+    lines = wrapped(lines, width)
+    header = (6 + LEADING * (TITLE_SIZE + LINE_SIZE * len(lines))) / POINTS
+    figure = new_figure(width, header + height)
+    grid = figure.add_gridspec(2, 1, height_ratios=[header, height])
+    headline(figure, grid[0], title, lines)
+    return figure, grid[1]
 
 
 def cell_colours(cells: Cells, kind: Kind) -> NDArray[np.float64]:

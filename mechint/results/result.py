@@ -279,14 +279,14 @@ class Verdict(Section):
     """What the mask is worth (`mechint.results.verdict`).
 
     kept, removed: how much of what the dense model does the kept and the removed units do alone, by the worst measure;
-    kept_by, removed_by: which that is. above_chance: whether the mask beats matched random masks. not_learned: why it
-    is less than what learning arrived at.
+    kept_by, removed_by: the measures that give it. above_chance: whether the mask beats matched random masks.
+    not_learned: why it is less than what learning arrives at.
     """
 
     kept: Grade | None = None
-    kept_by: str | None = None
+    kept_by: list[str] = Field(default_factory=list)
     removed: Grade | None = None
-    removed_by: str | None = None
+    removed_by: list[str] = Field(default_factory=list)
     above_chance: bool | None = None
     not_learned: list[str] = Field(default_factory=list)
 

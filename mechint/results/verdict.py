@@ -62,8 +62,8 @@ def judge(result: Result, history: Sequence[Mapping[str, Any]] = ()) -> Verdict:
     )
 
 
-def worst(result: Result, model: ModelMetrics) -> tuple[Grade | None, str | None]:
-    """The worst grade over all measures that are known, and which of them gives it; None where none can tell."""
+def worst(result: Result, model: ModelMetrics) -> tuple[Grade | None, list[str]]:
+    """The worst grade over all measures that are known, and which of them give it; None where none can tell."""
     found: list[tuple[Grade, str]] = []
     dense, empty = result.metrics.dense.loss, result.metrics.empty.loss
     values = {"kl": model.kl, "top1_agreement": model.top1_agreement}
@@ -76,8 +76,9 @@ def worst(result: Result, model: ModelMetrics) -> tuple[Grade | None, str | None
         if value is not None and math.isfinite(value):
             found.append((measure.grade(value), measure.label))
     if not found or (model.loss is not None and not math.isfinite(model.loss)):
-        return None, None
-    return max(found, key=lambda one: GRADES.index(one[0]))
+        return None, []
+    grade = max((grade for grade, _ in found), key=GRADES.index)
+    return grade, [label for this, label in found if this == grade]
 
 
 def not_learned(result: Result, history: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Hold a mask method against planted truth, over several models and seeds."""
+"""Try a mask method on planted models, over several models and seeds."""
 
 from __future__ import annotations
 

@@ -50,14 +50,14 @@ class KLBySparsity:
         band = f"Line: mean of {seeds} seeds; band: lowest to highest." if seeds > 1 else "One run per point."
         facts = [", ".join(dict.fromkeys(runs[column].astype(str))) for column in ("checkpoint", "method")]
         lines = [
-            " · ".join([*facts, "KL of the hard masks on held-out data"]),
+            " · ".join([*facts, "KL from the dense model, hard masks, held-out data"]),
             f"{band} Dotted line: no units at all.",
         ]
         subject = "by the basis of its units" if by_basis else "by method"
         columns = min(2, len(panels))
         rows = -(-len(panels) // columns)
         with figure_style():
-            title = f"How far masking takes a model from itself, {subject}"
+            title = f"What a mask costs, {subject}"
             size = (PANEL[0] * columns, PANEL[1] * rows)
             figure, body = new_page(*size, title, lines, [], study.flags)
             grid = body.add_gridspec(rows, columns)

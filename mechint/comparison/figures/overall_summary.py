@@ -170,6 +170,6 @@ def draw_sparsity(axes: Axes, comparison: Comparison) -> None:
     ]
     handles.append(Line2D([], [], color=INK, marker="|", linestyle="", markersize=7, label="both"))
     axes.legend(
-        handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=6.5, borderpad=0,
+        handles=handles, loc="lower left", bbox_to_anchor=(0.38, 1), ncols=3, fontsize=6.5, borderpad=0,
         handletextpad=0.1, columnspacing=0.8, borderaxespad=0.3,
     )  # fmt: skip

@@ -100,7 +100,8 @@ def comparison_page(
     facts = {variant.name: facts_of(variant) for variant in comparison.variants}
     rows = list(zip(*facts.values(), strict=True))
     shared = [len(set(row)) == 1 for row in rows]
-    common = " · ".join(row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0])
+    told = [row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0]]
+    common = " · ".join(f"{fact} each" if fact.endswith(" runs") else fact for fact in told)
     looks, key = variant_looks(comparison), []
     for variant in comparison.variants:
         about = ["baseline"] * (variant.name == comparison.baseline)
@@ -119,7 +120,7 @@ def facts_of(variant: Variant) -> list[str]:
     bases = ", ".join(dict.fromkeys(variant.numbers["basis"]))
     return [
         f"sparsity {percent_range(variant.sparsity())}",
-        f"{plural(len(variant.runs), 'run')} each" if len(variant.runs) > 1 else "1 run",
+        plural(len(variant.runs), "run"),
         shape_in_words(variant.runs[0].layer_masks),
         f"{mask.method}, {mask.ablation} ablation" if mask.method else "",
         "" if bases == "channels" else f"basis {bases}",

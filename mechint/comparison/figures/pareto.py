@@ -44,7 +44,7 @@ class Pareto:
         rows = [quantity for quantity in QUANTITIES if study.points[quantity[0]].notna().any()]
         lines = [
             study_facts(study),
-            "Mark: mean over seeds; bar: from the lowest to the highest. Broken line: dense model; dotted: empty model.",
+            "Mark: mean over seeds; bar: lowest to highest. Broken line: dense model; dotted: empty model.",
         ]
         if (hidden := len(looks) - MOST_CURVES) > 0:
             lines.append(f"{plural(hidden, 'further curve')} not in the key; see the table.")

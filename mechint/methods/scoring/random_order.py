@@ -1,4 +1,4 @@
-"""The control that every other scorer has to beat."""
+"""The control that every other method has to beat."""
 
 from __future__ import annotations
 
