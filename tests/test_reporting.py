@@ -262,7 +262,7 @@ def write_run(run: RunFiles) -> Path:
 
 def draw(figure: RunFigure, run: RunFiles, dpi: int = DPI) -> list[Path]:
     """The pictures of one kind, and no report."""
-    return Visualizer([figure], dpi=dpi).draw(run)[:-1]
+    return [path for path in Visualizer([figure], dpi=dpi).draw(run) if path.suffix == ".png"]
 
 
 def report_of(run: RunFiles, drawn: list[Path] | None = None) -> str:
@@ -382,7 +382,7 @@ def test_other_formats_repeat_exactly_and_are_cleared_away(tmp_path: Path, kind:
     first = [path.read_bytes() for path in Visualizer(figures, dpi=DPI, format=kind).draw(run)]
     drawn = Visualizer(figures, dpi=DPI, format=kind).draw(run)
     assert [path.read_bytes() for path in drawn] == first
-    assert {path.suffix for path in drawn} == {f".{kind}", ".md"}
+    assert {path.suffix for path in drawn} == {f".{kind}", ".html", ".md"}
     shown = "![" if kind == "svg" else "\n["  # Markdown shows no PDF
     assert f"{shown}Rank of every K" in drawn[-1].read_text()
     clear_run(tmp_path)
@@ -411,7 +411,8 @@ def test_a_failed_drawing_leaves_the_former_file(
 ) -> None:
     run = make_run(tmp_path)
     [path] = draw(figure, run)
-    (tmp_path / "circuit_analysis_report.md").unlink()
+    for name in ("circuit_analysis_report.md", "report.html"):
+        (tmp_path / name).unlink()
     before = path.read_bytes()
 
     def broken(self: Figure, target: Path, **_: Any) -> None:
@@ -1015,4 +1016,4 @@ def test_visualizer_options(tmp_path: Path) -> None:
     assert [type(figure) for figure in default.figures] == [type(figure) for figure in FIGURES]
     assert (default.dpi, default.format) == (150, "png")
     drawn = none.draw(make_run(tmp_path))
-    assert [path.name for path in drawn] == ["circuit_analysis_report.md"], "no figures, but a report"
+    assert [path.name for path in drawn] == ["report.html", "circuit_analysis_report.md"], "no figures"

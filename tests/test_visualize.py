@@ -32,7 +32,7 @@ from mechint.learning.recipe import Recipe
 from mechint.methods import CubicSchedule, NormalizedSGD, TopK
 from mechint.reporting import Context, ImportanceOverview, LayerImportance, SparsityCurves, Visualizer
 from mechint.reporting.finding import cautions, finding, headline_lines
-from mechint.reporting.redrawing import redraw_run, redraw_tree, runs_below
+from mechint.reporting.redrawing import redraw_run, redraw_tree
 
 REPORT = "circuit_analysis_report.md"
 DPI = 40
@@ -295,7 +295,7 @@ def test_sentences_about_masks_without_numbers(old_run: Path) -> None:
 def test_real_old_results_are_drawn(shared_data: Path, tmp_path: Path) -> None:
     overview = Visualizer([ImportanceOverview()], dpi=DPI)
     drawn = redraw_tree(shared_data / "old_results", overview, tmp_path / "drawn").drawn
-    assert len(drawn) == len(runs_below(shared_data / "old_results")) == 2
+    assert len(drawn) == 2
     for paths in drawn.values():
-        assert [path.suffix for path in paths] == [".png", ".md"]
+        assert [path.suffix for path in paths] == [".png", ".html", ".md"]
         assert "measured this against the empty model" in paths[-1].read_text()
