@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mechint.reporting.context import Context
 from mechint.reporting.style import ACCENT, LINE, QUIET, titled_figure
@@ -113,6 +113,7 @@ def draw_kl(axes: Axes, circuit: CircuitInfo) -> None:
             color=QUIET,
         )
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # the values may lie within one decade
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.set_title("KL to the dense model at the answer [nats]")

@@ -50,6 +50,7 @@ RUN_FILES = (
     "circuit.json",
     "units.json",
     "circuit_analysis_report.md",
+    "report.html",
     "stability.safetensors",
     "evaluation.safetensors",
     *(f"{stem}.{suffix}" for stem in FIGURES for suffix in ("png", "pdf", "svg")),
