@@ -31,6 +31,7 @@ from mechint.methods import Fisher, TopK
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
 from mechint.metrics.gradients import gate_gradient
 from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
+from mechint.reporting.closing import summary_lines
 from mechint.results.circuit import CircuitInfo, TaskScores
 from mechint.results.result import Result, Verdict
 
@@ -336,6 +337,13 @@ def test_the_verdict_and_the_circuit_are_in_the_report(run: Any) -> None:
     assert "`counterfactual` (learned with)" in report
     assert "(circuit.png)" in report
     assert (run.directory / "circuit.png").stat().st_size > 5000
+
+
+def test_the_last_lines_tell_of_task_and_gates(run: Any) -> None:
+    lines = summary_lines(run.result, run.directory)
+    (task,) = [line for line in lines if line.startswith("task induction, counterfactual ablation: ")]
+    assert f"CMD {run.result.circuit.cmd.value:.3f}" in task
+    assert "gates: faithfulness >= -100 PASS, kl <= 0 FAIL, seed_iou >= 0.7 FAIL: NO_GO" in lines
 
 
 def test_a_task_run_is_measured_again_from_its_files(run: Any) -> None:
