@@ -256,7 +256,7 @@ def make_analysis(
     stability: Stability | None = None,
     controls: Controls | None = None,
     circuit: CircuitStudy | None = None,
-    gates: Sequence[str] = (),
+    gates: Any = (),
     rival_of: str | None = None,
 ) -> Runnable:
     """The analysis for one target or several sparsities, from one seed or several.

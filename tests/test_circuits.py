@@ -11,7 +11,7 @@ import torch
 from architectures import tiny_model
 
 from mechint import analyze, compare_circuits
-from mechint.analysis.chance import Controls
+from mechint.analysis.chance import Controls, activation_norms
 from mechint.circuits import CircuitStudy, scores
 from mechint.circuits.gates import Gate, judge_gates, parse_gates
 from mechint.circuits.study import fewest_within, learn_constants
@@ -25,8 +25,10 @@ from mechint.masking import (
     MeanAblation,
     MeanPerPositionAblation,
     OptimalAblation,
+    make_units,
 )
 from mechint.masking.gating import gated
+from mechint.masking.random_masks import matched_random_masks, places
 from mechint.methods import Fisher, TopK
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
 from mechint.metrics.gradients import gate_gradient
@@ -407,3 +409,23 @@ def test_a_rival_keeps_other_units(run: Any, byte_model_directory: Path, tmp_pat
     assert rival.iou < 0.5 * rival.chance
     with pytest.raises(UserError, match="rival_of needs a method"):
         analyze(output_dir=tmp_path / "scored", method=Fisher(), **settings)
+
+
+def test_random_masks_can_match_the_norms_of_activations() -> None:
+    masked, batch = MaskedModel(tiny_model("llama")), pairs()
+    units = make_units(masked)
+    norms = activation_norms(masked, units, batch, at_once=2)
+    seen: list[torch.Tensor] = []
+    with masked.recording(lambda i, q, k, v: seen.extend([k, v])):
+        masked.hidden(batch)
+    squares = torch.cat([states.square().sum((0, 2)).flatten() for states in seen])
+    torch.testing.assert_close(norms, squares.sqrt(), rtol=1e-4, atol=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(units.count, generator=generator) > 0.5
+    place = places(units)
+    for mask in matched_random_masks(units, keep, 5, generator, norms):
+        assert not torch.equal(mask, keep)
+        for number in place.unique():
+            here = (place == number).nonzero().flatten()
+            for quarter in here[norms[here].argsort()].chunk(4):
+                assert int(mask[quarter].sum()) == int(keep[quarter].sum())

@@ -167,8 +167,11 @@ class Run(RunFiles):
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self.mask_on(masked, checkpoint)
-            own = dataset is None
-            data = self.own_data(checkpoint, masked) if own else _tokens_of(dataset, checkpoint, masked, 0)
+            data = (
+                self.own_data(checkpoint, masked)
+                if dataset is None
+                else _tokens_of(dataset, checkpoint, masked, 0)
+            )
             measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
         finally:
             masked.close()

@@ -183,9 +183,7 @@ class MaskTrainer:
                     self._dense_bytes,
                     partial(self._rate, method),
                 )
-                looked = self.fit(
-                    lambda size: method.look(Evaluator(masked, batch, recipe.ablation, size))  # type: ignore[union-attr]
-                )
+                looked = self.fit(lambda size: method.look(Evaluator(masked, batch, recipe.ablation, size)))
                 run = self._learn(learner, recipe.steps, on_step, saver)
                 run.tokens += looked
         run.scores = method.final_scores() if isinstance(method, LearnedMethod) else method.scores()

@@ -120,9 +120,9 @@ class TaskDataset(Dataset):
         max_positions: int | None,
     ) -> None:
         for side in ("calibration", "evaluation"):
-            if len(found[side]) < FEWEST:  # type: ignore[index]
+            if len(found[side]) < FEWEST:
                 raise UserError(
-                    f"dataset {self.title} has {len(found[side])} usable {side} prompts "  # type: ignore[index]
+                    f"dataset {self.title} has {len(found[side])} usable {side} prompts "
                     f"with tokenizer {tokenizer_name}, and it takes {FEWEST}; use another task for this model"
                 )
         highest = max(max(*p.clean, *p.corrupted, *p.right, *p.wrong) for p in everything)
