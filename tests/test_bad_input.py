@@ -587,7 +587,7 @@ def parameters() -> Iterator[Any]:
         yield pytest.param(case, id=case.title.replace(" ", "-"), marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("case", parameters())
+@pytest.mark.parametrize("case", list(parameters()))
 def test_bad_input_is_one_line_and_exit_code_2(
     case: Case,
     tmp_path: Path,
