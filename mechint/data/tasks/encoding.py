@@ -46,8 +46,9 @@ class PromptError(ValueError):
 def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequence[int] = ()) -> Encoded:
     """The tokens of a prompt. Raises PromptError where lengths differ, or where answers do not begin with new tokens.
 
-    Tokens that all answers begin with, such as a space of its own, become part of both prompts. beginning: tokens put
-    before every prompt.
+    Answers are read together with the prompt, or alone where that would change the prompt's own tokens. Tokens that all
+    of them begin with, such as a space of its own, become part of both prompts. beginning: tokens put before every
+    prompt.
     """
     texts = [
         prompt.clean,
@@ -59,9 +60,12 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequen
     )
     if len(clean) != len(corrupted):
         raise PromptError(f"clean has {len(clean)} tokens and corrupted {len(corrupted)}")
-    if any(ids[: len(clean)] != clean or len(ids) == len(clean) for ids in continued):
-        raise PromptError("an answer changes the tokens of the prompt before it")
     answers = [ids[len(clean) :] for ids in continued]
+    if any(ids[: len(clean)] != clean for ids in continued):  # as "14" and "39" where 1439 is one token
+        words = [*prompt.right, *prompt.wrong]
+        answers = [tuple(ids) for ids in tokenizer(words, add_special_tokens=False).input_ids]
+    if not all(answers):
+        raise PromptError("an answer has no tokens")
     shared = _common_beginning(answers)
     if any(len(answer) == len(shared) for answer in answers):
         raise PromptError("one answer begins with another one")
