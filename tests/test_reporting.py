@@ -262,7 +262,7 @@ def write_run(run: RunFiles) -> Path:
 
 def draw(figure: RunFigure, run: RunFiles, dpi: int = DPI) -> list[Path]:
     """The pictures of one kind, and no report."""
-    return Visualizer([figure], dpi=dpi).draw(run)[:-1]
+    return [path for path in Visualizer([figure], dpi=dpi).draw(run) if path.suffix == ".png"]
 
 
 def report_of(run: RunFiles, drawn: list[Path] | None = None) -> str:
@@ -382,7 +382,7 @@ def test_other_formats_repeat_exactly_and_are_cleared_away(tmp_path: Path, kind:
     first = [path.read_bytes() for path in Visualizer(figures, dpi=DPI, format=kind).draw(run)]
     drawn = Visualizer(figures, dpi=DPI, format=kind).draw(run)
     assert [path.read_bytes() for path in drawn] == first
-    assert {path.suffix for path in drawn} == {f".{kind}", ".md"}
+    assert {path.suffix for path in drawn} == {f".{kind}", ".html", ".md"}
     shown = "![" if kind == "svg" else "\n["  # Markdown shows no PDF
     assert f"{shown}Rank of every K" in drawn[-1].read_text()
     clear_run(tmp_path)
@@ -411,7 +411,8 @@ def test_a_failed_drawing_leaves_the_former_file(
 ) -> None:
     run = make_run(tmp_path)
     [path] = draw(figure, run)
-    (tmp_path / "circuit_analysis_report.md").unlink()
+    for name in ("circuit_analysis_report.md", "report.html"):
+        (tmp_path / name).unlink()
     before = path.read_bytes()
 
     def broken(self: Figure, target: Path, **_: Any) -> None:
@@ -474,11 +475,10 @@ def test_curves_survive_gaps_in_the_log(tmp_path: Path) -> None:
 
 
 def words_of(figure: RunFigure, run: RunFiles) -> str:
-    """All that is written in a figure."""
+    """All that is written in a figure, in one line."""
     pictures = [picture for _, picture in figure.draw(Context(run))]
-    return "\n".join(
-        words.get_text() for picture in pictures for words in picture.findobj(Text) if words.get_text()
-    )
+    written = [words.get_text() for picture in pictures for words in picture.findobj(Text)]
+    return " ".join(" ".join(written).split())
 
 
 def test_curves_show_what_comes_after_the_steps(tmp_path: Path) -> None:
@@ -490,7 +490,7 @@ def test_curves_show_what_comes_after_the_steps(tmp_path: Path) -> None:
     run.result.metrics.masked.kl_se = 0.012
     said = words_of(SparsityCurves(), run)
     assert "1.545 → 1.402" in said
-    assert "held out:\n1.300 ± 0.012" in said
+    assert "held out: 1.300 ± 0.012" in said
 
 
 def test_heading_lines_are_wrapped_and_not_cut() -> None:
@@ -687,7 +687,7 @@ def test_a_mask_that_was_not_learned_is_not_presented_as_one(
     assert "**Not the mask that learning arrives at:**" in finding(Context(run))
     assert words in finding(Context(run))
     for figure in (ImportanceOverview(), LayerImportance(), SparsityCurves()):
-        assert words in words_of(figure, run)
+        assert words in " ".join(words_of(figure, run).split())
 
 
 def test_a_mask_that_still_changes_or_whose_last_step_has_another_count_is_not_learned(
@@ -1015,4 +1015,4 @@ def test_visualizer_options(tmp_path: Path) -> None:
     assert [type(figure) for figure in default.figures] == [type(figure) for figure in FIGURES]
     assert (default.dpi, default.format) == (150, "png")
     drawn = none.draw(make_run(tmp_path))
-    assert [path.name for path in drawn] == ["circuit_analysis_report.md"], "no figures, but a report"
+    assert [path.name for path in drawn] == ["report.html", "circuit_analysis_report.md"], "no figures"

@@ -300,7 +300,7 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     again = redraw_run(study.directory, Visualizer([StabilityFigure()], dpi=40), tmp_path / "again")
     assert [path.name for path in again] == ["stability.png", "report.html", "circuit_analysis_report.md"]
     assert "| `seed_2` | 3 |" in report
-    assert "| test: permuted weights |" in report
+    assert "| permuted models |" in report
     assert "3 of 3 runs took fewer than 50 steps" in report
     assert again[0].read_bytes() == (study.directory / "stability.png").read_bytes()
     assert again[2].read_text() == report

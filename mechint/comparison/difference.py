@@ -123,20 +123,13 @@ def _place(baseline: Variant, variant: Variant, title: str, ours: Weights, their
     claims: dict[Kind, Claim] = {
         kind: _claim(baseline.sparsity(kind, ours), variant.sparsity(kind, theirs)) for kind in KINDS
     }
-    shapes = [
-        side.layers["total"].xs((kind, 0), level=("kind", "run")).tolist()
-        for kind in ("k", "v")
-        for side in (baseline, variant)
-    ]
     kept = None
-    if shapes[0] == shapes[1] and shapes[2] == shapes[3]:
-        counts = [
-            table["kept"][table.index.isin(weights or table.index.levels[0], level="layer")].sum()
-            / len(side.runs)
-            for side, weights in ((baseline, ours), (variant, theirs))
-            for table in [side.layers.xs("kv", level="kind")]
-        ]
-        kept = float(counts[1] - counts[0])
+    if all(np.array_equal(*(side.counts[kind][1][:, 0] for side in (baseline, variant))) for kind in KINDS):
+        ours_kept, theirs_kept = (
+            float(((side.weights(layers) > 0) @ side.counts["kv"][0]).mean())
+            for side, layers in ((baseline, ours), (variant, theirs))
+        )
+        kept = theirs_kept - ours_kept
     return Place(title, claims, kept)
 
 

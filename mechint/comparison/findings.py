@@ -134,10 +134,8 @@ def costs(
             yield f"{side.name}: {', '.join(numbers)}."
     else:
         if different_sparsity([baseline, variant]):
-            ours, theirs = (
-                f"{s.name} removes {percent(s.sparsity().mean)} of the channels" for s in (baseline, variant)
-            )
-            yield f"At different sparsity: {theirs}, {ours}."
+            ours, theirs = (percent(side.sparsity().mean) for side in (baseline, variant))
+            yield f"At different sparsity: {variant.name} removes {theirs} of the channels, {baseline.name} {ours}."
         for name in told:
             yield metric_line(name, baseline, variant, difference)
     for side in (baseline, variant):

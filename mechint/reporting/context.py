@@ -159,7 +159,7 @@ class Context:
     @cached_property
     def cost(self) -> list[CostRow]:
         """What the run took, part by part, what is left over, and the total; nothing where no time is known."""
-        result, cost = self.result, self.result.cost
+        cost = self.result.cost
         rows = [CostRow(part.name, self._detail(part.name), part.seconds, part.tokens) for part in cost.parts]
         if not rows and cost.seconds is not None:  # as earlier versions have it
             rows.append(
@@ -167,14 +167,6 @@ class Context:
             )
         if not rows:
             return []
-        if stability := result.stability:
-            for name, test in {
-                "test: kept units removed alone": stability.necessity,
-                "test: random subsets": stability.inertness,
-                "test: permuted weights": stability.null,
-            }.items():
-                if test is not None and test.seconds is not None:
-                    rows.append(CostRow(name, "", test.seconds, None))
         known = sum(row.seconds or 0.0 for row in rows)
         # Runs that were there already are not in the time of the run that sums them up.
         total = max(cost.total_seconds or 0.0, known, sum(run.seconds or 0.0 for run in cost.runs))
@@ -191,7 +183,16 @@ class Context:
             return f"{done.tried or 0:,} exchanges tried, {plural(done.exchanged_units, 'unit')} exchanged"
         if name == "random masks" and random is not None:
             return plural(random.count, "mask")
-        return "dense, empty, masked, complement" if name == "measuring" else ""
+        said = {"measuring": "dense, empty, masked, complement"}
+        if (stability := self.result.stability) is not None:
+            if stability.necessity:
+                said["necessity"] = f"{plural(stability.necessity.tested, 'kept unit')} removed alone"
+            if stability.inertness:
+                subsets = 2 * stability.inertness.draws * len(stability.inertness.sizes)
+                said["random subsets"] = f"{plural(subsets, 'subset')} added back or removed"
+            if stability.null:
+                said["permuted models"] = plural(max(1, len(stability.null.permutations)), "permutation")
+        return said.get(name, "")
 
 
 def percentiles(values: Floats) -> Floats:

@@ -92,7 +92,7 @@ def necessity(context: Context) -> str:
 def chance(context: Context) -> str:
     """What matched random masks do."""
     random = context.result.random_masks
-    if random is None or random.kl_of_mask is None:
+    if random is None or random.p is None:
         return ""
     return (
         f"{random.count:,} random masks with the same counts per layer, kind and KV head have KL "
@@ -151,7 +151,7 @@ def headline_lines(context: Context) -> list[str]:
         f"{label} alone: {said}" for label, name in models.items() if (said := numbers(context, name, True))
     ]
     random = result.random_masks
-    if random is not None and random.kl_of_mask is not None:
+    if random is not None and random.p is not None:
         lines.append(
             f"{random.count:,} matched random masks: KL {measured(random.kl_mean, random.kl_mean_se)}; this one on the "
             f"same tokens {measured(random.kl_of_mask, random.kl_of_mask_se)} (p = {random.p:.2g})"

@@ -136,7 +136,7 @@ def headline(figure: Figure, place: SubplotSpec, title: str, lines: Sequence[str
 
 def wrapped(lines: Sequence[str], width: float) -> list[str]:
     """Lines of a heading, broken where they would be longer than `width` inches."""
-    characters = max(30, int(width * POINTS / (0.6 * LINE_SIZE)))
+    characters = max(30, int(width * POINTS / (0.57 * LINE_SIZE)))
     joined = [type(line)(line.replace(" ± ", "\u00a0±\u00a0")) for line in lines]
     return [type(line)(part) for line in joined for part in textwrap.wrap(line, characters)]
 

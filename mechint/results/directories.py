@@ -44,6 +44,7 @@ RUN_FILES = (
     "channels.csv",
     "necessity.csv",
     "circuit_analysis_report.md",
+    "report.html",
     "stability.safetensors",
     "evaluation.safetensors",
     *(f"{stem}.{suffix}" for stem in FIGURES for suffix in ("png", "pdf", "svg")),

@@ -52,12 +52,13 @@ def judge(result: Result, history: Sequence[Mapping[str, Any]] = ()) -> Verdict:
     kept, kept_by = worst(result, result.metrics.masked)
     removed, removed_by = worst(result, result.metrics.complement)
     chance = result.random_masks
+    too_few = chance is not None and 1 / (1 + chance.count) > CHANCE  # to tell any mask from chance
     return Verdict(
         kept=kept,
         kept_by=kept_by,
         removed=removed,
         removed_by=removed_by,
-        above_chance=None if chance is None or chance.p is None else chance.p <= CHANCE,
+        above_chance=None if chance is None or chance.p is None or too_few else chance.p <= CHANCE,
         not_learned=not_learned(result, history),
     )
 

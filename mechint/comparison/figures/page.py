@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import FontProperties, findfont
-from matplotlib.ft2font import FT2Font
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from mechint.comparison.comparison import Comparison, Variant
 from mechint.comparison.figures.looks import Look, variant_looks
@@ -134,23 +134,11 @@ def several_runs(comparison: Comparison) -> bool:
     return any(len(variant.runs) > 1 for variant in comparison.variants)
 
 
-@cache
-def _font(bold: bool) -> FT2Font:
-    # an object of our own: matplotlib changes the size of those that it hands out
-    font = FT2Font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))
-    font.set_size(100, 72)
-    return font
-
-
-@cache
-def _advance(character: str, bold: bool) -> float:
-    """Width of one character at a size of one point, in points; letters are moved to whole dots, so a little more."""
-    return 1.08 * float(_font(bold).load_char(ord(character)).linearHoriAdvance) / 65536 / 100
-
-
+@lru_cache(4096)
 def width_of(words: str, size: float, bold: bool = False) -> float:
-    """Printed width of one line, in points."""
-    return size * sum(_advance(character, bold) for character in printable(words, 10_000))
+    """Printed width of one line, in points; letters are moved to whole dots, so a little more than their outlines."""
+    font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+    return 1.08 * float(TextPath((0, 0), printable(words, 10_000), size, prop=font).get_extents().x1)
 
 
 def wrapped(words: str, size: float, width: float, bold: bool = False) -> list[str]:
@@ -168,10 +156,8 @@ def wrapped(words: str, size: float, width: float, bold: bool = False) -> list[s
 def shortened(words: str, size: float, width: float, bold: bool = False) -> str:
     """The text on one line of at most `width` points; a longer one loses its middle."""
     line = printable(words, 10_000)
-    if width_of(line, size, bold) <= width:
-        return line
-    for kept in range(len(line) - 1, 0, -1):
-        short = f"{line[: kept - kept // 2]}…{line[len(line) - kept // 2 :]}"
-        if width_of(short, size, bold) <= width:
-            return short
-    return "…"
+    kept = len(line)
+    while kept and width_of(line, size, bold) > width:
+        kept -= 1
+        line = printable(words, max(3, kept))
+    return line
