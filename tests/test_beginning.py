@@ -29,10 +29,14 @@ ROWS = STREAM[:-1].view(20, LENGTH)
 def model(sign: int) -> LlamaForCausalLM:
     """One that predicts text better (+1) or worse (-1) after the token, which it has learned to use so; 0: as it is."""
     model = tiny_llama()
+    with torch.no_grad():  # so that values matter
+        for name, weight in model.named_parameters():
+            if sign and ("v_proj" in name or "o_proj" in name or "lm_head" in name):
+                weight.mul_(8)
     embedding = model.model.embed_tokens.weight
     ids = torch.cat([torch.full((20, 1), BOS), ROWS], 1)
     optimizer = torch.optim.Adam([embedding], lr=0.3)
-    for _ in range(12 * abs(sign)):
+    for _ in range(30 * abs(sign)):
         optimizer.zero_grad()
         (sign * cross_entropy(model(ids).logits[:, 1:-1].flatten(0, 1), ids[:, 2:].flatten())).backward()
         assert embedding.grad is not None
