@@ -124,7 +124,8 @@ def _place(baseline: Variant, variant: Variant, title: str, ours: Weights, their
         kind: _claim(baseline.sparsity(kind, ours), variant.sparsity(kind, theirs)) for kind in KINDS
     }
     kept = None
-    if all(np.array_equal(*(side.counts[kind][1][:, 0] for side in (baseline, variant))) for kind in KINDS):
+    totals = [[side.counts[kind][1][:, 0].tolist() for kind in KINDS] for side in (baseline, variant)]
+    if totals[0] == totals[1]:
         ours_kept, theirs_kept = (
             float(((side.weights(layers) > 0) @ side.counts["kv"][0]).mean())
             for side, layers in ((baseline, ours), (variant, theirs))
