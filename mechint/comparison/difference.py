@@ -170,9 +170,12 @@ def _overlap(baseline: Variant, variant: Variant) -> tuple[Overlap | None, str]:
     """The overlap of two variants' masks, or why there is none."""
     if not baseline.kept.index.equals(variant.kept.index):
         return None, "their layers, KV heads or channels differ in number, so channels cannot be matched"
-    runs = (*baseline.runs, *variant.runs)
-    files = [run.directory / BASIS for run in runs]
-    bases = {hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"" for path in files}
+    bases = {
+        (name, hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"")
+        for side in (baseline, variant)
+        for name, run in zip(side.numbers["basis"], side.runs, strict=True)
+        for path in [run.directory / BASIS]
+    }
     if len(bases) > 1:
         return (
             None,

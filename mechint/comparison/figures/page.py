@@ -101,7 +101,8 @@ def comparison_page(
     facts = {variant.name: facts_of(variant) for variant in comparison.variants}
     rows = list(zip(*facts.values(), strict=True))
     shared = [len(set(row)) == 1 for row in rows]
-    told = [row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0]]
+    untold = ("", "basis channels")  # what goes without saying
+    told = [row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0] not in untold]
     common = " · ".join(f"{fact} each" if fact.endswith(" runs") else fact for fact in told)
     looks, key = variant_looks(comparison), []
     for variant in comparison.variants:
@@ -124,7 +125,7 @@ def facts_of(variant: Variant) -> list[str]:
         plural(len(variant.runs), "run"),
         shape_in_words(variant.runs[0].layer_masks),
         f"{mask.method}, {mask.ablation} ablation" if mask.method else "",
-        "" if bases == "channels" else f"basis {bases}",
+        f"basis {bases}",
         f"{on}, {data.evaluation_tokens:,} tokens" if measured and data.evaluation_tokens else on,
         f"data {', '.join(digests)}" if digests else "",
     ]
