@@ -1,11 +1,11 @@
 """Learn which Key and Value channels a trained transformer needs.
 
 python experiments/analyze.py                                    # bundled model and text, minutes on 2 cores
-python experiments/analyze.py checkpoint=model.pt dataset=text dataset.path=book.txt target_sparsity=0.9
-python experiments/analyze.py -m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt' target_sparsity=0.5,0.9 output_dir=study
+python experiments/analyze.py checkpoint=model.pt model.tokenizer=gpt2 dataset=text dataset.path=book.txt
+python experiments/analyze.py -m sweep=checkpoints 'checkpoint_glob=ckpts/*' target_sparsity=0.5,0.9 output_dir=study
 python experiments/analyze.py seeds=5                            # five runs, what they agree on, and tests of it
 python experiments/analyze.py checkpoint=gpt2 dataset=fineweb_edu logger=wandb logger.project=masks
-torchrun --nproc_per_node=2 experiments/analyze.py checkpoint=model.pt     # one run on two devices
+torchrun --nproc_per_node=2 experiments/analyze.py checkpoint=DIRECTORY    # one run on two devices
 python experiments/analyze.py --cfg job                          # show every key
 """
 

@@ -2,7 +2,7 @@
 
 python experiments/benchmark.py                                  # quality at equal passes: hours for all methods
 python experiments/benchmark.py 'what.methods=[topk,fisher]' 'what.sparsities=[0.9]' 'what.seeds=[0]' what.passes=100
-python experiments/benchmark.py 'what.models=["model.pt dataset=text dataset.path=book.txt"]' output_dir=benchmark
+python experiments/benchmark.py 'what.models=["DIRECTORY dataset=text dataset.path=book.txt"]' output_dir=benchmark
 python experiments/benchmark.py 'what.methods=[topk,{short: "topk mask.finishing_trials=0"}]' output_dir=benchmark
 python experiments/benchmark.py what=speed                       # a mask step beside the plain model's: time and memory
 python experiments/benchmark.py what=speed 'what.models=[llama_8b]' what.batch_size=2 what.sequence_length=1024

@@ -3,6 +3,7 @@
 python experiments/visualize.py run=outputs/runs/NAME/TIME
 python experiments/visualize.py tree=outputs/sweeps/DATE              # every finished run below it
 python experiments/visualize.py run=DIR output_dir=figures visualizer.dpi=300
+python experiments/visualize.py run=outputs serve=true                # every run below it in the browser, with progress
 """
 
 import logging
@@ -26,6 +27,11 @@ def main(config: DictConfig) -> None:
 
     from mechint.reporting.redrawing import redraw_run, redraw_tree
 
+    if config.serve:
+        from mechint.reporting.web.server import serve
+
+        serve(Path(config.tree if config.run is None else config.run), config.port)
+        return
     visualizer = configuration.build(config.visualizer)
     output_dir = None if config.output_dir is None else Path(config.output_dir)
     if config.run is not None:

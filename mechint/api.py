@@ -3,7 +3,8 @@
 from mechint import analyze, compare_variants, evaluate, load_run
 from mechint.data import TextFiles
 
-run = analyze("model.pt", "results/baseline", target_sparsity=0.9)
+run = analyze("bundled:baseline", "results/baseline", target_sparsity=0.9)
+run = analyze(model, "results/mine", tokenizer=tokenizer)   # objects of transformers in memory, left as they are
 run = load_run("results/baseline")                    # the same, later
 with run.masked_model() as masked:
     print(masked.generate("Once upon a time"), masked.loss("Once upon a time there was a fox."))
@@ -21,6 +22,9 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
 from mechint.analysis import Controls, Stability
 from mechint.analysis.attempt import Outputs, RunOptions
 from mechint.analysis.preparation import Inputs
@@ -29,7 +33,7 @@ from mechint.analysis.search import Kind, TargetSearch
 from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets
-from mechint.checkpoints import CheckpointLoader
+from mechint.checkpoints import CheckpointLoader, ModelInMemory
 from mechint.comparison.compare import Directories, read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
 from mechint.comparison.figures import (
@@ -55,9 +59,11 @@ from mechint.reporting import (
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
+    RankFigure,
     RunFigure,
     SparsityCurves,
     StabilityFigure,
+    SurvivalMap,
     Visualizer,
 )
 
@@ -65,9 +71,10 @@ log = logging.getLogger(__name__)
 
 
 def analyze(
-    checkpoint: str = "bundled:baseline",
+    checkpoint: str | Path | nn.Module = "bundled:baseline",
     output_dir: str | Path = "outputs/runs/python",
     *,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
     target_sparsity: float | str | Sequence[float] | None = None,
     target_faithfulness: float | None = None,
     target_kl: float | None = None,
@@ -93,6 +100,8 @@ def analyze(
 ) -> Run:
     """Learn and measure a mask for a checkpoint, leave every file of a run in `output_dir`, return the run.
 
+    checkpoint: what `checkpoint=` names on the command line, or a language model of transformers in memory, which stays
+    as it is. tokenizer: the model's tokenizer, or a directory or hub id of one to use instead of the checkpoint's own.
     With `seeds` above 1, runs from as many seeds are in seed_<n>/ below it, and the run is their consensus. With
     several target sparsities, nested runs are in sparsity_<target>/, and the run has the highest target's mask. With
     `target_faithfulness` or `target_kl` instead, the smallest mask that reaches it is searched; without any target
@@ -109,9 +118,10 @@ def analyze(
         schedule=schedule,
         steps=steps,
     )
+    checkpoint, loader = _source(checkpoint, tokenizer, loader)
     inputs = Inputs(
         checkpoint=checkpoint,
-        loader=loader or CheckpointLoader(),
+        loader=loader,
         dataset=dataset or PythonDocs(evaluation_tokens=20_480, evaluation_fraction=0.12),
         device=device,
         dtype=dtype,
@@ -133,9 +143,37 @@ def analyze(
     return Run.read(output_dir)
 
 
+def _source(
+    checkpoint: str | Path | nn.Module,
+    tokenizer: PreTrainedTokenizerBase | str | None,
+    loader: CheckpointLoader | None,
+) -> tuple[str, CheckpointLoader]:
+    """A checkpoint's name and what loads it. Raises UserError for arguments that contradict each other."""
+    if not isinstance(checkpoint, str | Path):
+        if loader is not None:
+            raise UserError("checkpoint is a model in memory, which no loader loads; leave out loader=")
+        in_memory = ModelInMemory(checkpoint, tokenizer)
+        return in_memory.source, in_memory
+    if tokenizer is None:
+        return str(checkpoint), loader or CheckpointLoader()
+    if loader is not None or not isinstance(tokenizer, str | Path):
+        raise UserError(
+            "for a checkpoint on disk, give tokenizer= as a directory or hub id, or a loader with one"
+        )
+    return str(checkpoint), CheckpointLoader(tokenizer=str(tokenizer))
+
+
 def run_figures() -> list[RunFigure]:
     """All figures of a run, as in conf/visualizer/default.yaml."""
-    return [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
+    return [
+        ImportanceOverview(),
+        LayerImportance(),
+        SparsityCurves(),
+        StabilityFigure(),
+        NestedFigure(),
+        SurvivalMap(),
+        RankFigure(),
+    ]
 
 
 def load_run(directory: str | Path) -> Run:
@@ -153,14 +191,16 @@ def evaluate(
     device: str = "auto",
     dtype: str = "auto",
     batch_size: int = 8,
+    loader: CheckpointLoader | None = None,
 ) -> Evaluation:
     """What a run's mask does on other data: the dense, empty, masked and complement model on its evaluation side.
 
     run: or its directory. dataset: None is the run's own. batch_size: sequences that go through the model at once.
+    loader: None as in the run; `ModelInMemory(model, tokenizer)` where the run's model was an object in memory.
     Raises UserError where the run's checkpoint or data are not there any more, or have changed.
     """
     found = run if isinstance(run, Run) else Run.read(run)
-    return found.evaluate(dataset, device, dtype, batch_size)
+    return found.evaluate(dataset, device, dtype, batch_size, loader)
 
 
 Runnable = Analysis | SeedStudy | NestedTargets | TargetSearch
@@ -221,6 +261,8 @@ def make_analysis(
         return SeedStudy(analysis=analysis, seeds=seeds, stability=stability)
     if stability != Stability():
         log.warning("stability.* has no effect: it tests what several seeds agree on, and seeds=1")
+    if analysis.controls.permutations != Controls.permutations and not recipe.basis.proofs:
+        log.warning("controls.permutations has no effect: neither seeds= nor basis.proofs=true asks for it")
     return analysis
 
 

@@ -195,6 +195,7 @@ def run_directory(**changes: Any) -> Put:
             "checkpoint": {"source": "x", "name": "x"},
             "config": {},
         }
+        result |= {name: {} for name in ("mask", "sparsity", "channels")}
         result |= {"metrics": {"dense": {"loss": 1.0}}, "layers": [{"name": "a", "index": 0}], **changes}
         (here / "run" / "result.json").write_text(json.dumps(result))
 

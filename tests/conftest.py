@@ -1,5 +1,6 @@
 """Tiny models and data that every test file may use; nothing is downloaded."""
 
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,12 @@ from mechint.data.byte_tokenizer import byte_tokenizer
 from mechint.masking import MaskedModel
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collections that every run asks for need not look through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import runpy
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ SMALL = [
     "dataset.calibration_tokens=2048",
     "dataset.evaluation_tokens=1024",
     "visualizer=none",
+    "controls.random_masks=2",
 ]
+FEW_TRIALS = "mask.finishing_trials=2"  # of the default method
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Experiment:
     def __call__(self, *arguments: str | Path, small: bool = True) -> Ended:
         """Run it; the settings of a small run are added."""
         words = [str(argument) for argument in arguments] + (SMALL if small else [])
+        if small and not any(re.match(r"mask=|mask\.finishing|\+?experiment=", word) for word in words):
+            words.append(FEW_TRIALS)
         self._monkeypatch.setattr(sys, "argv", [self._program, *words])
         self._capsys.readouterr()
         return Ended(_exit_code(ROOT / "experiments" / self._program), *self._capsys.readouterr())
@@ -70,9 +75,10 @@ def experiment(
 ) -> Iterator[Experiment]:
     """Runs experiments/analyze.py, or another program, below a directory; what Hydra does to logging ends with it."""
     monkeypatch.chdir(directory)
-    root = logging.getLogger()
+    root, progress = logging.getLogger(), logging.getLogger("mechint.loggers.progress")
     handlers, level = list(root.handlers), root.level
     yield Experiment(directory, monkeypatch, capsys, program)
+    progress.setLevel(logging.NOTSET)  # which experiments/benchmark.py raises
     for handler in root.handlers:
         if handler not in handlers:
             handler.close()

@@ -1,25 +1,42 @@
 """What a user may get wrong, and what a stranger's file may try: one line, exit code 2, nothing that looks finished.
 
-`python -m pytest tests/test_bad_input.py -s` prints the table with every message.
+`python -m pytest tests/test_bad_input.py -s` prints the table with every message. Most cases run only the step of a
+program that refuses them; SAMPLES of every step run the whole program, and so does what only a run finds out.
 """
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import logging
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import bad_files as bad
 import pytest
 import torch
 from bad_files import Payload, Put
 from conftest import ROOT
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_application import SMALL
+from omegaconf import DictConfig
+from small_data import BYTES
 
+from mechint import config as configuration
+from mechint.checkpoints import CheckpointLoader
+from mechint.comparison.compare import read_comparison
+from mechint.comparison.study import read_study
+from mechint.config.guard import check_config
+from mechint.reporting import Visualizer
+from mechint.reporting.redrawing import redraw_run
 from mechint.runtime.memory import held_bytes, peak_bytes
 
 
@@ -416,6 +433,112 @@ RUNS = [
     ),
 ]
 CASES = [*CHECKPOINTS, *DATA, *SETTINGS, *KINDS, *OTHERS, *RUNS]
+SAMPLES = {  # of every step
+    "no checkpoint",
+    "file that is not there",
+    "code in .pt",
+    "wrong shape",
+    "weights cut short",
+    "GGUF array of 2^60 numbers",
+    "empty text",
+    "tokens outside the vocabulary",
+    "steps=0",
+    "unknown key",
+    "unknown option",
+    "unknown ablation",
+    "no run",
+    "code in an old result",
+    "empty tree",
+    "variants from broken YAML",
+}
+ONLY_WHOLE = {  # what only a program finds out
+    "device that is not there",
+    "unknown device",
+    "unknown dtype",
+    "sweep without -m",
+    "unknown unit",
+    "unknown scope",
+    "K and V tied with targets of their own",
+    "compiled and recomputed",
+    "more steps than passes",
+    "split over one process",
+    "learning rate below zero",
+    "learning rate NaN",
+    "output_dir that is a file",
+    "output_dir of another program",
+    "output_dir with a NUL",
+    "device without numbers",
+    "learning rate of 10^300",
+    "name longer than names can be",
+    "checkpoint with a long name",
+    "control characters in a name",
+    "compare into a file",
+    "dots per inch of none",
+    "nothing to compare",
+}
+
+
+def configured(words: list[str]) -> DictConfig:
+    """The configuration of an analysis, checked as before a run."""
+    with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base=configuration.VERSION_BASE):
+        loader = GlobalHydra.instance().config_loader()
+        overrides = OverridesParser.create(loader).parse_overrides(words)
+        groups = [each.input_line for each in overrides if loader.get_group_options(each.key_or_group)]
+        config = copy.deepcopy(composed(tuple(groups)))
+        values = [each for each in overrides if each.input_line not in groups]
+        ConfigLoaderImpl._apply_overrides_to_config(
+            values, config
+        )  # what compose does, without its tenths of seconds
+        check_config(config)
+    return config
+
+
+@functools.cache
+def composed(groups: tuple[str, ...]) -> DictConfig:
+    return compose("analyze", list(groups), return_hydra_config=True)
+
+
+def typed(words: list[str]) -> dict[str, Any]:
+    """What is typed, by its keys."""
+    return {each.key_or_group: each.value() for each in OverridesParser.create().parse_overrides(words)}
+
+
+def load_checkpoint(words: list[str]) -> None:
+    values = typed(words)
+    loader = CheckpointLoader(**{key[6:]: value for key, value in values.items() if key.startswith("model.")})
+    loader.fingerprint(values["checkpoint"])
+    loader.load(values["checkpoint"], CPU, "auto")
+
+
+def load_data(words: list[str]) -> None:
+    configuration.build(configured(words).dataset).load(BYTES, "bytes", 256, 64, 0)
+
+
+def build_analysis(words: list[str]) -> None:
+    configuration.build_analysis(configured(words))
+
+
+def draw(words: list[str]) -> None:
+    redraw_run(Path(typed(words)["run"]), Visualizer([]))
+
+
+def compare(words: list[str]) -> None:
+    values = typed(words)
+    if "tree" in values:
+        read_study(values["tree"])
+    else:
+        program = runpy.run_path(str(ROOT / "experiments" / "compare.py"))
+        read_comparison(program["variants"](values["variants"]))
+
+
+def step_of(case: Case) -> Callable[[list[str]], None] | None:
+    """What refuses a case; None where the whole program is run."""
+    if case.title in SAMPLES | ONLY_WHOLE:
+        return None
+    if case.script == "analyze":
+        steps = ((CHECKPOINTS, load_checkpoint), (DATA, load_data), ([*SETTINGS, *KINDS], build_analysis))
+        return next(step for cases, step in steps if case in cases)
+    return {"visualize": draw, "compare": compare}.get(case.script)
 
 
 @pytest.fixture(scope="module")
@@ -440,14 +563,31 @@ def quiet_afterwards() -> Iterator[None]:
     root.setLevel(level)
 
 
-def ended(script: str) -> object:
-    """The exit code of an experiment."""
+def run_program(case: Case) -> None:
+    runpy.run_path(str(ROOT / "experiments" / f"{case.script}.py"), run_name="__main__")
+
+
+def ended(case: Case, words: list[str]) -> object:
+    """The exit code of an experiment, or of the step of it that refuses the case."""
+    step = step_of(case)
+    run = (
+        functools.partial(run_program, case)
+        if step is None
+        else lambda: configuration.launch(lambda: step(words))
+    )
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "experiments" / f"{script}.py"), run_name="__main__")
+        run()
     return end.value.code
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.title.replace(" ", "-"))
+def parameters() -> Iterator[Any]:
+    """The cases, by their titles; a program takes most of a second, so not all of them are run every time."""
+    for case in CASES:
+        slow = step_of(case) is None and case.title not in SAMPLES
+        yield pytest.param(case, id=case.title.replace(" ", "-"), marks=[pytest.mark.slow] if slow else [])
+
+
+@pytest.mark.parametrize("case", parameters())
 def test_bad_input_is_one_line_and_exit_code_2(
     case: Case,
     tmp_path: Path,
@@ -469,7 +609,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     capsys.readouterr()
     ends: list[object] = []
     before = held_bytes(CPU)
-    peak = peak_bytes(lambda: ends.append(ended(case.script)), CPU)
+    peak = peak_bytes(lambda: ends.append(ended(case, words)), CPU)
     out, err = capsys.readouterr()
     table.append(f"{case.title:45} {err.strip()}")
     assert ends == [2], err

@@ -86,7 +86,9 @@ def test_a_tokenizer_file_is_that_file(tmp_path):
     ]
     (tmp_path / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>")
     assert_refused(
-        "spm.model is no tokenizer of the `tokenizers` library", path, tokenizer=str(tmp_path / "spm.model")
+        "spm.model is not a tokenizer of the `tokenizers` library",
+        path,
+        tokenizer=str(tmp_path / "spm.model"),
     )
 
 
@@ -105,6 +107,7 @@ def test_short_names(source, name):
     assert short_name(source) == name
 
 
+@pytest.mark.slow
 def test_real_nanogpt_checkpoint_has_its_known_validation_loss(shared_data):
     checkpoint = load(shared_data / "models" / "nanogpt-shakespeare-char" / "ckpt.pt")
     tokens = np.fromfile(shared_data / "tokens" / "shakespeare_char" / "val.bin", dtype=np.uint16)

@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import shutil
 import socket
 from pathlib import Path
 
@@ -112,6 +113,53 @@ def test_unused_weights_and_settings_are_noted_without_a_warning(llama_directory
     assert "model.num_heads has no effect" in notes[2]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.layers.1.self_attn.q_proj.bias": torch.ones(32)},
+            r"1 tensor in its layers .*'model.ignore=\[q_proj.bias\]'",
+        ),
+        (
+            {
+                f"model.layers.{i}.self_attn.k_proj.lora_{ab}.weight": torch.ones(4, 32)
+                for i in (0, 1)
+                for ab in "AB"
+            },
+            r"4 tensors in its layers .* merge an adapter .*\[lora_A.weight,lora_B.weight\]",
+        ),
+        ({"model.layers.0.mlp.up_proj.weight_scale": torch.ones(1)}, r"\[up_proj.weight_scale\]"),
+        (
+            {"model.layers.0.mlp.up_proj.weight": torch.ones(48, 32, dtype=torch.int8)},
+            r"holds 1 weights as whole numbers \(torch.int8\), e.g. model.layers.0.mlp.up_proj.weight",
+        ),
+    ],
+    ids=["bias", "adapter", "scale", "whole numbers"],
+)
+def test_tensors_that_change_what_a_layer_computes_are_not_left_out(llama_directory, changes, message):
+    file = llama_directory / "model.safetensors"
+    save_file({**load_file(file), **changes}, file, {"format": "pt"})
+    assert_refused(message, llama_directory)
+    if "whole" in message:
+        return
+    names = [name.split(".", 4)[-1] for name in changes]
+    checkpoint = load(llama_directory, ignore=names)
+    assert torch.equal(checkpoint.model(TOKENS).logits, tiny_llama()(TOKENS).logits)
+    assert any(f"{len(changes)} tensor" in note for note in checkpoint.notes)
+
+
+def test_tensors_that_hold_nothing_learned_and_whole_layers_are_left_out(llama_directory):
+    file = llama_directory / "model.safetensors"
+    more = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4),
+        "model.layers.0.self_attn.attn.masked_bias": torch.ones(1),
+        "model.layers.2.mlp.up_proj.weight": torch.ones(48, 32),  # of a layer for several tokens at once
+        "score.weight": torch.ones(2, 32),
+    }
+    save_file({**load_file(file), **more}, file, {"format": "pt"})
+    assert torch.equal(load(llama_directory).model(TOKENS).logits, tiny_llama()(TOKENS).logits)
+
+
 def test_the_checkpoint_does_not_choose_the_code_that_runs(llama_directory):
     kernels = {"attn_implementation": "some/kernel", "experts_implementation": "some/kernel"}
     change_config(llama_directory, **kernels, fusion_config={"x": 1}, auto_map={"AutoConfig": "own.Config"})
@@ -197,6 +245,14 @@ def as_shards(directory: Path) -> None:
 def test_damaged_directories_are_refused(llama_directory, damage, message):
     damage(llama_directory)
     assert_refused(message, llama_directory)
+
+
+def test_directories_around_checkpoints_name_what_to_give(tmp_path, llama_directory):
+    shutil.copytree(llama_directory, tmp_path / "run" / "checkpoint-100")
+    assert_refused("give the directory of one checkpoint, e.g. checkpoint=.*checkpoint-100", tmp_path / "run")
+    (llama_directory / "model.safetensors").unlink()
+    (llama_directory / "zero_to_fp32.py").touch()
+    assert_refused("python zero_to_fp32.py . .", llama_directory)
 
 
 def test_remedies_for_quantised_directories_exist_in_transformers():

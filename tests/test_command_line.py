@@ -36,6 +36,7 @@ def refused(program: Program, name: str, arguments: str, directory: Path) -> str
     return ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_help_has_the_programs_keys_and_groups_with_their_comments(name: str, program: Program) -> None:
     ended = program(name, "--help")

@@ -1,6 +1,9 @@
 """Every configuration option composes, resolves and fits the class it names."""
 
+import copy
+import functools
 import inspect
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
@@ -17,7 +20,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mechint import config as configuration
 from mechint.config.checking import misfit
 from mechint.config.errors import error_line
+from mechint.config.help import Conf
 from mechint.config.jobs import ON_SLURM
+from mechint.config.reference import rewritten
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 
@@ -35,6 +40,7 @@ ANALYZE_GROUPS = [
     "visualizer",
     "trainer",
     "stability",
+    "controls",
     "experiment",
     "sweep",
 ]
@@ -51,11 +57,16 @@ def options(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def composed(name: str, overrides: list[str]) -> DictConfig:
-    """A configuration as a run would see it."""
+@functools.cache
+def _composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     configuration.register()
     with initialize_config_dir(config_dir=str(CONF), version_base=configuration.VERSION_BASE):
-        config = compose(name, overrides, return_hydra_config=True)
+        return compose(name, list(overrides), return_hydra_config=True)
+
+
+def composed(name: str, overrides: list[str]) -> DictConfig:
+    """A configuration as a run would see it."""
+    config = copy.deepcopy(_composed(name, tuple(overrides)))
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         hydra = config.pop("hydra")
@@ -262,3 +273,22 @@ def test_values_are_held_against_annotations(value: Any, annotation: Any, expect
 
 def test_messages_do_nothing_to_a_terminal() -> None:
     assert error_line(UserError("a\x1b[31mred\x1b[0m\nb\x07c\x9b")) == "a red b c"
+
+
+def test_the_reference_in_conf_is_up_to_date() -> None:
+    text = (CONF / "README.md").read_text(encoding="utf-8")
+    assert rewritten(text, Conf([CONF])) == text, "the comments in conf/ have changed: run make reference"
+
+
+def test_the_reference_follows_the_comments(tmp_path: Path) -> None:
+    conf = tmp_path / "conf"
+    shutil.copytree(CONF, conf)
+    path = conf / "optimizer" / "adam.yaml"
+    path.write_text(
+        path.read_text(encoding="utf-8") + "fused: false  # in | one <kernel>\n", encoding="utf-8"
+    )
+    text = rewritten((CONF / "README.md").read_text(encoding="utf-8"), Conf([conf]))
+    assert "| `optimizer.fused` | `false` | in \\| one &lt;kernel> | adam |" in text
+    assert text.startswith("# Configuration\n")
+    for option in options("mask"):
+        assert f"| `mask={option}` |" in text

@@ -117,6 +117,8 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], None]]] = 
 }
 
 
+SLOW = ("nanoGPT .pt", "weights .bin", "weights .safetensors", "masks .safetensors", "metrics.jsonl")
+
 # What the allocator may take from the system at a time, whatever for.
 ALLOCATOR_BYTES = 2**24
 
@@ -180,7 +182,9 @@ def read_within(read: Callable[[Path], None], path: Path) -> tuple[str | None, i
     return (said or [None])[0], 0 if before is None or peak is None else peak - before
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FORMATS]
+)
 @settings(
     max_examples=25,
     deadline=None,
@@ -208,6 +212,7 @@ def test_damaged_files_are_refused_plainly(
     assert not (tmp_path / "run" / "again" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_a_name_from_a_file_never_leads_out_of_the_directory(tmp_path: Path) -> None:
     """The layers' names become names of figures."""
     directory = tmp_path / "deep" / "run"

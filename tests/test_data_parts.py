@@ -63,7 +63,7 @@ def test_one_document_is_cut_near_its_end() -> None:
     data = load(documents([text], sequence_length=8))
     assert min(text_of(data.evaluation)) == text[900]
     assert max(text_of(data.calibration)) < text[900]
-    assert "one document: the last 10 % of its text is the evaluation side" in data.notes
+    assert "one document: the last 10 % of its text is for evaluation" in data.notes
 
 
 def test_long_documents_are_read_only_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from mechint.data import HuggingFaceText, TextFiles, TokenFiles
 from mechint.data.bos import added_at_beginning
 from mechint.data.leakage import measure_leakage
+from mechint.data.packing import even_rows, num_rows
 
 BOS = 0
 TEXTS = [f"{'abcdefghij'[i % 10] * (3 + i)} {i}" for i in range(60)]
@@ -35,7 +36,7 @@ def test_rows_begin_with_the_token_that_the_tokenizer_adds() -> None:
         assert side.counted is not None
         assert BOS not in targets(side)
         assert not bool((side.tokens[:, :2] == BOS).all(1).any())  # no row begins with two of them
-    assert "every row begins with <s>, which is never a predicted token that counts" in data.notes
+    assert "every row begins with <s>, which is never counted as a predicted token" in data.notes
     assert data.evaluation_tokens == len(targets(data.evaluation))
 
 
@@ -142,7 +143,7 @@ def test_shared_text_is_refused_or_said(tmp_path: Path, make: Callable[[Path], A
     data = load(dataset)
     assert data.leakage is not None
     assert data.leakage.shared_ngrams > 0.1
-    assert any("also stand on the calibration side" in note for note in data.notes)
+    assert any("also occur in the calibration data" in note for note in data.notes)
 
 
 def test_different_text_is_not_refused(shared_data: Path) -> None:
@@ -208,7 +209,7 @@ def test_rows_are_not_read_as_prose(tmp_path: Path, name: str) -> None:
     kind = {"csv": "csv", "parquet": "parquet"}.get(name.split(".")[1], "json")
     found = message(TextFiles(path=str(tmp_path / name)))
     assert (
-        f"holds rows, not prose; read them with dataset=hf dataset.name={kind} dataset.data_files=" in found
+        f"holds rows, not prose; read them with dataset=hf dataset.name={kind} 'dataset.data_files=" in found
     )
     prose = tmp_path / "prose.txt"
     prose.write_text("{ is a brace\n" + "<|endoftext|>".join(map(story, range(60))), encoding="utf-8")
@@ -262,3 +263,17 @@ def test_tab_separated_columns(tmp_path: Path) -> None:
 def test_batches_without_bos_are_whole() -> None:
     data = load(documents([story(i) for i in range(40)], sequence_length=8), BYTES)
     assert torch.equal(data.evaluation.tokens[:, 1:], data.evaluation.answers[:, :-1])
+
+
+@pytest.mark.parametrize("bos", ["auto", False])
+def test_every_evaluation_row_knows_the_document_in_which_it_begins(bos: Any) -> None:
+    dataset = documents(TEXTS, sequence_length=8, bos=bos)
+    stream = dataset.sides(LLAMA, 0).evaluation
+    assert stream.starts is not None
+    assert (stream.ids[stream.starts] == BOS).all()  # this tokenizer marks where a document begins
+    data = load(dataset, LLAMA, vocab_size=300)
+    numbers = (stream.ids == BOS).cumsum() - 1  # of every token
+    begins = even_rows(num_rows(len(stream.ids), 8), dataset.evaluation_tokens // 8) * 8
+    assert data.evaluation_documents is not None
+    assert data.evaluation_documents.tolist() == numbers[begins].tolist()
+    assert len(set(numbers[begins])) > 1

@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import tiny_model
 from conftest import ROOT
+from hydra_application import Experiment, experiment
 
 from mechint.checkpoints import CheckpointLoader
 from mechint.data.batch import Batch
@@ -36,35 +38,38 @@ SMALL = [
 TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
-def analyze(output: Path, checkpoint: str, *settings: str, several: bool) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        *(TORCHRUN if several else []),
-        "experiments/analyze.py",
-        f"checkpoint={checkpoint}",
-    ]
-    return subprocess.run(
-        [*command, f"output_dir={output}", *COMMON, *SMALL, *settings],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
+@pytest.fixture
+def analyze(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Experiment]:
+    """Runs experiments/analyze.py in the test's own process."""
+    with experiment(tmp_path, monkeypatch, capsys) as run:
+        yield run
 
 
-def result(output: Path, checkpoint: str, *settings: str, several: bool) -> tuple[dict, list[dict]]:  # type: ignore[type-arg]
-    done = analyze(output, checkpoint, *settings, several=several)
+def analyze_in_two(*arguments: str) -> None:
+    """Run experiments/analyze.py in two processes."""
+    command = [sys.executable, *TORCHRUN, "experiments/analyze.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+
+
+def result(output: Path) -> tuple[dict, list[dict]]:  # type: ignore[type-arg]
     lines = (output / "metrics.jsonl").read_text().splitlines()
     return json.loads((output / "result.json").read_text()), [json.loads(line) for line in lines]
 
 
 @pytest.mark.slow
-def test_two_processes_learn_the_mask_of_one(tmp_path: Path, byte_model_directory: Path) -> None:
-    checkpoint = str(byte_model_directory)
-    alone, history = result(tmp_path / "one", checkpoint, several=False)
-    for name, settings in (("copies", []), ("halves", ["model.shard=true"])):
-        both, history_of_both = result(tmp_path / name, checkpoint, *settings, several=True)
+def test_two_processes_learn_the_mask_of_one(
+    tmp_path: Path, byte_model_directory: Path, analyze: Experiment
+) -> None:
+    settings = [f"checkpoint={byte_model_directory}", *COMMON, *SMALL]
+    ended = analyze(*settings, f"output_dir={tmp_path / 'one'}", small=False)
+    assert ended.code == 0, ended.err
+    alone, history = result(tmp_path / "one")
+    for name, more in (("copies", []), ("halves", ["model.shard=true"])):
+        analyze_in_two(*settings, *more, f"output_dir={tmp_path / name}")
+        both, history_of_both = result(tmp_path / name)
         for variant in ("dense", "empty", "masked", "complement"):
             assert both["metrics"][variant] == pytest.approx(alone["metrics"][variant], rel=1e-6, abs=1e-6)
         losses = [line["loss"] for line in history_of_both]
@@ -80,15 +85,15 @@ def test_two_processes_learn_the_mask_of_one(tmp_path: Path, byte_model_director
     ("settings", "message"), [(["seeds=2"], "give every device one"), (["-m"], "single run")]
 )
 def test_what_several_processes_cannot_do_is_one_line(
-    settings: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: list[str], message: str, monkeypatch: pytest.MonkeyPatch, analyze: Experiment
 ) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}.items():  # as torchrun sets them
         monkeypatch.setenv(name, value)
-    done = analyze(tmp_path / "run", "bundled:llama", *settings, several=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert message in done.stderr
-    assert done.stderr.count("\n") == 1
+    ended = analyze("checkpoint=bundled:llama", "output_dir=out", *COMMON, *SMALL, *settings, small=False)
+    assert ended.code == 2
+    assert ended.err.startswith("error: ")
+    assert message in ended.err
+    assert ended.err.count("\n") == 1
 
 
 def test_batches_that_cannot_be_shared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,7 +152,7 @@ def test_every_sequence_has_the_value_of_a_plain_hooked_model(
     variants = [None, *masks(masked, 2), torch.rand(masked.space.num_channels)]
     evaluator = Evaluator(masked, batch, ablation, at_once=3)
     got = evaluator(variants, METRICS)
-    assert got.shape == (4, 3, 7)
+    assert got.shape == (4, len(METRICS), 7)
     weights = torch.ones(7, 12) if counted is None else counted.float()
     for gates, values in zip(variants, got, strict=True):
         for metric, found in zip(METRICS, values, strict=True):
@@ -369,3 +369,27 @@ def test_an_ablation_may_depend_on_every_sequence(name: str) -> None:
         torch.testing.assert_close(
             found[:, :, [number]], single([nothing, *masks(masked, 1)], [KL]), rtol=1e-4, atol=1e-5
         )
+
+
+# --- errors
+
+
+def test_the_bootstrap_draws_documents_whole_where_there_are_enough() -> None:
+    generator = torch.Generator().manual_seed(0)
+    documents = torch.arange(15).repeat_interleave(4)
+    own = torch.randn(15, generator=generator).double()
+    values, positions = (
+        own[documents],
+        torch.full((60,), 8.0).double(),
+    )  # sequences of a document are the same
+    together, alone = (
+        float(evaluation.resampled(values, positions, chosen).std()) for chosen in (documents, None)
+    )
+    assert together == pytest.approx(float(own.std(correction=0)) / 15**0.5, rel=0.1)
+    assert alone == pytest.approx(together / 2, rel=0.1)
+    few = torch.arange(5).repeat_interleave(12)  # too few to know anything from
+    assert torch.equal(evaluation.resampled(values, positions, few), evaluation.resampled(values, positions))
+    assert torch.equal(
+        evaluation.resampled(values, positions, torch.arange(60)), evaluation.resampled(values, positions)
+    )
+    assert evaluation.resampled(values[:1], positions[:1]).isnan().all()

@@ -108,7 +108,7 @@ def test_with_too_little_memory_the_result_is_the_same(
     warned = [record.message for record in caplog.records if "out of memory" in record.message]
     assert len(warned) <= 1  # a scorer may need the logits of single sequences only
     if method is TopK:
-        assert warned[0].startswith("out of memory: 2 sequences at a time from here on, with the same result")
+        assert "2 sequences at a time" in warned[0]
 
 
 def test_one_sequence_that_does_not_fit_names_what_helps() -> None:
@@ -178,7 +178,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True, text=True, timeout=60
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     if mounted.returncode:
         pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")
@@ -210,14 +213,15 @@ def test_a_disk_without_room_for_figures_still_gets_the_numbers(
     assert not list((small_disk / "out").glob(".*"))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_same_run_goes_on_later(
     run: Callable[..., RunFiles], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(
-        UserError, match=r"cannot be written \(No space left on device\); make room, and the same"
+        UserError, match=r"cannot be written \(No space left on device\); free some space, and the same"
     ):
         run(small_disk / "out", loggers=[Filler(left=0)])
-    assert caplog.text.count("the run goes on, but its state cannot be saved: No space left on device") == 1
+    assert caplog.text.count("the run continues, but its state cannot be saved: No space left on device") == 1
     with pytest.raises(
         UserError, match=r"cannot write into .* \(No space left on device\); give another output_dir"
     ):
@@ -234,6 +238,7 @@ def test_a_disk_that_is_read_only_is_one_line(run: Callable[..., RunFiles], smal
         run(small_disk / "out")
 
 
+@pytest.mark.slow
 def test_a_directory_that_vanishes_comes_back(run: Callable[..., RunFiles], tmp_path: Path) -> None:
     class Remover(Logger):
         name = "remover"

@@ -29,6 +29,7 @@ def exchange(
     return Exchange(selection, objective, units, make_pools(units, 0.5, scope), trials)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @given(seed=st.integers(0, 100), scope=st.sampled_from(["global", "per_layer", "per_head"]))
 @settings(max_examples=8, deadline=None)

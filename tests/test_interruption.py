@@ -82,7 +82,7 @@ def test_what_is_slow_after_the_interruption_gets_an_error(
         try:
             interruption.check()
         finally:
-            with pytest.raises(TimeoutError, match="took too long"):
+            with pytest.raises(TimeoutError, match="did not in time"):
                 time.sleep(60)
 
     with pytest.raises(Interrupted):
@@ -113,7 +113,7 @@ def started_learning(directory: Path, arguments: list[str]) -> BaseProcess:
 
 
 def test_an_interrupted_run_says_so_and_goes_on(arguments: list[str], tmp_path: Path) -> None:
-    process = started_learning(tmp_path, [*arguments, "steps=40000", "visualizer=none"])
+    process = started_learning(tmp_path, [*arguments, "steps=40000"])
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     assert ended(process) == EXIT_CODE
@@ -124,13 +124,14 @@ def test_an_interrupted_run_says_so_and_goes_on(arguments: list[str], tmp_path: 
     said = (tmp_path / "output.txt").read_text()
     assert "Traceback" not in said
     assert said.endswith(
-        f"interrupted by SIGTERM; {tmp_path / 'out'} holds what is done, and the same command goes on\n"
+        f"interrupted by SIGTERM; {tmp_path / 'out'} holds what is done, and the same command continues\n"
     )
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     saved = max((tmp_path / "out" / ".resume").iterdir()).name
     assert saved == f"step_{len(lines):09d}.pt"  # nothing that was logged will be done again
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_ends_at_once(arguments: list[str], tmp_path: Path) -> None:
     process = started_learning(tmp_path, [*arguments, "steps=40000"])
     assert process.pid is not None
@@ -141,7 +142,9 @@ def test_a_second_ctrl_c_ends_at_once(arguments: list[str], tmp_path: Path) -> N
     assert Occupant.of(tmp_path / "out").status in ("died", "interrupted")
 
 
+@pytest.mark.slow
 def test_a_run_whose_process_is_gone_has_died(arguments: list[str], tmp_path: Path) -> None:
+    arguments = [*arguments, "steps=40000"]
     process = started_learning(tmp_path, arguments)
     assert Occupant.of(tmp_path / "out").status == "running"
     with pytest.raises(UserError, match=rf"process {process.pid} on .* is working in .*out; wait for it"):  # noqa: SIM117

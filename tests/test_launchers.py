@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from hydra_application import SMALL, Experiment, experiment
+from hydra_application import FEW_TRIALS, SMALL, Experiment, experiment
 from omegaconf import OmegaConf
 from slurm_fixture import MiniSlurm, SlurmUnavailableError
 
@@ -27,8 +27,8 @@ from mechint.runtime.signals import EXIT_CODE, Interruption
 
 pytestmark = pytest.mark.slow
 
-GRID = ["target_sparsity=0.5,0.9", "mask.key_sparsity=null,7"]  # the jobs with 7 fail
-STATUSES = ["done", "failed", "done", "failed"]
+GRID = ["mask.key_sparsity=null,7"]  # the job with 7 fails
+STATUSES = ["done", "failed"]
 
 
 def needs(plugin: str, extra: str) -> pytest.MarkDecorator:
@@ -70,7 +70,7 @@ def slurm() -> Iterator[MiniSlurm]:
 def start(directory: Path, environment: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
     """Start a sweep as a user would."""
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "experiments" / "analyze.py"), "-m", *SMALL, *arguments],
+        [sys.executable, str(ROOT / "experiments" / "analyze.py"), "-m", *SMALL, FEW_TRIALS, *arguments],
         cwd=directory,
         env=environment,
         stdout=subprocess.PIPE,
@@ -91,13 +91,12 @@ def results(sweep: Path) -> dict[str, dict[str, Any]]:
 
 
 def assert_equal_masks(first: Path, second: Path) -> None:
-    """Both sweeps' finished jobs have the same masks and scores to the last bit."""
-    for job in ("0", "2"):
-        here, there = (load_masks(sweep / job / "final_masks.safetensors") for sweep in (first, second))
-        assert list(here) == list(there)
-        for name, mask in here.items():
-            for part in ("k_mask", "v_mask", "k_importance", "v_importance"):
-                assert torch.equal(getattr(mask, part), getattr(there[name], part))
+    """Both sweeps' finished job has the same masks and scores to the last bit."""
+    here, there = (load_masks(sweep / "0" / "final_masks.safetensors") for sweep in (first, second))
+    assert list(here) == list(there)
+    for name, mask in here.items():
+        for part in ("k_mask", "v_mask", "k_importance", "v_importance"):
+            assert torch.equal(getattr(mask, part), getattr(there[name], part))
 
 
 @pytest.fixture
@@ -117,8 +116,8 @@ def test_joblib_learns_the_same_masks(basic: Path, byte_model_directory: Path) -
     assert process.returncode == 1, text
     sweep = basic.parent / "joblib"
     assert [result["status"] for result in results(sweep).values()] == STATUSES
-    assert "2 done, 2 failed" in text
-    assert text.count("mask.key_sparsity=7 must lie in [0, 1]") == 4  # when it happened, and in the table
+    assert "1 done, 1 failed" in text
+    assert text.count("mask.key_sparsity=7 must lie in [0, 1]") == 2  # when it happened, and in the table
     assert "Traceback" not in text
     assert "Traceback" in (sweep / "1" / "analyze.log").read_text()
     assert_equal_masks(basic, sweep)
@@ -127,23 +126,23 @@ def test_joblib_learns_the_same_masks(basic: Path, byte_model_directory: Path) -
 
 
 @joblib
-def test_eight_workers_write_side_by_side(byte_model_directory: Path, tmp_path: Path) -> None:
+def test_four_workers_write_side_by_side(byte_model_directory: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "MECHINT_CACHE": str(tmp_path / "cache")}
-    arguments = [f"checkpoint={byte_model_directory}", "seed=range(8)", "visualizer=none", "output_dir=out"]
-    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=8"]
+    arguments = [f"checkpoint={byte_model_directory}", "seed=range(4)", "visualizer=none", "output_dir=out"]
+    launcher = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=4"]
     process = start(tmp_path, environment, *arguments, *launcher)
     text = output(process)
     assert process.returncode == 0, text
-    assert "8 done" in text
+    assert "4 done" in text
     found = results(tmp_path / "out")
-    assert [found[str(number)]["config"]["seed"] for number in range(8)] == list(range(8))
+    assert [found[str(number)]["config"]["seed"] for number in range(4)] == list(range(4))
     assert {result["status"] for result in found.values()} == {"done"}
-    assert len({result["process"]["pid"] for result in found.values()}) == 8
+    assert len({result["process"]["pid"] for result in found.values()}) == 4
     assert len({result["dataset"]["evaluation_digest"] for result in found.values()}) == 1
     entries = list((tmp_path / "cache" / "tokens").iterdir())
     assert all((entry / "ids.npy").exists() for entry in entries)
     assert (
-        len(entries) == 9
+        len(entries) == 5
     )  # evaluation tokens, which all of them share, and calibration tokens of every seed
     assert not list((tmp_path / "out").rglob(".*.????????.*"))  # nothing half written
 
@@ -156,9 +155,9 @@ def test_slurm_learns_the_same_masks(basic: Path, slurm: MiniSlurm, byte_model_d
     assert process.returncode == 1, text
     sweep = basic.parent / "slurm"
     assert [result["status"] for result in results(sweep).values()] == STATUSES
-    assert "2 done, 2 failed" in text
+    assert "1 done, 1 failed" in text
     assert_equal_masks(basic, sweep)
-    assert slurm.command("scontrol", "-o", "show", "job").count("JobName=analyze") == 4
+    assert slurm.command("scontrol", "-o", "show", "job").count("JobName=analyze") == 2
     assert not list(sweep.glob(".jobs-*"))
 
 
@@ -172,7 +171,7 @@ def test_a_preempted_job_starts_over_and_a_killed_one_stops_no_other(
         slurm.environment,
         *(
             f"checkpoint={byte_model_directory}",
-            "steps=1000000,2000",
+            "steps=1000000,1000",
             "trainer.log_every=1",
             "output_dir=out",
         ),
@@ -193,10 +192,10 @@ def test_a_preempted_job_starts_over_and_a_killed_one_stops_no_other(
     assert status == {"0": "interrupted", "1": "done"}
     assert "Restarts=1" in slurm.command("scontrol", "-o", "show", "job", preempted)
     lines = (tmp_path / "out" / "1" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == list(range(2000))  # of both attempts, none twice
+    assert [json.loads(line)["step"] for line in lines] == list(range(1000))  # of both attempts, none twice
     resumed = results(tmp_path / "out")["1"]["resumed"]
     assert len(resumed) == 1
-    assert 0 < resumed[0] < 2000
+    assert 0 < resumed[0] < 1000
 
 
 @submitit

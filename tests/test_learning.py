@@ -158,10 +158,11 @@ def test_edge_popup_keeps_the_largest_magnitudes_and_learns_their_signs() -> Non
 
 
 def test_only_methods_with_soft_gates_have_a_gap_between_soft_and_hard() -> None:
-    hard = binarization_gap(0.5, 3, None, None)
-    assert (hard.soft_kl, hard.soft_open, hard.gap) == (0.5, 3, 0)
-    soft = binarization_gap(0.5, 3, torch.tensor([0.9, 0.6, 0.2]), 0.2)
-    assert (soft.soft_kl, soft.soft_open, soft.gap) == (0.2, 2, pytest.approx(0.3))
+    kl, positions = torch.tensor([0.4, 0.7], dtype=torch.double), torch.tensor([2.0, 1.0]).double()
+    hard = binarization_gap(kl, 3, None, None, positions)
+    assert (hard.soft_kl, hard.soft_open, hard.gap) == (pytest.approx(0.5), 3, 0)
+    soft = binarization_gap(kl, 3, torch.tensor([0.9, 0.6, 0.2]), kl - 0.3, positions)
+    assert (soft.soft_kl, soft.soft_open, soft.gap) == (pytest.approx(0.2), 2, pytest.approx(0.3))
 
 
 def test_the_default_method_starts_with_no_loss_at_all() -> None:

@@ -109,7 +109,7 @@ def test_a_failing_logger_stops_neither_the_run_nor_the_others(stage, run, figur
     assert broken.calls.count(stage) == 1
     assert broken.calls[-1] == "finish"  # also a broken logger may close its files
     assert len(caplog.records) == 1
-    assert "recorder is switched off" in caplog.records[0].getMessage()
+    assert "the logger recorder is switched off" in caplog.records[0].getMessage()
     assert len(group.not_logged) == 1
 
 
@@ -265,7 +265,10 @@ def small_disk(tmp_path):
     disk = tmp_path / "output"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)], capture_output=True, text=True, timeout=60
+        ["mount", "-t", "tmpfs", "-o", "size=160k", "tmpfs", str(disk)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     if mounted.returncode:
         pytest.skip(f"needs to mount a small disk: {mounted.stderr.strip()}")

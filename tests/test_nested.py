@@ -20,7 +20,8 @@ from mechint.masking import Pools
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.masking.space import ChannelSpace, LayerShape
 from mechint.methods import TopK
-from mechint.reporting import NestedFigure, Visualizer
+from mechint.reporting import Context, NestedFigure, SurvivalMap, Visualizer
+from mechint.reporting.context import KINDS
 from mechint.results import RunFiles, load_masks
 from mechint.runtime.files import write_json
 
@@ -39,7 +40,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
         "dataset": TextFiles(path=str(text), calibration_tokens=1024, evaluation_tokens=512),
         "method": TopK(finishing_trials=6),
         "trainer": MaskTrainer(batch_size=4, learning_rate_decay=0.1),
-        "visualizer": Visualizer([NestedFigure()], dpi=50),
+        "visualizer": Visualizer([NestedFigure(), SurvivalMap()], dpi=50),
         "target_sparsity": TARGETS,
         "steps": 12,
     }
@@ -86,6 +87,17 @@ def test_one_ranking_gives_every_mask(nested: RunFiles) -> None:
         assert importance[keep].min() > importance[~keep].max()
 
 
+def test_the_survival_map_is_read_off_the_one_ranking(nested: RunFiles) -> None:
+    context = Context(nested)
+    runs = [RunFiles.read(nested.directory / point.directory) for point in nested.result.nested]
+    for layer in nested.layers:
+        for kind in KINDS:
+            masks = [getattr(run.masks[layer.name], f"{kind.lower()}_mask") for run in runs]
+            assert (
+                context.cells(layer, kind).targets == sum(mask.numpy().astype(int) for mask in masks)
+            ).all()
+
+
 def test_all_targets_together_cost_what_is_said(nested: RunFiles, settings: dict[str, Any]) -> None:
     steps = [
         RunFiles.read(nested.directory / point.directory).result.cost.steps for point in nested.result.nested
@@ -99,7 +111,11 @@ def test_the_report_has_a_line_and_the_figure_a_point_for_each(nested: RunFiles)
     report = (nested.directory / "circuit_analysis_report.md").read_text()
     for point in nested.result.nested:
         assert f"]({point.directory}/circuit_analysis_report.md)" in report
-    assert (nested.directory / NestedFigure.filename).stat().st_size > 1000
+    for figure in (NestedFigure, SurvivalMap):
+        assert (nested.directory / f"{figure.stem}.png").stat().st_size > 1000
+        assert f"({figure.stem}.png)" in report
+    for run in nested.result.cost.runs:
+        assert f"| `{run.name}` | {run.steps} |" in report
     assert not (nested.directory / "sparsity_curves.png").exists()  # every target has its own
 
 
@@ -136,6 +152,7 @@ def test_several_seeds_of_several_targets_are_refused(settings: dict[str, Any], 
         ("0.5:0.9:0.1", (0.5, 0.6, 0.7, 0.8, 0.9)),
         ("0.5:0.85:0.2", (0.5, 0.7)),
         ("0.75", (0.75,)),
+        (None, (0.95,)),
     ],
 )
 def test_targets(value: Any, targets: tuple[float, ...]) -> None:
@@ -143,7 +160,7 @@ def test_targets(value: Any, targets: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["much", [], [0.5, 0.5], [0.5, "x"], "0.9:0.5:0.1", "0:1:0", "::", None, True, {"a": 1}]
+    "value", ["much", [], [0.5, 0.5], [0.5, "x"], "0.9:0.5:0.1", "0:1:0", "::", True, {"a": 1}]
 )
 def test_what_is_no_target_is_refused_in_one_line(value: Any) -> None:
     with pytest.raises(UserError) as error:

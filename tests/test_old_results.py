@@ -16,7 +16,7 @@ from mechint.comparison.report import comparison_report
 from mechint.errors import UserError
 from mechint.imports.leank import read_leank, read_leank_run
 from mechint.imports.old_results import read_old_run
-from mechint.reporting import ImportanceOverview, LayerImportance
+from mechint.reporting import ImportanceOverview, LayerImportance, Visualizer
 from mechint.results import load_masks, save_masks
 from mechint.results.result import OldToolLosses
 
@@ -105,8 +105,8 @@ def test_an_old_run_can_be_redrawn_elsewhere(tmp_path: Path) -> None:
     target = tmp_path / "redrawn"
     target.mkdir()
     run = dataclasses.replace(read_old_run(old), directory=target)
-    drawn = [*ImportanceOverview().draw(run, 40), *LayerImportance().draw(run, 40)]
-    assert len(drawn) == 3
+    drawn = Visualizer([ImportanceOverview(), LayerImportance()], dpi=40).draw(run)
+    assert [path.suffix for path in drawn] == [".png", ".png", ".png", ".html", ".md"]
     assert all(path.parent == target and path.stat().st_size > 1000 for path in drawn)
     assert {path.name: path.read_bytes() for path in old.iterdir()} == before
 
@@ -115,8 +115,8 @@ def test_an_old_run_can_be_redrawn_elsewhere(tmp_path: Path) -> None:
     ("content", "words"),
     [
         (None, "no final_masks.pt"),
-        ({}, "no mask file"),
-        ([1, 2], "no mask file"),
+        ({}, "not a mask file"),
+        ([1, 2], "not a mask file"),
         ({"transformer.h.0.attn": {"mask": torch.ones(2, 4)}}, "lacks mask and importance"),
         ({"h": {"mask": torch.ones(2, 4), "importance": torch.ones(2, 3)}}, "lacks mask and importance"),
     ],

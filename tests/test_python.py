@@ -124,11 +124,11 @@ def changed(run: Run, directory: Path, **config: Any) -> Run:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"_target_": "os.system", "command": "true"}, "no class of mechint"),
-        ({"_target_": "mechint.runtime.files.write_json"}, "no CheckpointLoader"),
-        ({"_target_": "mechint.nowhere.Loader"}, "does not tell its model"),
+        ({"_target_": "os.system", "command": "true"}, "not a class of mechint"),
+        ({"_target_": "mechint.runtime.files.write_json"}, "not a CheckpointLoader"),
+        ({"_target_": "mechint.nowhere.Loader"}, "does not describe its model"),
         ({"_target_": "mechint.checkpoints.CheckpointLoader", "nonsense": 1}, "nonsense"),
-        (None, "does not tell its model"),
+        (None, "does not describe its model"),
     ],
 )
 def test_a_strangers_configuration_calls_nothing_but_loaders(
@@ -144,7 +144,7 @@ def test_another_checkpoint_at_the_same_place_is_refused(
 ) -> None:
     copy = changed(run, tmp_path / "copy")
     copy.result.checkpoint.sha256 = "0" * 64
-    with pytest.raises(UserError, match="another checkpoint"):
+    with pytest.raises(UserError, match="is not the checkpoint"):
         evaluate(copy)
 
 

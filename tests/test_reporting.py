@@ -19,27 +19,63 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from mechint.errors import UserError
 from mechint.masking.masks import LayerMask
 from mechint.reporting import (
+    Context,
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
+    RankFigure,
     SparsityCurves,
     StabilityFigure,
+    SurvivalMap,
     Visualizer,
     write_report,
 )
-from mechint.reporting.finding import cautions, finding, thirds
-from mechint.reporting.layer_importance import layer_files
-from mechint.reporting.style import KEPT, KINDS, REMOVED, Kind, channel_colours, index_ticks, printable
-from mechint.reporting.wording import code, counted, enumeration, number, text
+from mechint.reporting.context import Cells
+from mechint.reporting.finding import cautions, finding, headline_lines, thirds
+from mechint.reporting.layer_importance import layer_stems
+from mechint.reporting.style import (
+    KEPT,
+    KINDS,
+    REMOVED,
+    Caution,
+    Kind,
+    cell_colours,
+    index_ticks,
+    printable,
+    wrapped,
+)
+from mechint.reporting.visualizer import RunFigure
+from mechint.reporting.wording import code, counted, enumeration, measured, measured_percent, number, text
 from mechint.results import Result, RunFiles
+from mechint.results.directories import clear_run
 from mechint.results.mask_files import save_masks
-from mechint.results.result import Cost, ModelMetrics
+from mechint.results.result import (
+    BasisInfo,
+    BinarizationGap,
+    Cost,
+    CostPart,
+    FinishingInfo,
+    NestedPoint,
+    RandomMasks,
+    RunCost,
+    TargetInfo,
+)
+from mechint.results.verdict import FEW_STEPS, MEASURES, judge
 
-FIGURES = [ImportanceOverview(), LayerImportance(), SparsityCurves(), StabilityFigure(), NestedFigure()]
+FIGURES = [
+    ImportanceOverview(),
+    LayerImportance(),
+    SparsityCurves(),
+    StabilityFigure(),
+    NestedFigure(),
+    SurvivalMap(),
+    RankFigure(),
+]
 VISUALIZER_CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "visualizer"
 DPI = 40  # coarse pictures are quick to write
 
@@ -224,15 +260,14 @@ def write_run(run: RunFiles) -> Path:
     return run.directory
 
 
-def with_losses(run: RunFiles, **losses: float | None) -> RunFiles:
-    """The same run with other losses and the faithfulness that follows from them."""
-    result = run.result.model_copy(deep=True)
-    for name, loss in losses.items():
-        setattr(result.metrics, name, ModelMetrics(loss=loss))
-    dense, empty, masked = (result.metrics[name].loss for name in ("dense", "empty", "masked"))
-    known = None not in (dense, empty, masked) and dense != empty
-    result.faithfulness = (empty - masked) / (empty - dense) if known else None
-    return replace(run, result=result)
+def draw(figure: RunFigure, run: RunFiles, dpi: int = DPI) -> list[Path]:
+    """The pictures of one kind, and no report."""
+    return [path for path in Visualizer([figure], dpi=dpi).draw(run) if path.suffix == ".png"]
+
+
+def report_of(run: RunFiles, drawn: list[Path] | None = None) -> str:
+    """The report's text."""
+    return write_report(Context(run), drawn or []).read_text()
 
 
 def with_layer_names(run: RunFiles, names: list[str]) -> RunFiles:
@@ -252,10 +287,16 @@ def test_visualizer_writes_exactly_the_files_of_a_run(tmp_path: Path, shape: Sha
     run = make_run(tmp_path, shape, target=0.5)
     drawn = Visualizer(FIGURES, dpi=DPI).draw(run)
     layers = [f"transformer.h.{i}.attn_importance.png" for i in range(shape.layers)]
-    expected = ["kv_channel_importance.png", *layers, "sparsity_curves.png", "circuit_analysis_report.md"]
+    expected = [
+        "kv_channel_importance.png",
+        *layers,
+        "sparsity_curves.png",
+        "report.html",
+        "circuit_analysis_report.md",
+    ]
     assert [path.name for path in drawn] == expected
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected), "no temporary files are left"
-    for path in drawn[:-1]:
+    for path in drawn[:-2]:
         pixels = imread(path)
         assert min(pixels.shape[:2]) > 2 * DPI
         assert pixels[..., :3].std() > 0.02, f"{path.name} is blank"
@@ -263,7 +304,7 @@ def test_visualizer_writes_exactly_the_files_of_a_run(tmp_path: Path, shape: Sha
 
 @pytest.mark.parametrize("shape", [Shape(6, 12, 64, 64), THIRTY, Shape(32, 32, 32, 32)], ids=str)
 def test_overview_grows_with_the_model_and_keeps_rows_apart(tmp_path: Path, shape: Shape) -> None:
-    [path] = ImportanceOverview().draw(make_run(tmp_path, shape), dpi=150)
+    [path] = draw(ImportanceOverview(), make_run(tmp_path, shape), dpi=150)
     height = imread(path).shape[0]
     rows = shape.layers * shape.heads
     assert height > 3 * rows, "a row has at least three dots"
@@ -278,13 +319,29 @@ def kept_hues(path: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_removed_channels_are_grey_and_kept_ones_coloured(kind: Kind) -> None:
-    importance = torch.linspace(0, 1, 20).reshape(2, 10)
-    keep = (torch.arange(20) % 2 == 0).reshape(2, 10)
-    mask = LayerMask(keep, keep, importance, importance)
-    colours = channel_colours(mask, kind)[..., :3]
+    keep = (np.arange(20) % 2 == 0).reshape(2, 10)
+    rank = np.linspace(0, 1, 20).reshape(2, 10)
+    cells = Cells(keep, rank, rank, np.zeros((2, 10), dtype=np.int64))
+    colours = cell_colours(cells, kind)[..., :3]
     saturation = colours.max(-1) - colours.min(-1)
-    assert saturation[keep.numpy()].min() > 0.3
-    assert saturation[~keep.numpy()].max() < 0.05
+    assert saturation[keep].min() > 0.3
+    assert saturation[~keep].max() < 0.05
+
+
+def test_colours_are_ranks_so_that_one_outlier_flattens_nothing(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    first = run.masks["transformer.h.0.attn"]
+    loud = replace(first, k_importance=first.k_importance.clone())
+    loud.k_importance.view(-1)[int(first.k_importance.argmax())] = 1e6
+    contexts = [Context(run), Context(replace(run, masks={**run.masks, "transformer.h.0.attn": loud}))]
+    one, other = ([c.cells(layer, kind).shade for layer in c.layers for kind in KINDS] for c in contexts)
+    changed = sum(int((np.abs(a - b) > 0.02).sum()) for a, b in zip(one, other, strict=True))
+    assert changed <= 1
+    context = contexts[0]
+    every = [context.cells(layer, kind) for layer in run.layers for kind in KINDS]
+    kept = np.concatenate([cells.shade[cells.kept] for cells in every])
+    assert kept.min() < 0.2, "the kept are told apart among themselves"
+    assert kept.max() > 0.8
 
 
 def test_the_palest_kept_colour_is_darker_than_the_darkest_removed_one() -> None:
@@ -304,9 +361,34 @@ def test_overview_shows_what_is_kept(tmp_path: Path) -> None:
         {name: replace(mask, k_mask=torch.full_like(mask.k_mask, kept)) for name, mask in run.masks.items()}
         for kept in (False, True)
     )
-    hues = [kept_hues(ImportanceOverview().draw(replace(run, masks=masks), DPI)[0]) for masks in (few, all_k)]
+    hues = [kept_hues(draw(ImportanceOverview(), replace(run, masks=masks))[0]) for masks in (few, all_k)]
     assert hues[1]["K"] > 5 * hues[0]["K"]
     assert abs(hues[1]["V"] - hues[0]["V"]) < 0.6 * hues[0]["V"]
+
+
+def test_many_layers_get_one_sheet_beside_their_files(tmp_path: Path) -> None:
+    few, many = (make_run(tmp_path, Shape(layers, 2, 8, 8), target=0.5) for layers in (8, 9))
+    names = [[stem for stem, _ in LayerImportance().draw(Context(run))] for run in (few, many)]
+    assert [len(name) for name in names] == [8, 10]
+    assert names[1][-1] == LayerImportance.sheet
+    [*_, sheet] = draw(LayerImportance(), many, dpi=20)
+    assert "layers_contact_sheet.png" in report_of(many, [sheet])
+
+
+@pytest.mark.parametrize("kind", ["pdf", "svg"])
+def test_other_formats_repeat_exactly_and_are_cleared_away(tmp_path: Path, kind: str) -> None:
+    run = make_run(tmp_path, Shape(1, 1, 4, 4), steps=3)
+    figures = [ImportanceOverview(), LayerImportance()]
+    first = [path.read_bytes() for path in Visualizer(figures, dpi=DPI, format=kind).draw(run)]
+    drawn = Visualizer(figures, dpi=DPI, format=kind).draw(run)
+    assert [path.read_bytes() for path in drawn] == first
+    assert {path.suffix for path in drawn} == {f".{kind}", ".html", ".md"}
+    shown = "![" if kind == "svg" else "\n["  # Markdown shows no PDF
+    assert f"{shown}Rank of every K" in drawn[-1].read_text()
+    clear_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"visualizer\.format=gif"):
+        Visualizer([], format="gif")
 
 
 def test_drawing_leaves_matplotlib_as_it_was_and_repeats_exactly(tmp_path: Path) -> None:
@@ -325,10 +407,12 @@ def test_drawing_leaves_matplotlib_as_it_was_and_repeats_exactly(tmp_path: Path)
     "figure", [ImportanceOverview(), SparsityCurves()], ids=lambda figure: type(figure).__name__
 )
 def test_a_failed_drawing_leaves_the_former_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: ImportanceOverview | SparsityCurves
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, figure: RunFigure
 ) -> None:
     run = make_run(tmp_path)
-    [path] = figure.draw(run, DPI)
+    [path] = draw(figure, run)
+    for name in ("circuit_analysis_report.md", "report.html"):
+        (tmp_path / name).unlink()
     before = path.read_bytes()
 
     def broken(self: Figure, target: Path, **_: Any) -> None:
@@ -337,7 +421,7 @@ def test_a_failed_drawing_leaves_the_former_file(
 
     monkeypatch.setattr(Figure, "savefig", broken)
     with pytest.raises(OSError, match="disk full"):
-        figure.draw(run, DPI)
+        draw(figure, run)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -356,11 +440,11 @@ HOSTILE = [
 
 
 def test_layer_files_are_safe_and_all_different() -> None:
-    files = layer_files(["model.layers.10.self_attn", *HOSTILE])
-    assert files["model.layers.10.self_attn"] == "model.layers.10.self_attn_importance.png"
-    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{1,150}", filename) for filename in files.values())
-    taken = [filename.lower() for filename in files.values()]
-    assert len({*taken, ImportanceOverview.filename}) == len(HOSTILE) + 2
+    stems = layer_stems(["model.layers.10.self_attn", *HOSTILE])
+    assert stems["model.layers.10.self_attn"] == "model.layers.10.self_attn_importance"
+    assert all(re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{1,150}", stem) for stem in stems.values())
+    taken = [stem.lower() for stem in stems.values()]
+    assert len({*taken, ImportanceOverview.stem}) == len(HOSTILE) + 2
 
 
 def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
@@ -374,19 +458,48 @@ def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
 
 def test_curves_without_temperature_or_steps(tmp_path: Path) -> None:
     def height(**options: Any) -> int:
-        return imread(SparsityCurves().draw(make_run(tmp_path, **options), DPI)[0]).shape[0]
+        return imread(draw(SparsityCurves(), make_run(tmp_path, **options))[0]).shape[0]
 
-    full, cold, none = height(), height(temperature=False), height(steps=0)
-    assert full > cold > none > DPI / 2
-    assert height(steps=1) == full
-    assert height(steps=100) == full
+    full, cold = height(), height(temperature=False)
+    assert full > cold > DPI / 2
+    assert abs(height(steps=1) - full) <= DPI, "a warning takes a line or two"
+    assert abs(height(steps=100) - full) <= DPI
+    assert draw(SparsityCurves(), make_run(tmp_path, steps=0)) == []
 
 
 def test_curves_survive_gaps_in_the_log(tmp_path: Path) -> None:
     run = make_run(tmp_path, steps=60)
     run.history[3]["loss"] = None
     del run.history[-1]["sparsity"]
-    assert SparsityCurves().draw(run, DPI)[0].exists()
+    assert draw(SparsityCurves(), run)[0].exists()
+
+
+def words_of(figure: RunFigure, run: RunFiles) -> str:
+    """All that is written in a figure, in one line."""
+    pictures = [picture for _, picture in figure.draw(Context(run))]
+    written = [words.get_text() for picture in pictures for words in picture.findobj(Text)]
+    return " ".join(" ".join(written).split())
+
+
+def test_curves_show_what_comes_after_the_steps(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "finishing" not in words_of(SparsityCurves(), run)
+    run.result.finishing = FinishingInfo(
+        objective="kl", before=1.545, after=1.402, tried=60, exchanged_units=5
+    )
+    run.result.metrics.masked.kl_se = 0.012
+    said = words_of(SparsityCurves(), run)
+    assert "1.545 → 1.402" in said
+    assert "held out: 1.300 ± 0.012" in said
+
+
+def test_heading_lines_are_wrapped_and_not_cut() -> None:
+    long = Caution("⚠ " + "word " * 60)
+    lines = wrapped([long, "short"], 5.0)
+    assert " ".join(lines).count("word") == 60
+    assert all(len(line) < 80 for line in lines)
+    assert all(isinstance(line, Caution) for line in lines[:-1])
+    assert not isinstance(lines[-1], Caution)
 
 
 def test_index_ticks_and_printable() -> None:
@@ -414,8 +527,8 @@ def test_run_files_survive_the_round_trip_in_layer_order(tmp_path: Path) -> None
 
 def test_redrawn_report_is_identical(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    before = write_report(run, []).read_text()
-    assert write_report(RunFiles.read(write_run(run)), []).read_text() == before
+    before = report_of(run)
+    assert report_of(RunFiles.read(write_run(run))) == before
 
 
 def break_result(**changes: Any) -> Callable[[Path], object]:
@@ -468,33 +581,149 @@ def test_a_log_cut_short_or_missing_is_read(tmp_path: Path) -> None:
 # --- what the report says
 
 
+GOOD = {"kl": 0.01, "top1_agreement": 0.97}
+
+
+def with_model(run: RunFiles, name: str, **numbers: float | None) -> RunFiles:
+    """The same run with other numbers of one model."""
+    result = run.result.model_copy(deep=True)
+    model = getattr(result.metrics, name)
+    for key, value in numbers.items():
+        setattr(model, key, value)
+    dense, empty, masked = (result.metrics[key].loss for key in ("dense", "empty", "masked"))
+    known = None not in (dense, empty, masked) and dense != empty
+    result.faithfulness = (empty - masked) / (empty - dense) if known else None
+    return replace(run, result=result)
+
+
 @pytest.mark.parametrize(
-    ("losses", "words"),
+    ("numbers", "words"),
     [
-        ({"masked": 1.40}, r"improves on the dense model, its loss is 4\.7 % lower"),
-        ({"masked": 1.50}, r"nearly all .*\(faithfulness 0\.99\)"),
-        ({"masked": 1.90}, r"keeps most of"),
-        ({"masked": 2.81}, r"only part of"),
-        ({"masked": 4.50}, r"most of what the channels contribute is lost"),
-        ({"masked": 5.30}, r"explains nothing \(faithfulness -0\.05\)"),
-        ({"masked": 2.0, "empty": 1.2}, r"do not help the model on this data"),
-        ({"masked": None}, r"not a finite number"),
+        ({"loss": 1.40, **GOOD}, r"are \*\*sufficient .*4\.7 % below the dense model's"),
+        ({"loss": 1.50, **GOOD}, r"are \*\*sufficient .*nearly all of what"),
+        (
+            {"loss": 1.60, **GOOD},
+            r"are \*\*largely sufficient .*worst of four measures \(loss above dense\)",
+        ),
+        ({"loss": 1.60, "kl": 0.3, "top1_agreement": 0.97}, r"are \*\*partly sufficient .*\(KL\)"),
+        # SmolLM2-135M at 50 %: faithfulness alone would call this most of the model.
+        (
+            {"loss": 2.00, "kl": 0.9, "top1_agreement": 0.41},
+            r"faithfulness 0\.85.*little .*top token, KL, loss",
+        ),
+        ({"loss": 5.30, "kl": 3.9, "top1_agreement": 0.1}, r"not sufficient.*faithfulness -0\.05"),
+        ({"loss": math.inf}, r"loss is not a finite number"),
     ],
 )
-def test_the_finding_is_honest(tmp_path: Path, losses: dict[str, float | None], words: str) -> None:
-    sentences = finding(with_losses(make_run(tmp_path), **losses))
-    assert re.search(words, sentences)
-    assert len(re.findall(r"\.(?: |$)", sentences)) == 2, "two sentences"
+def test_the_finding_rests_on_the_worst_measure(
+    tmp_path: Path, numbers: dict[str, float | None], words: str
+) -> None:
+    assert re.search(words, finding(Context(with_model(make_run(tmp_path), "masked", **numbers))))
+
+
+def test_data_on_which_channels_do_not_help_tell_nothing(tmp_path: Path) -> None:
+    run = with_model(make_run(tmp_path), "empty", loss=1.2)
+    assert "these data cannot tell a good mask from a bad one" in finding(Context(run))
+
+
+@pytest.mark.parametrize(
+    ("complement", "words"),
+    [
+        ({"loss": 1.47, **GOOD}, "not necessary"),
+        ({"loss": 1.60, "kl": 0.1, "top1_agreement": 0.8}, "hardly necessary"),
+        ({"loss": 4.0, "kl": 2.9, "top1_agreement": 0.1}, "not sufficient but necessary"),
+    ],
+)
+def test_necessity_is_said_beside_sufficiency(
+    tmp_path: Path, complement: dict[str, float], words: str
+) -> None:
+    run = with_model(make_run(tmp_path), "complement", **complement)
+    assert f"{words}**" in finding(Context(run))
+    assert words in headline_lines(Context(run))[0]
+    assert f"removed alone: KL {complement['kl']:.3f}" in "\n".join(headline_lines(Context(run)))
+
+
+@pytest.mark.parametrize(("p", "words"), [(0.05, "p = 0.05"), (0.4, ", and no better than chance**")])
+def test_matched_random_masks_stand_in_finding_and_figure(tmp_path: Path, p: float, words: str) -> None:
+    run = make_run(tmp_path)
+    run.result.random_masks = RandomMasks(
+        count=19, tokens=4096, kl_mean=1.589, kl_of_mask=1.392, faithfulness_mean=0.29, p=p
+    )
+    assert words in finding(Context(run))
+    assert "KL 1.589 on average" in finding(Context(run))
+    assert f"19 matched random masks: KL 1.589; this one on the same tokens 1.392 (p = {p})" in words_of(
+        ImportanceOverview(), run
+    )
+    assert "| random masks | as many, matched | | | | | 1.589 | |" in report_of(run)
+
+
+def test_the_thresholds_stand_in_the_glossary(tmp_path: Path) -> None:
+    report = report_of(make_run(tmp_path))
+    for measure in MEASURES:
+        assert measure.in_words() in report
+    assert "same top token at least 90, 75, 50 %" in report
+
+
+OPEN = BinarizationGap(soft_kl=0.2, soft_open=812, gap=1.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"binarization_gap": OPEN}, "812 gates were open"),
+        ({"cost": Cost(steps=FEW_STEPS - 1)}, "49 steps are few"),
+        ({"cost": Cost(steps=9, runs=[RunCost(name="seed_0", steps=9)])}, "1 of 1 runs took fewer than 50"),
+    ],
+)
+def test_a_mask_that_was_not_learned_is_not_presented_as_one(
+    tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    run = make_run(tmp_path)
+    run.history[-1].update(changed_units=0, sparsity=run.result.sparsity.achieved)
+    run.history[-2].update(changed_units=0)
+    assert judge(run.result, run.history).not_learned == []
+    for name, value in changes.items():
+        setattr(run.result, name, value)
+    assert "**Not the mask that learning arrives at:**" in finding(Context(run))
+    assert words in finding(Context(run))
+    for figure in (ImportanceOverview(), LayerImportance(), SparsityCurves()):
+        assert words in " ".join(words_of(figure, run).split())
+
+
+def test_a_mask_that_still_changes_or_whose_last_step_has_another_count_is_not_learned(
+    tmp_path: Path,
+) -> None:
+    run = make_run(tmp_path)
+    run.result.cost.steps = len(run.history) * 10
+    for place, line in enumerate(run.history):
+        line["step"] = 10 * place
+    for line in run.history[-2:]:
+        line["changed_units"] = 60
+    [reason] = judge(run.result, run.history).not_learned
+    assert reason == "each of the last steps still exchanged 30 of 102 kept units"
+    run.history[-1] |= {"sparsity": 0.0, "changed_units": 0}
+    run.history[-2] |= {"changed_units": 0}
+    [reason] = judge(run.result, run.history).not_learned
+    assert reason.startswith("when learning ended 1,024 gates were open, and the 102 of the highest scores")
+
+
+def test_few_evaluation_tokens_are_called_few(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "few" not in " ".join(cautions(Context(run)))
+    run.result.dataset.evaluation_tokens = 9_999
+    assert "9,999 evaluation tokens, which are few" in " ".join(cautions(Context(run)))
+    assert "9,999 others to measure it on (few)" in report_of(run)
+    assert "which are few" in words_of(ImportanceOverview(), run)
 
 
 def test_the_finding_counts_and_places_the_kept_channels(tmp_path: Path) -> None:
     run = make_run(tmp_path, target=0.95)
     k, v = run.result.channels.k.kept, run.result.channels.v.kept
-    sentences = finding(run)
-    assert sentences.startswith(
-        "Keeping 51 of 1,024 attention K/V channels, 5.0 %, leaves the model at 2.810 nats"
-    )
-    assert "1.468 dense and 5.127 with no channels" in sentences
+    sentences = finding(Context(run))
+    assert sentences.startswith("The 51 of 1,024 attention K/V channels (5.0 %) that the mask keeps are")
+    assert "KL 1.300 nats per token" in sentences
+    assert "loss 2.810 (dense 1.468, empty 5.127)" in sentences
+    assert "the 973 others alone give KL 2.900" in sentences
     assert f"K keeps {k} of 512" in sentences
     assert f"V {v} of 512" in sentences
     kept = [run.kept(name) for name in run.masks]
@@ -506,23 +735,22 @@ def test_evenly_kept_channels_are_not_said_to_concentrate(tmp_path: Path) -> Non
     run = make_run(tmp_path)
     half = torch.arange(128).reshape(4, 32) % 2 == 0
     masks = {name: replace(mask, k_mask=half, v_mask=half) for name, mask in run.masks.items()}
-    assert "spread out, from 128 in layer 3 to 128 in layer 0" in finding(replace(run, masks=masks))
+    assert "spread out, from 128 in layer 3 to 128 in layer 0" in finding(Context(replace(run, masks=masks)))
 
 
 def test_cautions(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     on, off = torch.ones(4, 32, dtype=torch.bool), torch.zeros(4, 32, dtype=torch.bool)
     sound = {name: replace(mask, k_mask=on, v_mask=on) for name, mask in run.masks.items()}
-    assert cautions(replace(run, masks=sound)) == []
+    assert cautions(Context(replace(run, masks=sound))) == []
     idle = sound | {"transformer.h.2.attn": replace(sound["transformer.h.2.attn"], v_mask=off)}
-    said = " ".join(cautions(with_losses(replace(run, masks=idle), complement=2.0)))
+    said = " ".join(cautions(Context(replace(run, masks=idle))))
     assert "No V channel is kept in layer 2" in said
     assert "128 kept K channels belong to KV heads without any V channel" in said
-    assert "reaches a loss of 2.000 by itself" in said
     run.result.mask.ablation = "counterfactual"
-    assert "can have no effect" not in " ".join(cautions(replace(run, masks=idle)))
+    assert "can have no effect" not in " ".join(cautions(Context(replace(run, masks=idle))))
     run.result.sparsity.target = 0.5
-    assert "The target asks for 512 kept units" in cautions(replace(run, masks=sound))[0]
+    assert "The target asks for 512 kept units" in cautions(Context(replace(run, masks=sound)))[0]
 
 
 @pytest.mark.parametrize(
@@ -530,7 +758,7 @@ def test_cautions(tmp_path: Path) -> None:
 )
 def test_thirds(tmp_path: Path, layers: int, split: list[int]) -> None:
     run = make_run(tmp_path, Shape(layers, 1, 4, 4), target=0.5)
-    rows = thirds(run)
+    rows = thirds(Context(run))
     assert [len(row["indices"]) for row in rows] == split
     if split:
         assert [row["name"] for row in rows] == ["early", "middle", "late"]
@@ -549,7 +777,7 @@ def table(report: str, heading: str) -> list[list[str]]:
 def test_report_tables(tmp_path: Path) -> None:
     run = make_run(tmp_path, Shape(12, 2, 8, 8), target=0.9)
     drawn = [tmp_path / "kv_channel_importance.png", tmp_path / "transformer.h.10.attn_importance.png"]
-    report = write_report(run, drawn).read_text()
+    report = report_of(run, drawn)
     assert (
         report.index("**Finding.**")
         < report.index("## The run")
@@ -562,7 +790,7 @@ def test_report_tables(tmp_path: Path) -> None:
     assert settings["Seed"] == "7"
     models = table(report, "## How well the kept channels do")
     assert [row[0] for row in models] == ["dense", "empty", "masked", "complement"]
-    assert models[2][2:] == ["2.8102", "16.61", "4.054", "1.3000", "51.0 %"]
+    assert models[2][2:] == ["2.810", "1.342", "16.61", "4.054", "1.300", "51.0 %"]
     layers = table(report, "## Where the kept channels are")
     assert [row[0] for row in layers] == [str(i) for i in range(12)]
     assert layers[10][1] == "[`transformer.h.10.attn`](transformer.h.10.attn_importance.png)"
@@ -579,23 +807,165 @@ def test_absent_numbers_are_dashes(tmp_path: Path) -> None:
     run.result.metrics.empty.perplexity = None
     run.result.cost = Cost()
     run.result.faithfulness = None
-    models = table(write_report(run, []).read_text(), "## How well the kept channels do")
-    assert [row[4] for row in models] == ["—"] * 4
-    assert models[1][3] == "—"
+    models = table(report_of(run), "## How well the kept channels do")
+    assert [row[5] for row in models] == ["—"] * 4
+    assert models[1][4] == "—"
 
 
 def test_units_that_are_not_channels_are_counted_apart(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     run.result.mask.unit = "rope_pair"
     run.result.sparsity.total, run.result.sparsity.kept = 768, 77
-    report = write_report(run, []).read_text()
-    assert "(as 77 units)" in report
+    report = report_of(run)
+    assert ", as 77 units)" in report
     settings = dict(table(report, "## The run"))
     assert settings["Unit"] == "`rope_pair`: two K channels that are rotated together, or one V channel"
     assert settings["In channels"] == "102 of 1,024 (10.0 %) channels kept"
     mask = run.masks["transformer.h.0.attn"]
     channels = table(report, "## Where the kept channels are")[0][4:6]
     assert channels == [f"({int(mask.k_mask.sum())}/128)", f"({int(mask.v_mask.sum())}/128)"]
+
+
+def test_standard_errors_decide_the_digits(tmp_path: Path) -> None:
+    assert measured(1.23456, 0.0123) == "1.235 ± 0.012"
+    assert measured(1.23456, 0.123) == "1.23 ± 0.12"
+    assert measured(126.4, 43.2, 2) == "126 ± 43"
+    assert measured(1.23456) == measured(1.23456, math.nan) == "1.235"
+    assert measured(0.0, 0.0) == "0"
+    assert measured(None, 0.1) == measured_percent(None) == "—"
+    assert measured_percent(0.38154, 0.0044) == "38.15 ± 0.44 %"
+    run = make_run(tmp_path)
+    masked = run.result.metrics.masked
+    masked.loss_se, masked.kl_se, masked.top1_agreement_se = 0.021, 0.0164, 0.0044
+    run.result.faithfulness_se = 0.0061
+    models = table(report_of(run), "## How well the kept channels do")
+    assert models[2][2:] == ["2.810 ± 0.021", "1.342", "16.61", "4.054", "1.300 ± 0.016", "51.00 ± 0.44 %"]
+    assert "Faithfulness: **0.6333 ± 0.0061**" in report_of(run)
+
+
+def test_the_costs_of_all_parts_add_up(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.result.finishing = FinishingInfo(objective="kl", before=1.6, after=1.5, tried=60, exchanged_units=4)
+    run.result.cost = Cost(
+        steps=300,
+        step_seconds=0.21,
+        seconds=75.2,
+        total_seconds=100.0,
+        parts=[
+            CostPart(name="steps", seconds=63.2, tokens=614_400),
+            CostPart(name="finishing", seconds=12.0, tokens=10_000),
+            CostPart(name="measuring", seconds=9.0, tokens=131_072),
+        ],
+    )
+    rows = table(report_of(run), "## What it cost")
+    assert rows[0] == ["steps", "300 steps, 210 ms each", "63.2 s", "614,400"]
+    assert rows[1][1] == "60 exchanges tried, 4 units exchanged"
+    assert rows[-2][::2] == ["everything else", "15.8 s"]
+    assert rows[-1] == ["total", "", "100.0 s", "755,472"]
+    costs = Context(run).cost
+    assert sum(row.seconds or 0 for row in costs[:-1]) == pytest.approx(costs[-1].seconds)
+    run.result.cost.runs = [RunCost(name=f"seed_{n}", steps=150, seconds=80.0, tokens=9) for n in range(2)]
+    report = report_of(run)
+    assert "| `seed_1` | 150 | 80.0 s | 9 |" in report
+    assert "| total |  | 2 min 40 s |" in report, "runs that were there already count as well"
+
+
+def test_a_method_that_only_scores_has_neither_objective_nor_curves(tmp_path: Path) -> None:
+    run = make_run(tmp_path, steps=0)
+    run.result.cost = Cost(seconds=3.0, parts=[CostPart(name="scores", seconds=3.0, tokens=9)])
+    run.result.mask.method, run.result.mask.importance = "Fisher", "mean squared gradient of its gate"
+    drawn = Visualizer(FIGURES, dpi=20).draw(run)
+    report = drawn[-1].read_text()
+    assert not [path for path in drawn if "curves" in path.name]
+    settings = dict(table(report, "## The run"))
+    assert settings["Method"] == "`Fisher`, which only scores, scope `global`"
+    for absent in ("schedule", "objective", "learned score", "learning arrives", "How the mask was learned"):
+        assert absent not in report
+    assert "**Importance**: here mean squared gradient of its gate." in report
+    assert "Importance: mean squared gradient of its gate." in words_of(ImportanceOverview(), run)
+
+
+def test_the_losses_that_a_checkpoint_states_stand_beside_the_dense_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "states a validation loss" not in report_of(run)
+    run.result.checkpoint.stated_loss = 1.4697
+    assert "states a validation loss of 1.4697 of its own; the dense model has 1.468 on these" in report_of(
+        run
+    )
+
+
+def in_basis(run: RunFiles, where: str = "before_rope") -> RunFiles:
+    """The same run in a basis whose last directions are worth most."""
+    sizes = [mask.k_mask.shape for mask in run.masks.values() for _ in KINDS]
+    energy = torch.cat([torch.arange(1.0, 1 + width).repeat(heads) for heads, width in sizes])
+    ranks = [
+        {"layer": layer.index, "name": layer.name, "kind": kind, "rank": [3.5] * 4}
+        for layer in run.layers
+        for kind in "kv"
+    ]
+    result = run.result.model_copy(deep=True)
+    result.basis = BasisInfo(
+        keys="principal", values="principal", where=where, error=1e-6, effective_rank=ranks
+    )
+    return replace(run, result=result, energy=energy)
+
+
+def test_directions_are_named_and_ordered_by_their_share(tmp_path: Path) -> None:
+    run = in_basis(make_run(tmp_path))
+    context = Context(run)
+    for layer in run.layers:
+        mask = run.masks[layer.name].k_mask.numpy()
+        assert np.array_equal(context.cells(layer, "K").kept, mask[:, ::-1])
+    said = words_of(ImportanceOverview(), run)
+    assert "K direction of the head, by its share" in said
+    assert "channel" not in said
+    report = report_of(run, draw(RankFigure(), run))
+    assert "# Which K and V directions matter" in report
+    assert "keys `principal` (before the rotation), values `principal`" in report
+    assert "put together and rotated again whenever they are read" in report
+    assert "effective_rank.png" in report
+    assert table(report, "## Where the kept directions are")[0][-1] == "3.5, 3.5"
+    assert "effective rank 3.5 on average" in words_of(RankFigure(), run)
+    assert draw(RankFigure(), make_run(tmp_path)) == []
+
+
+def nested_run(directory: Path) -> RunFiles:
+    """A made-up run for three targets, whose importance ranks all channels."""
+    run = make_run(directory, target=0.9)
+    total = run.result.channels.total
+    run.result.nested = [
+        NestedPoint(
+            directory=f"sparsity_{target}",
+            target=target,
+            achieved=target,
+            kept=kept,
+            total=total,
+            channels=kept,
+        )
+        for target, kept in ((0.5, 512), (0.75, 256), (0.9, run.result.channels.kept))
+    ]
+    return run
+
+
+def test_the_survival_map_has_each_channel_at_the_sparsity_at_which_it_goes(tmp_path: Path) -> None:
+    run = nested_run(tmp_path)
+    context = Context(run)
+    cells = [context.cells(layer, kind) for layer in run.layers for kind in KINDS]
+    times = np.concatenate([one.targets.ravel() for one in cells])
+    assert np.bincount(times).tolist() == [512, 256, 256 - run.result.channels.kept, run.result.channels.kept]
+    assert np.array_equal(times == 3, np.concatenate([one.kept.ravel() for one in cells]))
+    drawn = draw(SurvivalMap(), run)
+    assert [path.name for path in drawn] == ["survival_map.png"]
+    assert "survival_map.png" in report_of(run, drawn)
+    run.result.target = TargetInfo(
+        kind="kl", value=0.1, achieved=0.09, interval=[0.08, 0.1], units=102, runs=3
+    )
+    assert draw(SurvivalMap(), run) == [], "masks of a search are not ranked together"
+    assert "KL of at most 0.100 with as few units as possible" in report_of(run)
+    assert (
+        "0.090 on evaluation data (95 % interval 0.080 to 0.100) with 102 units; 3 masks tried"
+        in report_of(run)
+    )
 
 
 def test_hostile_names_are_text_in_the_rendered_report(tmp_path: Path) -> None:
@@ -609,14 +979,14 @@ def test_hostile_names_are_text_in_the_rendered_report(tmp_path: Path) -> None:
         for name in names:
             setattr(section, name, evil)
     run.result.notes = [evil, "# not a heading", "K and V weights are tied"]
-    report = write_report(run, []).read_text()
+    report = report_of(run)
     page = markdown.MarkdownIt("commonmark", {"html": True}).enable("table").render(report)
     plain = re.sub(r"<code>.*?</code>", "", page, flags=re.DOTALL)
     assert "<img" not in page
     assert "href" not in page
     assert "bold**" not in plain.replace("**bold**", "")
     assert page.count("<h1>") == 1
-    assert page.count("<h2>") == 5
+    assert page.count("<h2>") == 6
     layers = page.split("Where the kept channels are")[1].split("</table>")[0]
     assert [row.count("<td") for row in layers.split("<tr>")[2:]] == [6] * 4
     assert "<li>K and V weights are tied</li>" in page
@@ -643,6 +1013,6 @@ def test_visualizer_options(tmp_path: Path) -> None:
         for name in ("default", "none")
     )
     assert [type(figure) for figure in default.figures] == [type(figure) for figure in FIGURES]
-    assert default.dpi == 150
+    assert (default.dpi, default.format) == (150, "png")
     drawn = none.draw(make_run(tmp_path))
-    assert [path.name for path in drawn] == ["circuit_analysis_report.md"], "no figures, but a report"
+    assert [path.name for path in drawn] == ["report.html", "circuit_analysis_report.md"], "no figures"

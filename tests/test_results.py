@@ -121,3 +121,23 @@ def test_the_repr_of_a_run_is_short_and_holds_no_tensor(tmp_path: Path) -> None:
     assert "kept=24 of 64 channels" in text
     assert "tensor" not in text
     assert len(text) < 200 + len(str(tmp_path))
+
+
+def test_no_change_in_files_of_the_second_version_was_no_test_of_being_inert() -> None:
+    changes = {"mean": 0.0, "values": [0.0]}
+    inertness = {"sizes": [{"units": 1, "added": changes, "removed": changes}]}
+    for verdict, expected in (("none", "unclear"), ("lowers", "lowers")):
+        stability = {
+            "seeds": [0, 1],
+            "single": {"kl": [1.0], "loss": [1.0]},
+            "consensus": {"kl": 1.0, "loss": 1.0},
+            "inertness": {**inertness, "verdict": verdict},
+            "null": {"kl": 0.5, "kl_recovered": 0.9},
+        }
+        found = Result.parse(make_result(make_masks(KEPT)) | {"schema_version": 2, "stability": stability})
+        assert found.stability is not None
+        assert found.stability.inertness is not None
+        assert found.stability.inertness.verdict == expected
+        assert found.stability.inertness.equivalent is None
+        assert found.stability.null is not None
+        assert (found.stability.null.informative, found.stability.null.permutations) == (None, [])

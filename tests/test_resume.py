@@ -105,7 +105,7 @@ def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(
     newest.write_bytes(newest.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
         taken, resumed = train(TopK(), sgd, tmp_path)
-    assert "step_000000009.pt cannot be read and is passed over" in caplog.text
+    assert "step_000000009.pt cannot be read and is ignored" in caplog.text
     assert taken == [8]
     assert torch.equal(resumed.scores, whole.scores)
 

@@ -66,6 +66,7 @@ def test_what_it_reaches_is_measured_on_evaluation_data_with_an_interval(found: 
     assert target.achieved == found.result.metrics.masked.kl
     low, high = target.interval
     assert 0 < low < target.achieved < high
+    assert target.achieved_se == pytest.approx(found.result.metrics.masked.kl_se)
 
 
 def test_all_masks_together_cost_at_most_what_is_said(found: RunFiles, settings: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT
+from hydra_application import experiment
 
 from mechint.benchmark.speed import SpeedBenchmark
 from mechint.benchmark.speed.models import SHAPES, make_model, random_llama, step_flops
@@ -15,23 +16,25 @@ from mechint.benchmark.speed.steps import Steps
 from mechint.errors import UserError
 
 
-def test_the_command_prints_ratios(tmp_path: Path) -> None:
-    command = [sys.executable, "experiments/benchmark.py", "what=speed", f"output_dir={tmp_path / 'out'}"]
+def test_the_command_prints_ratios(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     settings = [
         "what.models=['bundled:llama']",
         "what.batch_size=1",
         "what.sequence_length=16",
         "what.repeats=2",
     ]
-    done = subprocess.run([*command, *settings], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "| bundled:llama, float32 | kl |" in done.stdout
+    with experiment(tmp_path, monkeypatch, capsys, "benchmark.py") as benchmark:
+        done = benchmark("what=speed", "output_dir=out", *settings, small=False)
+    assert done.code == 0, done.err
+    assert "| bundled:llama, float32 | kl |" in done.out
     record = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     assert [row["step"] for row in record["rows"]] == ["plain", "nll", "kl"]
     for row in record["rows"]:
         assert row["ratio"]["least"] <= row["ratio"]["median"] <= row["ratio"]["greatest"]
     assert record["rows"][0]["ratio"]["median"] == 1
-    assert (tmp_path / "out" / "speed.md").read_text() in done.stdout
+    assert (tmp_path / "out" / "speed.md").read_text() in done.out
 
 
 def test_all_steps_give_gates_the_gradient_of_what_they_compute() -> None:
@@ -42,6 +45,7 @@ def test_all_steps_give_gates_the_gradient_of_what_they_compute() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_what_a_step_holds_at_a_time() -> None:
     # in a process of its own: measuring changes how memory is given back

@@ -6,15 +6,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from architectures import tiny_model
 from comparable_runs import make_masks
+from scipy import stats
 from test_planted import small
 
 from mechint import analyze, compare_variants
-from mechint.analysis import Stability
-from mechint.analysis.stability import Selections, block_matrices, permuted_weights
+from mechint.analysis import Controls, Stability
+from mechint.analysis.null import block_matrices, permuted_weights
+from mechint.analysis.stability import Selections
 from mechint.analysis.trials import Trials, measure_inertness, measure_necessity, subset_counts
 from mechint.comparison.study import read_study
 from mechint.data import TextFiles
@@ -133,9 +136,13 @@ def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> Non
     needed = set(found.units[found.needed].tolist())
     assert needed == set(planted.truth.nonzero().flatten().tolist())
     assert not found.harmful.any()
+    expected = stats.ttest_1samp(found.rises.numpy(), 0, axis=1).pvalue
+    tested = (found.rises.std(1) > 0).numpy()
+    assert found.p.numpy()[tested] == pytest.approx(expected[tested])
+    assert found.q.numpy() == pytest.approx(stats.false_discovery_control(found.p.numpy()))
     info = found.info(tokens=1, kept=int(keep.sum()), seconds=0.0)
     assert (info.needed, info.unclear, info.harmful) == (len(needed), 1, 0)
-    rise, _ = found.on_units(planted.units.count)
+    rise = found.on_units(planted.units.count)["necessity"]
     certified = planted.certificate.necessity[planted.truth]
     assert rise[planted.truth] == pytest.approx(certified, rel=1e-2, abs=1e-5)
     assert rise[~keep].isnan().all()
@@ -148,8 +155,18 @@ def test_distractors_are_inert_beside_the_circuit_and_half_of_it_is_not(planted:
     counts = subset_counts(planted.truth, [0.1, 0.5])
     assert counts == [2, 12]
     inert = measure_inertness(trials_of(planted, planted.truth), counts, 6, seeded())
-    assert inert.verdict == "none"
+    few, many = inert.sizes
+    assert few.equivalent is True
+    assert few.bound == pytest.approx(0.01 * few.removed.mean)
+    assert -few.bound < few.interval[0] <= few.interval[1] < few.bound
+    # Two distractors cancel each other: a draw of many that holds one of them is far from inert, and the others do not
+    # make up for it.
+    assert many.added.max > 1
+    assert sum(change > 1e-3 for change in many.added.values) == 1
+    assert (many.equivalent, inert.equivalent, inert.verdict) == (False, False, "unclear")
     assert all(size.removed.raises == 1 for size in inert.sizes)
+    alone = measure_inertness(trials_of(planted, planted.truth), counts[:1], 6, seeded())
+    assert (alone.equivalent, alone.verdict) == (True, "equivalent")
     half = planted.truth.clone()
     half[half.nonzero().flatten()[::2]] = False
     lacking = measure_inertness(trials_of(planted, half), [int((~half).sum())], 1, seeded())
@@ -187,7 +204,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
         ),
         "trainer": MaskTrainer(batch_size=4),
         "visualizer": Visualizer([StabilityFigure()], dpi=40),
-        "stability": Stability(subset_draws=3, tokens=64),
+        "stability": Stability(subset_draws=3, tokens=64, budget=5),
+        "controls": Controls(random_masks=3, permutations=2),
     }
 
 
@@ -197,6 +215,7 @@ def study(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return analyze(output_dir=tmp_path_factory.mktemp("study") / "out", seed=1, seeds=3, **settings)
 
 
+@pytest.mark.slow
 def test_every_seed_is_an_ordinary_run(
     study: RunFiles, settings: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -228,6 +247,8 @@ def test_a_study_says_how_sure_it_is(study: RunFiles) -> None:
     assert [size.units for size in stability.inertness.sizes] == [1, 5, 12]
     assert stability.null.matrices == 3 * 7
     assert stability.null.loss.dense != study.loss("dense")
+    assert len(stability.null.permutations) == 2
+    assert not list(study.directory.glob(".permuted*"))
     assert study.result.cost.steps == 9
 
 
@@ -243,6 +264,19 @@ def test_the_consensus_holds_the_units_most_often_selected(study: RunFiles) -> N
     assert int(kept.sum()) == 24
     assert frequency[kept].min() >= frequency[~kept].max()
     assert torch.equal(necessity.isfinite(), kept)
+    table = pd.read_csv(study.directory / "necessity.csv")
+    assert len(table) == int(kept.sum())
+    assert sorted(table["rise"]) == pytest.approx(sorted(necessity[kept].tolist()), abs=1e-6)
+    tested = study.result.stability.necessity
+    assert [int((table["verdict"] == name).sum()) for name in ("needed", "unclear", "harmful")] == [
+        tested.needed,
+        tested.unclear,
+        tested.harmful,
+    ]
+    assert tested.sequences == 16
+    quantile = stats.t.ppf(0.975, 15)
+    assert (table["high"] - table["rise"]).to_numpy() == pytest.approx(quantile * table["error"].to_numpy())
+    assert table["q"].to_numpy() == pytest.approx(stats.false_discovery_control(table["p"].to_numpy()))
     singles = [load_masks(path / "final_masks.pt") for path in study.directory.glob("seed_*")]
     counted = torch.stack(
         [
@@ -264,9 +298,12 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     )
     assert len(agreement_lines(study.result)) == 2
     again = redraw_run(study.directory, Visualizer([StabilityFigure()], dpi=40), tmp_path / "again")
-    assert [path.name for path in again] == ["stability.png", "circuit_analysis_report.md"]
+    assert [path.name for path in again] == ["stability.png", "report.html", "circuit_analysis_report.md"]
+    assert "| `seed_2` | 3 |" in report
+    assert "| permuted models |" in report
+    assert "3 of 3 runs took fewer than 50 steps" in report
     assert again[0].read_bytes() == (study.directory / "stability.png").read_bytes()
-    assert again[1].read_text() == report
+    assert again[2].read_text() == report
 
 
 def test_a_study_goes_on_where_it_was_stopped(

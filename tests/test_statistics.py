@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mechint.metrics.statistics import adjusted, compare_means, digits_for, false_discoveries
+from mechint.metrics.statistics import (
+    adjusted,
+    compare_means,
+    crossed_mean,
+    digits_for,
+    false_discovery_rates,
+    sample_mean,
+    sample_p_values,
+)
 
 SPLITS = 400
 
@@ -91,7 +99,70 @@ def test_digits_follow_the_uncertainty() -> None:
     assert [digits_for(error) for error in (0.3, 0.034, 0.0021, 12.0, None, 0.0)] == [2, 3, 4, 0, 4, 4]
 
 
-def test_discoveries_are_fewer_than_small_p_values() -> None:
-    p = np.array([0.001, 0.02, 0.04, 0.5])
-    assert false_discoveries(p).tolist() == [True, True, False, False]
-    assert false_discoveries(np.zeros(0)).tolist() == []
+@pytest.mark.parametrize("count", [0, 1, 5, 60])
+def test_false_discovery_rates_are_those_of_benjamini_and_hochberg(count: int) -> None:
+    p = np.random.default_rng(count).random(count) ** 2
+    p[2:3] = np.nan  # not tested, and not counted
+    known = np.sort(p[np.isfinite(p)])
+    q = false_discovery_rates(p)
+    assert np.isnan(q).tolist() == np.isnan(p).tolist()
+    for value, found in zip(p, q, strict=True):
+        if np.isfinite(value):  # the lowest rate at which the step-up procedure rejects it
+            above = [len(known) * other / rank for rank, other in enumerate(known, 1) if other >= value]
+            assert found == pytest.approx(min(1.0, *above, 1.0))
+
+
+def test_a_mean_is_held_against_zero_as_by_a_t_test() -> None:
+    values = np.random.default_rng(1).normal(0.2, 1, (7, 12))
+    means, errors = values.mean(1), values.std(1, ddof=1) / np.sqrt(12)
+    expected = [stats.ttest_1samp(row, 0) for row in values]
+    assert sample_p_values(means, errors, 12) == pytest.approx([test.pvalue for test in expected])
+    for row, test in zip(values, expected, strict=True):
+        found = sample_mean(row)
+        assert found.p_value() == pytest.approx(test.pvalue)
+        assert found.interval(0.9) == pytest.approx(tuple(test.confidence_interval(0.9)))
+    steady = sample_p_values(np.array([0.0, 0.1]), np.zeros(2), 12)
+    assert steady.tolist() == [1, 0]
+    assert np.isnan(sample_p_values(means, errors, 1)).all()
+    assert sample_mean(np.array([1.0])).p_value() is None
+
+
+@pytest.mark.parametrize(("mean", "bound"), [(0.0, 0.5), (0.3, 0.5), (0.9, 0.5), (-0.3, 0.31)])
+def test_equivalence_is_two_one_sided_tests_and_an_interval_inside_the_bound(
+    mean: float, bound: float
+) -> None:
+    values = np.random.default_rng(2).normal(0, 1, 40)
+    values += mean - values.mean()
+    found = sample_mean(values)
+    lower = stats.ttest_1samp(values, -bound, alternative="greater").pvalue
+    upper = stats.ttest_1samp(values, bound, alternative="less").pvalue
+    assert found.equivalence(bound) == pytest.approx(max(lower, upper))
+    low, high = found.interval(0.9)  # type: ignore[misc]
+    assert (-bound < low and high < bound) == (max(lower, upper) < 0.05)
+
+
+def test_a_mean_over_draws_and_sequences_knows_both_errors() -> None:
+    """Intervals of a mean with crossed errors hold the truth as often as they say; without one source they do not."""
+    generator = np.random.default_rng(3)
+    held = held_without = 0
+    for _ in range(SPLITS):
+        values = (
+            generator.normal(0, 1, (10, 1))
+            + generator.normal(0, 2, (1, 16))
+            + generator.normal(0, 1, (10, 16))
+        )
+        low, high = crossed_mean(values).interval(0.9)  # type: ignore[misc]
+        held += low < 0 < high
+        low, high = sample_mean(values.mean(1)).interval(0.9)  # type: ignore[misc]
+        held_without += low < 0 < high
+    assert held / SPLITS > 0.87
+    assert held_without / SPLITS < 0.7 < held / SPLITS < 0.95
+
+
+def test_draws_that_are_all_the_same_leave_the_error_of_the_sequences() -> None:
+    row = np.random.default_rng(4).normal(0, 1, 20)
+    one, several = sample_mean(row), crossed_mean(np.tile(row, (5, 1)))
+    assert several.error == pytest.approx(one.error)
+    assert several.freedom == pytest.approx(one.freedom)
+    assert not crossed_mean(row[None]).known
+    assert crossed_mean(np.zeros((3, 4))).equivalence(0.1) == 0

@@ -191,7 +191,13 @@ class OneFigure:
 def test_what_a_study_leaves(tmp_path: Path) -> None:
     study = read_study(grid(tmp_path / "tree"))
     written = leave_study(study, [OneFigure()], Output(directory=tmp_path / "tree" / "comparison"))
-    assert [path.name for path in written] == ["pareto.png", "table.csv", "table.md", "comparison.json"]
+    assert [path.name for path in written] == [
+        "pareto.png",
+        "table.csv",
+        "table.md",
+        "report.html",
+        "comparison.json",
+    ]
     rows = list(csv.DictReader(io.StringIO(written[1].read_text())))
     assert [(row["group"], row["sparsity"], row["seeds"]) for row in rows] == [
         ("a", "0.5", "0 1"),
@@ -246,6 +252,7 @@ def two_seeds(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pa
     return root / "runs"
 
 
+@pytest.mark.slow
 def test_python_compares_variants_of_any_name_and_draws_all_figures(two_seeds: Path, tmp_path: Path) -> None:
     comparison = compare_variants({"Baseline": two_seeds / "0", "K=V^T": two_seeds / "1"}, tmp_path, dpi=40)
     assert list(comparison.differences) == ["K=V^T"]

@@ -86,6 +86,7 @@ def test_odd_file_names_come_through_in_natural_order(
     assert [job.value() for job in jobs_] == ODD_NAMES
 
 
+@pytest.mark.slow
 def test_a_sweep_with_one_broken_checkpoint_among_three(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:
@@ -114,7 +115,16 @@ def test_a_sweep_with_one_broken_checkpoint_among_three(
     assert "Traceback" in (out / "2" / "analyze.log").read_text()
     assert "Traceback" not in (out / "0" / "analyze.log").read_text()
     assert result(out / "0")["checkpoint"]["source"] == str(models[0])
-    assert sorted(path.name for path in out.iterdir()) == ["0", "1", "2", "3", "4", "5", "multirun.yaml"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+        "5",
+        "multirun.yaml",
+        "report.html",
+    ]
 
     before = {number: (out / number / "result.json").read_bytes() for number in "0145"}
     shutil.copy(models[0] / "model.safetensors", models[1])
@@ -197,7 +207,7 @@ def test_a_single_run_is_repeated_only_on_demand_and_keeps_its_directory(
     before = (out / "result.json").read_bytes()
     again = analyze(*command, "logger=[]")
     assert again.code == 0
-    assert "already done" in again.out
+    assert "already finished" in again.out
     assert (out / "result.json").read_bytes() == before
 
     overrides = (out / ".hydra" / "overrides.yaml").read_bytes()
@@ -343,7 +353,7 @@ def test_a_sweep_without_output_dir_has_a_directory_of_its_own(
     [
         (["-m", "checkpoint=glob(ckpts/*.pt)"], "-m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt'"),
         (["checkpoint=ckpts/*.pt"], "-m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt'"),
-        (["-m", "mask=glob(nothing*)"], "mask=glob(nothing*) stands for no value"),
+        (["-m", "mask=glob(nothing*)"], "mask=glob(nothing*) matches nothing"),
         (["-m", "sweep=checkpoints", "checkpoint_glob=ckpts/*.pt"], "no file matches"),
         (["sweep=checkpoints", "checkpoint_glob=ckpts/*.pt"], "add -m"),
         (["-m", "seed=half,1"], "'half' of type 'str' could not be converted to Integer"),

@@ -39,6 +39,9 @@ def test_the_second_reader_tokenises_nothing(cache: Path, monkeypatch: pytest.Mo
     assert read.ids.tolist() == made.ids.tolist() == list(b"one twothree")
     assert read.byte_counts is not None
     assert read.byte_counts.tolist() == [1] * 12
+    assert read.starts is not None
+    assert made.starts is not None
+    assert read.starts.tolist() == made.starts.tolist() == [0, 7]
 
 
 def test_whatever_changes_the_tokens_has_an_entry_of_its_own(
@@ -91,7 +94,7 @@ def test_many_at_once_get_the_same(cache: Path) -> None:
         found = list(pool.map(make, range(32)))
     assert all(ids == list(b"one twothree") for ids in found)
     assert [sorted(path.name for path in entry.iterdir()) for entry in entries(cache)] == [
-        ["byte_counts.npy", "ids.npy"]
+        ["byte_counts.npy", "ids.npy", "starts.npy"]
     ]
 
 

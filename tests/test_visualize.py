@@ -30,9 +30,9 @@ from mechint.imports.old_results import read_old_run
 from mechint.learning import MaskTrainer
 from mechint.learning.recipe import Recipe
 from mechint.methods import CubicSchedule, NormalizedSGD, TopK
-from mechint.reporting import ImportanceOverview, LayerImportance, SparsityCurves, Visualizer
+from mechint.reporting import Context, ImportanceOverview, LayerImportance, SparsityCurves, Visualizer
 from mechint.reporting.finding import cautions, finding, headline_lines
-from mechint.reporting.redrawing import redraw_run, redraw_tree, runs_below
+from mechint.reporting.redrawing import redraw_run, redraw_tree
 
 REPORT = "circuit_analysis_report.md"
 DPI = 40
@@ -134,7 +134,9 @@ def test_the_command_draws_the_same_report_and_pictures(finished: Path, run: Pat
     assert same_pictures(finished, run) == 5
     after = content(run)
     assert after.keys() == before.keys()
-    assert {name for name in after if after[name] != before[name]} <= {p.name for p in run.glob("*.png")}
+    assert {name for name in after if after[name] != before[name]} <= {p.name for p in run.glob("*.png")} | {
+        "report.html"
+    }
     assert list(elsewhere.iterdir()) == [], "no logs, no .hydra"
 
 
@@ -262,7 +264,15 @@ def test_old_results_are_drawn_beside_their_own_report(old_run: Path) -> None:
 def test_the_report_on_old_results_claims_nothing_that_was_not_measured(old_run: Path) -> None:
     report = redraw_run(old_run, Visualizer([]))[-1].read_text()
     assert "Nothing was measured with these masks" in report
-    for absent in ("Perplexity", "Faithfulness: ", "| Tokens |", "None", "nan", "sparsity_curves.png"):
+    for absent in (
+        "Perplexity",
+        "Faithfulness: ",
+        "| Tokens |",
+        "None",
+        "nan",
+        "sparsity_curves",
+        "What it cost",
+    ):
         assert absent not in report
     assert "| Target sparsity | — |" in report
     assert "loss degradation of -50.00 %" in report
@@ -272,22 +282,22 @@ def test_the_report_on_old_results_claims_nothing_that_was_not_measured(old_run:
 
 def test_sentences_about_masks_without_numbers(old_run: Path) -> None:
     run = read_old_run(old_run)
+    context = Context(run)
     assert not run.measured
     kept = int(sum(mask.k_mask.sum() for mask in run.masks.values()))
-    assert finding(run).startswith(
-        f"The masks keep {2 * kept} of 96 attention K/V channels (as {kept} units)"
-    )
-    assert "was not measured" in finding(run)
-    first, second = headline_lines(run)
+    assert finding(context).startswith(f"The masks keep {2 * kept} of 96 attention K/V channels (")
+    assert f", as {kept} units)" in finding(context)
+    assert "was not measured" in finding(context)
+    first, second = headline_lines(context)
     assert "target not recorded" in first
     assert second == "nothing was measured with these masks"
-    assert not any("target" in sentence for sentence in cautions(run))
+    assert not any("target" in sentence for sentence in cautions(context))
 
 
 def test_real_old_results_are_drawn(shared_data: Path, tmp_path: Path) -> None:
     overview = Visualizer([ImportanceOverview()], dpi=DPI)
     drawn = redraw_tree(shared_data / "old_results", overview, tmp_path / "drawn").drawn
-    assert len(drawn) == len(runs_below(shared_data / "old_results")) == 2
+    assert len(drawn) == 2
     for paths in drawn.values():
-        assert [path.suffix for path in paths] == [".png", ".md"]
+        assert [path.suffix for path in paths] == [".png", ".html", ".md"]
         assert "measured this against the empty model" in paths[-1].read_text()

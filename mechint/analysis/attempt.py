@@ -1,4 +1,4 @@
-"""One attempt at a run: who may write into its directory, what it starts from, and what it leaves however it ends."""
+"""One attempt at a run: who may write into its directory, what it starts from, and what it leaves, however it ends."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ from mechint.learning.resume import SavedStates
 from mechint.learning.trainer import MaskTrainer
 from mechint.loggers import JsonlLogger, Logger, LoggerGroup, Progress, RunInfo
 from mechint.masking import Units, masks_by_layer
+from mechint.masking.ablation import Ablation
 from mechint.masking.basis import Basis
-from mechint.metrics.evaluation import Measured, faithfulness, faithfulness_error, loss_degradation_percent
+from mechint.metrics.evaluation import Measured, faithfulness, loss_degradation_percent
 from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles, save_masks
 from mechint.results.directories import (
@@ -51,6 +52,7 @@ from mechint.results.identity import config_digest
 from mechint.results.mask_files import save_basis
 from mechint.results.result import RESULT, Cost, Metrics
 from mechint.results.sequences import save_sequences
+from mechint.results.verdict import judge
 from mechint.runtime import distributed
 from mechint.runtime.signals import Interrupted, Interruption
 
@@ -62,7 +64,7 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """Who shows a run: figures and report, and loggers."""
+    """Where a run is shown: figures, report and loggers."""
 
     visualizer: Visualizer
     loggers: Sequence[Logger] = ()
@@ -85,7 +87,7 @@ class Outputs:
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """How a run is carried out; none of it changes a number.
+    """How a run is carried out; nothing here changes its numbers.
 
     group: the sweep that the run belongs to, for loggers. bar: whether to show a progress bar (None: on a terminal).
     resume: whether to leave a finished run of the same configuration and checkpoint as it is, and to continue an
@@ -146,7 +148,13 @@ class Attempt:
             self.logger.log({name: value for name, value in line.items() if name != "step"}, line["step"])
         self.result.resumed = [*self.result.resumed, step]
         self.result.write(self.directory)
-        log.info("the run continues after step %d", step)
+        log.info("continuing after step %d", step)
+
+    def measure(self, prepared: Prepared, kept: Tensor, ablation: Ablation, trainer: MaskTrainer) -> Measured:
+        """The four models on evaluation data for kept channels bool [N], with progress over the sequences."""
+        with self.progress as progress:
+            progress.start(len(prepared.data.evaluation), "measuring", "sequence")
+            return trainer.fit(lambda size: prepared.measure(kept, ablation, size, progress.update))
 
     def finish(self, outcome: Outcome) -> None:
         """Add what was found, and leave masks, table, figures and report; the caller of `work` writes result.json."""
@@ -159,7 +167,8 @@ class Attempt:
         result.metrics = Metrics.model_validate(measured.metrics)
         result.loss_degradation_percent = loss_degradation_percent(dense, masked)
         result.faithfulness = faithfulness(dense, empty, masked)
-        result.faithfulness_se = faithfulness_error(measured.sequences["loss"][:3], measured.positions)
+        result.loss_degradation_percent_se = measured.loss_degradation_percent_se
+        result.faithfulness_se = measured.faithfulness_se
         result.cost = outcome.cost
         result.cost.total_seconds = time.perf_counter() - self.started
         result.cost.threads = torch.get_num_threads()
@@ -171,9 +180,11 @@ class Attempt:
             files.append(save_basis(units.space, outcome.basis, self.directory))
         if outcome.evidence is not None:
             files.append(save_evidence(outcome.evidence, self.directory, identity))
-        end_result(result, "done")
         history, of_channel = list(outcome.history), units.of_channel
-        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel)
+        result.verdict = judge(result, history)
+        end_result(result, "done")
+        energy = None if outcome.basis is None else outcome.basis.energy
+        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel, energy)
         _export_if_room(run)
         drawn = self.outputs.visualizer.draw_if_room(run)
         self._report(files, drawn)
@@ -218,7 +229,7 @@ def attempt_run(
         states = SavedStates(directory, digest)
         finished = finished_run(directory, digest) if options.resume else None
         if distributed.from_first(finished is not None):
-            log.info("this run is already done; resume=false would repeat it: %s", directory)
+            log.info("this run is already finished (resume=false repeats it): %s", directory)
             states.remove()
             return finished or Result(status="done")
         result = started_result(config)
@@ -248,7 +259,8 @@ def attempt_run(
             logger.finish(succeeded=False)
             if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
                 raise UserError(
-                    f"{directory} cannot be written ({error.strerror}); make room, and the same command continues"
+                    f"{directory} cannot be written ({error.strerror}); free some space, and the same "
+                    "command continues the run"
                 ) from error
             raise
         with interruption.held():
@@ -266,6 +278,9 @@ def record_failure(directory: Path, config: Record, error: BaseException) -> Non
 def child_config(config: Record, directory: Path, **changes: Any) -> Record:
     """The configuration of a run that is part of another, in a directory of its own."""
     told = {**config, **changes}
+    basis = told.get("basis")
+    if isinstance(basis, dict) and basis.get("proofs"):  # of the whole, once
+        told["basis"] = {**basis, "proofs": False}
     if "output_dir" in config:
         told["output_dir"] = str(directory)
     return told
@@ -291,8 +306,9 @@ def _write_failure(directory: Path, result: Result, error: BaseException) -> Non
 
 
 def _export_if_room(run: RunFiles) -> None:
-    """Write the table of channels; where the disk is full, a note says that it is missing."""
+    """Write the tables of channels and of units; where the disk is full, a note says that they are missing."""
     try:
         run.export_channels()
+        run.export_necessity()
     except OSError as error:
-        run.result.add_notes(f"channels.csv is missing: {error.strerror or error}")
+        run.result.add_notes(f"channels.csv or necessity.csv is missing: {error.strerror or error}")

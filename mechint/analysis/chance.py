@@ -1,4 +1,4 @@
-"""What chance gives: random masks with the same counts per layer, kind and KV head as a run's."""
+"""Chance level: random masks with the same counts per layer, kind and KV head as the mask of a run."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from mechint.errors import UserError
 from mechint.masking import Units
 from mechint.masking.ablation import Ablation
 from mechint.masking.random_masks import matched_random_masks
-from mechint.metrics.evaluation import Evaluator, faithfulness
+from mechint.metrics.evaluation import Evaluator, faithfulness, resampled, standard_error
 from mechint.metrics.metric import KL, NLL
+from mechint.metrics.spread import Spread
 from mechint.results.result import RandomMasks
 
 FEWEST_ROWS = 4
@@ -26,7 +27,9 @@ class Controls:
 
     random_masks: how many random masks with the same counts per layer, kind and KV head are measured; 0: none. tokens:
     evaluation tokens that each is measured on, at most. budget: together they see at most this fraction of the tokens
-    that learning saw, with fewer tokens each, but no fewer than four sequences.
+    that learning saw, with fewer tokens each, but no fewer than four sequences. permutations: on how many models with
+    permuted weights the same method runs where `stability.null_control` or `basis.proofs` asks for it; each takes as
+    long as learning the run's own mask.
 
     Raises UserError for values out of range.
     """
@@ -34,11 +37,17 @@ class Controls:
     random_masks: int = 19
     tokens: int = 4096
     budget: float = 0.25
+    permutations: int = 3
 
     def __post_init__(self) -> None:
         if self.random_masks < 0 or self.tokens < 1 or not self.budget > 0:
             raise UserError(
                 "controls.random_masks must be at least 0, controls.tokens at least 1 and controls.budget above 0"
+            )
+        if self.permutations < 1:
+            raise UserError(
+                f"controls.permutations={self.permutations} must be at least 1; stability.null_control=false switches "
+                "the permuted models off"
             )
 
     def measure(
@@ -60,23 +69,38 @@ class Controls:
         data = prepared.data.evaluation
         affordable = int(self.budget * seen / (self.random_masks + 3) / data.length)
         count = min(max(FEWEST_ROWS, affordable), max(1, self.tokens // data.length))
-        chosen = data[torch.from_numpy(even_rows(len(data), count))]
+        rows = torch.from_numpy(even_rows(len(data), count))
+        chosen, documents = data[rows], prepared.data.evaluation_documents
         generator = torch.Generator().manual_seed(seed)
         masks = matched_random_masks(units, keep, self.random_masks, generator)
         evaluator = Evaluator(prepared.masked, chosen, ablation, at_once)
         gates = [units.to_channels(mask) for mask in (torch.zeros_like(keep.cpu()), keep.cpu(), *masks)]
-        values = evaluator.over_positions(evaluator([None, *gates], [NLL, KL]))  # [3 + masks, 2]
-        (dense, empty, own), kl = values[:3, 0].tolist(), values[2:, 1].tolist()
-        faithful = [faithfulness(dense, empty, loss) for loss in values[3:, 0].tolist()]
-        known = [value for value in faithful if value is not None]
+        values = evaluator([None, *gates], [NLL, KL])  # [3 + masks, 2, M]
+        means = evaluator.over_positions(values)
+        (dense, empty, own), kl = means[:3, 0].tolist(), means[2:, 1].tolist()
+        faithful = [faithfulness(dense, empty, loss) for loss in means[3:, 0].tolist()]
+        known = Spread.of(faithful)
+        documents = None if documents is None else documents[rows]
+        samples = resampled(values, chosen.positions, documents)  # [draws, 3 + masks, 2]
+        losses, sampled_kl = samples[..., 0], samples[:, 2:, 1]
+        sampled = (losses[:, 1:2] - losses[:, 2:]) / (losses[:, 1:2] - losses[:, :1])  # [draws, 1 + masks]
+        of_random = Spread(tuple(kl[1:]))
         return RandomMasks(
             count=self.random_masks,
             tokens=chosen.size,
+            sequences=len(chosen),
             kl=kl[1:],
-            kl_mean=sum(kl[1:]) / self.random_masks,
+            kl_mean=of_random.mean,
+            kl_mean_se=standard_error(sampled_kl[:, 1:].mean(1)),
+            kl_sd=of_random.sd,
             kl_of_mask=kl[0],
+            kl_of_mask_se=standard_error(sampled_kl[:, 0]),
+            kl_gain=of_random.mean - kl[0],
+            kl_gain_se=standard_error(sampled_kl[:, 1:].mean(1) - sampled_kl[:, 0]),
             faithfulness=faithful,
-            faithfulness_mean=sum(known) / len(known) if known else None,
+            faithfulness_mean=None if known is None else known.mean,
+            faithfulness_mean_se=standard_error(sampled[:, 1:].mean(1)),
             faithfulness_of_mask=faithfulness(dense, empty, own),
+            faithfulness_of_mask_se=standard_error(sampled[:, 0]),
             p=(1 + sum(value <= kl[0] for value in kl[1:])) / (1 + self.random_masks),
         )

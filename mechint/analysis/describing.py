@@ -22,6 +22,7 @@ from mechint.masking.examining import stored_channels
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
+from mechint.metrics.evaluation import resampled, standard_error
 from mechint.results.result import (
     SCHEMA_VERSION,
     BasisInfo,
@@ -36,12 +37,14 @@ from mechint.results.result import (
     LayerInfo,
     MaskInfo,
     Result,
+    RunCost,
     Sparsity,
     Status,
 )
 from mechint.results.result import (
     Leakage as LeakageInfo,
 )
+from mechint.results.run_files import RunFiles
 from mechint.runtime.processes import this_process
 
 PACKAGES = ("mechint", "torch", "transformers", "tokenizers", "hydra-core", "numpy")
@@ -132,7 +135,7 @@ def dataset_info(data: TokenData) -> DatasetInfo:
 
 
 def leakage_info(data: TokenData) -> LeakageInfo | None:
-    """How much of the evaluation data also stands in the calibration data; None where nobody looked."""
+    """How much of the evaluation data also occurs in the calibration data; None where it was not measured."""
     if data.leakage is None:
         return None
     return LeakageInfo(shared_ngrams=data.leakage.shared_ngrams, n=data.leakage.n)
@@ -171,6 +174,7 @@ def mask_info(recipe: Recipe) -> MaskInfo:
     method = recipe.method
     return MaskInfo(
         method=type(method).__name__,
+        importance=method.meaning,
         unit=method.unit,
         scope=method.scope,
         ablation=recipe.ablation.name,
@@ -292,15 +296,31 @@ def finishing_info(training: Training, objective: str) -> FinishingInfo | None:
     )
 
 
-def binarization_gap(kl: float, kept: int, soft: Tensor | None, soft_kl: float | None) -> BinarizationGap:
+def binarization_gap(
+    kl: Tensor,
+    kept: int,
+    soft: Tensor | None,
+    soft_kl: Tensor | None,
+    positions: Tensor,
+    documents: Tensor | None = None,
+) -> BinarizationGap:
     """What making the mask hard cost a learned method.
 
-    kl, kept: KL and kept units of the hard mask. soft, soft_kl: final soft gates [U] and their KL; None for a method
-    whose gates are hard while it learns.
+    kl, kept: KL on every sequence, double [M], and kept units of the hard mask. soft, soft_kl: final soft gates [U] and
+    their KL, [M]; None for a method whose gates are hard while it learns. positions: how many of each sequence count.
+    documents: the document of each, where known.
     """
-    if soft is None or soft_kl is None:
-        return BinarizationGap(soft_kl=kl, soft_open=kept, gap=0.0)
-    return BinarizationGap(soft_kl=soft_kl, soft_open=int((soft > 0.5).sum()), gap=kl - soft_kl)
+    own = kl if soft_kl is None else soft_kl
+    both = torch.stack([own, kl - own])
+    means = (both * positions).sum(-1) / positions.sum()
+    errors = [standard_error(samples) for samples in resampled(both, positions, documents).unbind(1)]
+    return BinarizationGap(
+        soft_kl=float(means[0]),
+        soft_kl_se=errors[0],
+        soft_open=kept if soft is None else int((soft > 0.5).sum()),
+        gap=float(means[1]),
+        gap_se=errors[1],
+    )
 
 
 def cost_of(training: Training) -> Cost:
@@ -333,8 +353,9 @@ def _parts(training: Training) -> list[CostPart]:
     return [CostPart(name=name, seconds=seconds, tokens=tokens), *finishing]
 
 
-def total_cost(costs: Sequence[Cost]) -> Cost:
-    """What several runs took together."""
+def total_cost(runs: Sequence[RunFiles]) -> Cost:
+    """What several runs took together, and each of them."""
+    costs = [run.result.cost for run in runs]
     steps, seconds = sum(cost.steps for cost in costs), sum(cost.seconds or 0.0 for cost in costs)
     in_steps = sum((cost.step_seconds or 0.0) * cost.steps for cost in costs)
     names = dict.fromkeys(part.name for cost in costs for part in cost.parts)
@@ -356,6 +377,15 @@ def total_cost(costs: Sequence[Cost]) -> Cost:
         parts=parts,
         peak_memory_bytes=max(peaks, default=None),
         dense_cache_bytes=0,
+        runs=[
+            RunCost(
+                name=run.directory.name,
+                steps=cost.steps,
+                tokens=sum(part.tokens for part in cost.parts),
+                seconds=cost.total_seconds,
+            )
+            for run, cost in zip(runs, costs, strict=True)
+        ],
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mechint.analysis.beginning import beginning_notes
 from mechint.checkpoints import Checkpoint, CheckpointLoader
 from mechint.data import Dataset, TokenData
 from mechint.masking import MaskedModel
@@ -69,15 +70,15 @@ class Prepared:
         evaluator = Evaluator(
             self.masked, self.data.evaluation, ablation, batch_size, on_sequences=on_sequences
         )
-        measured = measure(evaluator, variants, self.data.evaluation_bytes)
+        measured = measure(evaluator, variants, self.data.evaluation_bytes, self.data.evaluation_documents)
         if known is not None:
             measured = known.and_then(measured)
         self._baselines[key] = measured.first(2)
         return measured
 
-    def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> float:
-        """KL(dense || gated) on evaluation data, nats per token, for gates float [N]."""
-        return Evaluator(self.masked, self.data.evaluation, ablation, batch_size).mean(gates, KL)
+    def kl(self, gates: Tensor, ablation: Ablation, batch_size: int) -> Tensor:
+        """KL(dense || gated) on every evaluation sequence, double [M], nats per token, for gates float [N]."""
+        return Evaluator(self.masked, self.data.evaluation, ablation, batch_size)([gates], [KL])[0, 0]
 
 
 class Preparation:
@@ -108,6 +109,7 @@ class Preparation:
         )
         masked = before.masked if before else MaskedModel(checkpoint.model)
         check_routing(masked, data.evaluation.tokens[:1].to(masked.device))
+        data = replace(data, notes=(*data.notes, *beginning_notes(checkpoint, masked, data)))
         self._prepared = Prepared(checkpoint, masked, data, before._baselines if before else {})
         self._model_key, self._data_key = model_key, data_key
         return self._prepared

@@ -1,4 +1,4 @@
-"""A finished run whose mask is used again: the model under it, and what it does on other data."""
+"""Using the mask of a finished run: the masked model, and its numbers on other data."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
 from mechint.metrics.metric import NLL
+from mechint.reporting.web.notebook import in_notebook
 from mechint.results import RunFiles
 from mechint.results.mask_files import load_basis
 from mechint.results.result import DatasetInfo, Metrics, Section
@@ -36,20 +37,22 @@ AT_ONCE = 8
 
 
 class Evaluation(Section):
-    """What a saved mask does on some data: the four models of a run, and the tokens that they were measured on."""
+    """What a saved mask does on some data: the numbers of the dense, empty, masked and complement model."""
 
     dataset: DatasetInfo
     metrics: Metrics
     loss_degradation_percent: float | None = None
+    loss_degradation_percent_se: float | None = None
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
 
 
 @dataclass(frozen=True)
 class UnderMask:
     """A model while a mask is applied to each of its forward passes.
 
-    model: the transformers model, for whatever can be done with one, `model.generate` for example. tokenizer: None for
-    a checkpoint without one.
+    model: the transformers model, which can be used like any other, for example with `model.generate`. tokenizer: None
+    for a checkpoint without one.
     """
 
     model: PreTrainedModel
@@ -75,7 +78,9 @@ class UnderMask:
         """
         tokens = self._tokens(text)
         if tokens.shape[1] < 2:
-            raise UserError("the text has fewer than two tokens, so that none is predicted; give more of it")
+            raise UserError(
+                "the text has fewer than two tokens, so there is nothing to predict; give a longer one"
+            )
         batch = Batch(tokens=tokens[:, :-1], answers=tokens[:, 1:])
         return Evaluator(self.masked, batch).mean(None, NLL)  # no other gates than those of the block
 
@@ -89,16 +94,23 @@ class UnderMask:
 
 
 class Run(RunFiles):
-    """A finished run, and its model again. `masked_model` loads it under the mask; `repr` is short."""
+    """A finished run: `masked_model` loads its checkpoint under the mask, `evaluate` measures it on other data."""
+
+    def _repr_html_(self) -> str:
+        """The run's page, in a notebook."""
+        return in_notebook(self)
 
     @contextmanager
-    def masked_model(self, device: str = "auto", dtype: str = "auto") -> Iterator[UnderMask]:
+    def masked_model(
+        self, device: str = "auto", dtype: str = "auto", loader: CheckpointLoader | None = None
+    ) -> Iterator[UnderMask]:
         """The run's checkpoint, loaded, with the run's mask applied inside the block.
 
-        Removed units become what they became in the run. Raises UserError where the checkpoint is not there any more
-        or has changed.
+        Removed units become what they became in the run. loader: None as in the run; `ModelInMemory(model, tokenizer)`
+        where the run's model was an object in memory. Raises UserError where the checkpoint is not there any more or
+        has changed.
         """
-        checkpoint = self._load(device, dtype)
+        checkpoint = self._load(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
@@ -113,35 +125,44 @@ class Run(RunFiles):
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = AT_ONCE,
+        loader: CheckpointLoader | None = None,
     ) -> Evaluation:
         """Measure the mask on the evaluation side of a dataset; None: the run's own.
 
-        batch_size: sequences that go through the model at once. Raises UserError as `masked_model`.
+        batch_size: sequences that go through the model at once. loader: as for `masked_model`. Raises UserError as
+        `masked_model`.
         """
-        checkpoint = self._load(device, dtype)
+        checkpoint = self._load(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
             view, kept, ablation = self._mask(masked, checkpoint)
             data = self._own_data(checkpoint) if dataset is None else _tokens_of(dataset, checkpoint, 0)
-            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size).metrics
+            measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
         finally:
             masked.close()
-        dense, empty, mask = (measured[name]["loss"] for name in ("dense", "empty", "masked"))
+        dense, empty, mask = (measured.metrics[name]["loss"] for name in ("dense", "empty", "masked"))
         return Evaluation(
             dataset=dataset_info(data),
-            metrics=Metrics.model_validate(measured),
+            metrics=Metrics.model_validate(measured.metrics),
             loss_degradation_percent=loss_degradation_percent(dense, mask),
+            loss_degradation_percent_se=measured.loss_degradation_percent_se,
             faithfulness=faithfulness(dense, empty, mask),
+            faithfulness_se=measured.faithfulness_se,
         )
 
-    def _load(self, device: str, dtype: str) -> Checkpoint:
+    def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
         recorded = self.result.checkpoint
-        loader = self._recorded("model", CheckpointLoader)
+        if loader is None and recorded.format == "memory":
+            raise UserError(
+                f"the model of {self.directory} was an object in memory; give it again: "
+                "loader=ModelInMemory(model, tokenizer), of mechint.checkpoints"
+            )
+        loader = loader or self._recorded("model", CheckpointLoader)
         checkpoint = loader.load(recorded.source, pick_device(device), dtype)
         if checkpoint.sha256 != recorded.sha256:
             raise UserError(
-                f"{recorded.source} is another checkpoint than the one that {self.directory} analysed; "
-                "put that back, or run the analysis again"
+                f"{recorded.source} is not the checkpoint that {self.directory} analysed; "
+                "restore that one, or run the analysis again"
             )
         return checkpoint
 
@@ -165,7 +186,9 @@ class Run(RunFiles):
         dataset = self._recorded("dataset", Dataset)  # type: ignore[type-abstract]
         data = _tokens_of(dataset, checkpoint, self.result.seed or 0)
         if data.evaluation_digest != self.result.dataset.evaluation_digest:
-            raise UserError(f"the data of {self.directory} have changed since; run the analysis again")
+            raise UserError(
+                f"the data of {self.directory} have changed since the run; run the analysis again"
+            )
         return data
 
     def _recorded(self, key: str, kind: type[Part]) -> Part:
@@ -174,7 +197,7 @@ class Run(RunFiles):
             return _made(self.result.config[key], kind)
         except (KeyError, TypeError, ValueError, ImportError, AttributeError) as error:
             raise UserError(
-                f"the configuration of {self.directory} does not tell its {key} ({one_line(error, 120)}); "
+                f"the configuration of {self.directory} does not describe its {key} ({one_line(error, 120)}); "
                 "run the analysis again"
             ) from error
 
@@ -187,10 +210,10 @@ def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:
     """
     module, _, name = str(node["_target_"]).rpartition(".")
     if not module.startswith("mechint."):
-        raise ValueError(f"{node['_target_']} is no class of mechint")
+        raise ValueError(f"{node['_target_']} is not a class of mechint")
     made = getattr(importlib.import_module(module), name)
     if not (isinstance(made, type) and issubclass(made, kind)):
-        raise ValueError(f"{node['_target_']} is no {kind.__name__}")
+        raise ValueError(f"{node['_target_']} is not a {kind.__name__}")
     return made(**{key: value for key, value in node.items() if not key.startswith("_")})
 
 

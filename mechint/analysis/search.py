@@ -12,21 +12,23 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mechint.analysis.attempt import Attempt, Outcome, RunOptions, attempt_run, child_config
 from mechint.analysis.describing import Record, total_cost
 from mechint.analysis.preparation import Prepared
 from mechint.analysis.single import Analysis
-from mechint.analysis.targets import measured_by, point
+from mechint.analysis.targets import point, proofs_of_several
 from mechint.errors import UserError
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.masking.sites import in_basis
-from mechint.metrics.evaluation import Evaluator, faithfulness, resampled
+from mechint.metrics.evaluation import Evaluator, Measured, faithfulness, standard_error
 from mechint.metrics.metric import KL, NLL
 from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles
 from mechint.results.mask_files import load_basis
 from mechint.results.result import TargetInfo
+from mechint.results.sequences import measured_by
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,7 @@ class TargetSearch:
         """As Analysis.run, after a run for each mask that is tried."""
         given = self.analysis
         fresh = given.another()  # now, before any logger has something open
+        fresh.recipe.basis.proofs = False  # of one target only
         work = partial(self._work, fresh)
         return attempt_run(output_dir, config, given.inputs, given.outputs, options or RunOptions(), work)
 
@@ -98,7 +101,7 @@ class TargetSearch:
             run = self._run_one(fresh, kept / total, held_out, passed, attempt)
             runs.append(run)
             reached = self._reached(prepared, run, held_out)
-            log.info("%d units: %s %.4g on the data that decide", kept, self.kind, reached)
+            log.info("%d units: %s %.4g on the selection data", kept, self.kind, reached)
             if self._good(reached):
                 passed = run
             else:
@@ -172,43 +175,51 @@ class TargetSearch:
         given, result = self.analysis, attempt.result
         given.method.prepare(prepared.masked, 0.5, torch.Generator())  # for its units
         units, measured = given.method.units, measured_by(best)
+        assert measured is not None, "runs of this version keep their sequences"
         attempt.describe(prepared, given.recipe, given.trainer, best.result.sparsity.target or 0.0)
         if passed is None:
             result.add_notes(
-                f"no mask reaches {self.kind} {self.value:g} on the data that decide; this is the largest that was "
+                f"no mask reaches {self.kind} {self.value:g} on the selection data; this is the largest mask "
                 "tried"
             )
         result.notes = list(dict.fromkeys([*result.notes, *best.result.notes]))
         result.nested = [point(run) for run in sorted(runs, key=lambda run: -run.result.sparsity.kept)]
         result.basis, result.random_masks = best.result.basis, best.result.random_masks
+        result.proofs = proofs_of_several(best.result.proofs, given.recipe)
         result.finishing, result.binarization_gap = best.result.finishing, best.result.binarization_gap
+        samples = self._samples(measured)
         result.target = TargetInfo(
             kind=self.kind,
             value=self.value,
             achieved=self._achieved(best),
-            interval=self._interval(best),
+            achieved_se=standard_error(samples),
+            interval=_interval(samples),
             units=best.result.sparsity.kept,
             runs=len(runs),
         )
         keep = units.of_channels(flat_keep(units.space, best.masks))
         worth = units.of_channels(flat_importance(units.space, best.masks))
-        cost, basis = total_cost([run.result.cost for run in runs]), load_basis(units.space, best.directory)
+        cost, basis = total_cost(runs), load_basis(units.space, best.directory)
         target = best.result.sparsity.target or 0.0
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, best.history))
 
     def _achieved(self, run: RunFiles) -> float | None:
         return run.result.faithfulness if self.kind == "faithfulness" else run.result.metrics.masked.kl
 
-    def _interval(self, run: RunFiles) -> list[float]:
-        """95 % interval on evaluation data, by the bootstrap over sequences."""
-        measured = measured_by(run)
+    def _samples(self, measured: Measured) -> Tensor:
+        """What bootstrap samples of the evaluation sequences say of it, [draws]."""
         if self.kind == "kl":
-            draws = resampled(measured.sequences["kl"][2], measured.positions)
-        else:
-            dense, empty, masked = resampled(measured.sequences["loss"][:3], measured.positions).unbind(1)
-            draws = (empty - masked) / (empty - dense)
-        ends = torch.quantile(draws, torch.tensor([0.025, 0.975], dtype=draws.dtype))
-        return [float(end) for end in ends]
+            return measured.resampled("kl")[:, 2]
+        dense, empty, masked, _ = measured.resampled("loss").unbind(1)
+        return (empty - masked) / (empty - dense)
+
+
+def _interval(samples: Tensor) -> list[float] | None:
+    """The 95 % interval of bootstrap samples [draws]; None where some have no number."""
+    if not bool(samples.isfinite().all()):
+        return None
+    ends = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=samples.dtype))
+    return [float(end) for end in ends]
 
 
 def next_count(total: int, above: int, failed: int) -> int | None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import copy
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+
+import torch
+from torch import Tensor
 
 from mechint.analysis.attempt import (
     Attempt,
@@ -16,23 +20,19 @@ from mechint.analysis.attempt import (
     attempt_run,
     child_config,
 )
-from mechint.analysis.describing import Record, basis_info, total_cost
+from mechint.analysis.describing import Record, add_part, basis_info, total_cost
+from mechint.analysis.null import measure_null
 from mechint.analysis.preparation import Prepared
-from mechint.analysis.single import Analysis, measure_with_progress
-from mechint.analysis.stability import (
-    Assessment,
-    Selections,
-    Stability,
-    null_control,
-    permuted_weights,
-)
+from mechint.analysis.proofs import MISSING_NULL_OF_SEEDS, subspace_agreement
+from mechint.analysis.single import Analysis
+from mechint.analysis.stability import Assessment, Selections, Stability
 from mechint.errors import UserError
-from mechint.loggers import LoggerGroup
+from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.methods.method import importance
 from mechint.results import Result, RunFiles
 from mechint.results.mask_files import load_basis
-from mechint.results.result import NullControl
+from mechint.results.result import Cost, Proofs
 from mechint.runtime.seeds import deterministic, seed_everything
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class SeedStudy:
     def __post_init__(self) -> None:
         if not 2 <= self.seeds <= MOST_SEEDS:
             raise UserError(
-                f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is how many seeds are run"
+                f"seeds={self.seeds} must lie between 1 and {MOST_SEEDS}; it is the number of seeds"
             )
 
     def unseen(self) -> SeedStudy:
@@ -73,11 +73,14 @@ class SeedStudy:
         singles = [
             first.another(seed=first.seed + number, basis_seed=first.seed) for number in range(self.seeds)
         ]
+        for single in singles:
+            single.recipe.basis.proofs = False  # once for all seeds, here
         work = partial(self._work, singles)
         return attempt_run(output_dir, config, first.inputs, first.outputs, options or RunOptions(), work)
 
     def _work(self, singles: Sequence[Analysis], attempt: Attempt) -> None:
         first, trainer, recipe = self.analysis, self.analysis.trainer, self.analysis.recipe
+        fresh = replace(first, recipe=copy.deepcopy(recipe))  # nothing of this run is in it
         with deterministic(trainer.deterministic):
             runs = self._run_seeds(singles, attempt)
             prepared = attempt.options.preparation(first.inputs, first.seed)
@@ -88,7 +91,9 @@ class SeedStudy:
             selections = Selections.of(units, [run.masks for run in runs])
             scores = selections.scores(pools)
             keep = pools.select(scores)
-            measured = measure_with_progress(prepared, units.to_channels(keep), ablation, trainer, attempt)
+            measured = attempt.measure(prepared, units.to_channels(keep), ablation, trainer)
+            cost = total_cost(runs)
+            attempt.result.random_masks = first.random_masks(prepared, keep, cost)
             assessment = Assessment(
                 self.stability,
                 prepared,
@@ -100,12 +105,17 @@ class SeedStudy:
                 ablation,
                 attempt.progress,
             )
-            attempt.result.stability = assessment.info(measured.metrics, first.seed)
+            stability = assessment.info(measured, first.seed)
+            cost.parts = [*cost.parts, *assessment.parts]
+            attempt.result.proofs = self._prove(prepared, keep, runs, cost, attempt)
             if self.stability.null_control:
-                attempt.result.stability.null = self._null_control(prepared, attempt)
+                started, count = time.perf_counter(), first.controls.permutations
+                recovered = stability.single.kl_recovered
+                stability.null = measure_null(fresh, prepared, count, recovered, attempt)
+                add_part(cost, "permuted models", started, stability.null.tokens)
+            attempt.result.stability = stability
         attempt.result.binarization_gap = None
-        cost, evidence = total_cost([run.result.cost for run in runs]), assessment.evidence
-        target, worth = first.target_sparsity, importance(scores)
+        evidence, target, worth = assessment.evidence, first.target_sparsity, importance(scores)
         basis = prepared.masked.basis
         attempt.result.basis = basis_info(basis, units.space, recipe)
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, evidence=evidence))
@@ -135,16 +145,26 @@ class SeedStudy:
             runs.append(RunFiles.read(directory))
         return runs
 
-    def _null_control(self, prepared: Prepared, attempt: Attempt) -> NullControl:
-        """The same method at the same settings on the model with permuted weights, from the first seed."""
-        first = self.analysis
-        log.info("null control: seed %d once more, on the model with permuted weights", first.seed)
-        control = replace(first, recipe=copy.deepcopy(first.recipe))
-        permuted = Prepared(prepared.checkpoint, prepared.masked, prepared.data)
-        with permuted_weights(prepared.masked.model, first.seed) as matrices:
-            generator = seed_everything(first.seed)
-            permuted = control.prepare(permuted, generator)
-            training, permuted = control.learn(permuted, generator, replace(attempt, logger=LoggerGroup()))
-            keep = control.method.units.to_channels(control.method.pools.select(training.scores.cpu()))
-            measured = measure_with_progress(permuted, keep, control.recipe.ablation, first.trainer, attempt)
-        return null_control(measured.metrics, first.seed, matrices, training.seconds)
+    def _prove(
+        self,
+        prepared: Prepared,
+        keep: Tensor,
+        runs: Sequence[RunFiles],
+        cost: Cost,
+        attempt: Attempt,
+    ) -> Proofs | None:
+        """What several seeds in a basis have to show; None for channels. keep: bool [U], of the consensus mask."""
+        if prepared.masked.basis is None:
+            return None
+        first, space = self.analysis, prepared.masked.space
+        proofs = first.prove_mask(prepared, keep, first.second_text(prepared), cost, attempt)
+        started = time.perf_counter()
+        bases = [load_basis(space, run.directory) for run in runs]
+        known = [basis for basis in bases if basis is not None]
+        keeps = [flat_keep(space, run.masks) for run in runs]
+        generator = torch.Generator().manual_seed(first.seed)
+        proofs.subspaces = subspace_agreement(space, known, keeps, generator)
+        add_part(cost, "subspaces", started, 0)
+        if not self.stability.null_control:
+            proofs.missing = [MISSING_NULL_OF_SEEDS.format(first.controls.permutations), *proofs.missing]
+        return proofs

@@ -1,4 +1,4 @@
-"""The way of one checkpoint to one mask: load, learn, measure, save, draw."""
+"""From one checkpoint to one mask: load, learn, measure, save, draw."""
 
 from __future__ import annotations
 
@@ -22,21 +22,32 @@ from mechint.analysis.describing import (
     cost_of,
     finishing_info,
 )
+from mechint.analysis.null import kl_recovered, measure_null
 from mechint.analysis.preparation import Inputs, Prepared
+from mechint.analysis.proofs import (
+    MISSING_NULL,
+    MISSING_SUBSPACES,
+    MISSING_TRANSFER,
+    carried,
+    load_second_text,
+    transfer_of,
+)
 from mechint.data.batch import Batch
+from mechint.data.token_data import TokenData
 from mechint.errors import UserError
 from mechint.learning.learner import StepMetrics
 from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
-from mechint.masking.ablation import ZERO, Ablation
+from mechint.masking.ablation import ZERO
 from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.methods.bases import ChannelBasis
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod, importance
-from mechint.metrics.evaluation import Evaluator, Measured
+from mechint.metrics.evaluation import Evaluator
 from mechint.results import Result, RunFiles
 from mechint.results.mask_files import load_basis
+from mechint.results.result import Cost, Proofs, RandomMasks
 from mechint.runtime.seeds import deterministic, seed_everything
 from mechint.runtime.signals import PATIENCE
 
@@ -103,6 +114,7 @@ class Analysis:
         return attempt_run(output_dir, config, self.inputs, self.outputs, options or RunOptions(), self._work)
 
     def _work(self, attempt: Attempt) -> None:
+        fresh = replace(self, recipe=copy.deepcopy(self.recipe))  # nothing of this run is in it
         with deterministic(self.trainer.deterministic):
             prepared = attempt.options.preparation(self.inputs, self.seed)
             # Here, so that a run draws the same numbers whether or not it had to load the model.
@@ -111,8 +123,10 @@ class Analysis:
             attempt.describe(prepared, self.recipe, self.trainer, self.target_sparsity)
             attempt.result.write(attempt.directory)
             self._announce(prepared, attempt)
+            second = self.second_text(prepared)  # before learning, so that a wrong path costs nothing
             training, prepared = self.learn(prepared, generator, attempt)
             outcome = self._measure(prepared, training, attempt)
+            attempt.result.proofs = self._prove(fresh, prepared, outcome, second, attempt)
         attempt.finish(outcome)
 
     def prepare(self, prepared: Prepared, generator: torch.Generator) -> Prepared:
@@ -196,20 +210,11 @@ class Analysis:
         scores = training.scores.cpu()
         keep = method.pools.select(scores)
         result, cost, started = attempt.result, cost_of(training), time.perf_counter()
-        measured = measure_with_progress(prepared, units.to_channels(keep), ablation, self.trainer, attempt)
+        measured = attempt.measure(prepared, units.to_channels(keep), ablation, self.trainer)
         add_part(cost, "measuring", started, 4 * prepared.data.evaluation.size)
         if finishing := finishing_info(training, self.recipe.objective.name):
             result.finishing = finishing
-        started = time.perf_counter()
-        result.random_masks = self.trainer.fit(
-            lambda size: self.controls.measure(
-                prepared, units, keep, ablation, size, training.tokens, self.seed
-            )
-        )
-        if result.random_masks is not None:
-            add_part(
-                cost, "random masks", started, (result.random_masks.count + 2) * result.random_masks.tokens
-            )
+        result.random_masks = self.random_masks(prepared, keep, cost)
         result.basis = basis_info(prepared.masked.basis, units.space, self.recipe)
         result.binarization_gap = None  # there is none for methods that only score
         if isinstance(method, LearnedMethod):
@@ -218,8 +223,9 @@ class Analysis:
             if soft is not None:
                 gates = units.to_channels(soft)
                 soft_kl = self.trainer.fit(lambda size: prepared.kl(gates, ablation, size))
-            kl, kept = measured.metrics["masked"]["kl"], int(keep.sum())
-            result.binarization_gap = binarization_gap(kl, kept, soft, soft_kl)
+            kl, kept = measured.sequences["kl"][2], int(keep.sum())
+            positions, documents = measured.positions, measured.documents
+            result.binarization_gap = binarization_gap(kl, kept, soft, soft_kl, positions, documents)
         return Outcome(
             units,
             self.target_sparsity,
@@ -231,12 +237,59 @@ class Analysis:
             training.history,
         )
 
+    def random_masks(self, prepared: Prepared, keep: Tensor, cost: Cost) -> RandomMasks | None:
+        """Matched random masks beside the mask, keep bool [U]; None where none are asked for."""
+        started, units, ablation = time.perf_counter(), self.method.units, self.recipe.ablation
+        found = self.trainer.fit(
+            lambda size: self.controls.measure(prepared, units, keep, ablation, size, cost.tokens, self.seed)
+        )
+        if found is not None:
+            add_part(cost, "random masks", started, (found.count + 2) * found.tokens)
+        return found
 
-def measure_with_progress(
-    prepared: Prepared, kept: Tensor, ablation: Ablation, trainer: MaskTrainer, attempt: Attempt
-) -> Measured:
-    """The four models on evaluation data for kept channels bool [N], with progress over the sequences."""
-    progress = attempt.progress
-    with progress:
-        progress.start(len(prepared.data.evaluation), "measuring", "sequence")
-        return trainer.fit(lambda size: prepared.measure(kept, ablation, size, progress.update))
+    def second_text(self, prepared: Prepared) -> TokenData | None:
+        """The second text that the mask is measured on; None where none is asked for. Raises UserError."""
+        wanted = self.recipe.basis.second_text
+        return None if wanted is None else load_second_text(self.inputs, prepared, wanted)
+
+    def _prove(
+        self,
+        fresh: Analysis,
+        prepared: Prepared,
+        outcome: Outcome,
+        second: TokenData | None,
+        attempt: Attempt,
+    ) -> Proofs | None:
+        """What a run in a basis has to show; None for channels. fresh: this analysis as it was before it ran."""
+        if prepared.masked.basis is None:
+            return None
+        proofs = self.prove_mask(prepared, outcome.keep, second, outcome.cost, attempt)
+        missing, permutations = [MISSING_SUBSPACES], self.controls.permutations
+        if not self.recipe.basis.proofs:
+            missing.append(MISSING_NULL.format(permutations))
+        else:
+            kl, started = outcome.measured.metrics, time.perf_counter()
+            recovered = kl_recovered(kl["masked"]["kl"], kl["empty"]["kl"])
+            proofs.null = measure_null(fresh, prepared, permutations, [recovered], attempt)
+            add_part(outcome.cost, "permuted models", started, proofs.null.tokens)
+        proofs.missing = [*missing, *proofs.missing]
+        return proofs
+
+    def prove_mask(
+        self, prepared: Prepared, keep: Tensor, second: TokenData | None, cost: Cost, attempt: Attempt
+    ) -> Proofs:
+        """What can be shown of one mask alone, keep bool [U]: that weights carry its directions, and a second text."""
+        started, kept = time.perf_counter(), self.method.units.to_channels(keep)
+        proofs = Proofs(carried=carried(prepared.masked, kept))
+        add_part(cost, "what the weights carry", started, 0)
+        if second is None:
+            proofs.missing = [MISSING_TRANSFER]
+            return proofs
+        started, ablation = time.perf_counter(), self.recipe.ablation
+        elsewhere = replace(prepared, data=second)
+        measured = attempt.measure(elsewhere, kept, ablation, self.trainer)
+        transfer = transfer_of(measured, second, prepared.data)
+        add_part(cost, "second text", started, 4 * second.evaluation_tokens)
+        transfer.random_masks = self.random_masks(elsewhere, keep, cost)
+        proofs.transfer = transfer
+        return proofs

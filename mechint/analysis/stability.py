@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedModel
+from torch import Tensor
 
+from mechint.analysis.null import kl_recovered
 from mechint.analysis.preparation import Prepared
 from mechint.analysis.trials import (
     Necessity,
@@ -27,38 +26,36 @@ from mechint.masking import MaskSet, Pools, Units
 from mechint.masking.ablation import Ablation
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.metrics.agreement import Agreement
-from mechint.metrics.evaluation import Evaluator, faithfulness
+from mechint.metrics.evaluation import Evaluator, Measured, faithfulness
 from mechint.metrics.spread import Spread
 from mechint.results import RunFiles
-from mechint.results.evidence import Evidence, evidence_of
+from mechint.results.evidence import NECESSITY, Evidence, evidence_of
 from mechint.results.result import (
     Consensus,
+    CostPart,
     InertnessInfo,
     NecessityInfo,
-    NullControl,
-    NullLosses,
     SeedAgreement,
     SingleMasks,
     StabilityInfo,
 )
-
-# Model -> name -> number, see `mechint.metrics.evaluation.measure`.
-Measurements = Mapping[str, Mapping[str, float]]
+from mechint.results.sequences import measured_by
 
 log = logging.getLogger(__name__)
 
-FEWEST_ROWS = 4  # evaluation sequences of a trial, where there are as many; a few are needed to see noise
+FEWEST_ROWS = 16  # evaluation sequences of a trial, if there are as many; fewer see no noise
 
 
 @dataclass(kw_only=True)
 class Stability:
-    """What is tested beside the agreement of the seeds.
+    """Tests of the consensus mask of several seeds.
 
-    necessity: whether every kept unit is removed alone. subset_draws: random subsets of units that are added back, and
-    removed, per size; 0 draws none. subset_sizes: their sizes, as fractions of the kept or the removed units, whichever
-    are fewer. null_control: whether the method also runs on the model with permuted weights. tokens: evaluation tokens
-    on which each trial is measured, at most. budget: trials see at most this fraction of the tokens that all seeds
-    together saw, with fewer tokens each or, where that is not enough, fewer units.
+    necessity: whether to measure the removal of each kept unit alone. subset_draws: random subsets of units to add
+    back, and to remove, for each size; 0: none. subset_sizes: their sizes, as fractions of the kept or the
+    removed units, whichever are fewer. null_control: whether to run the method on models with permuted weights, too,
+    as many as `controls.permutations` says. tokens: most evaluation tokens for each trial, but no fewer than 16
+    sequences. budget: all trials together see at most this fraction of the tokens that learning saw in all seeds, with
+    fewer tokens each, down to 16 sequences, or, where that is not enough, fewer units.
     """
 
     necessity: bool = True
@@ -109,7 +106,8 @@ class Selections:
 class Assessment:
     """Agreement of the seeds' runs, and trials on their consensus mask keep, bool [U].
 
-    batch_size: sequences that go through the model at once. progress: shows how far a test is.
+    batch_size: sequences that go through the model at once. progress: shows how far a test is. parts: what the tests
+    took, once `info` has made them.
     """
 
     settings: Stability
@@ -121,12 +119,13 @@ class Assessment:
     batch_size: int
     ablation: Ablation
     progress: Progress
+    parts: list[CostPart] = field(default_factory=list, init=False)
     _necessity: Necessity | None = field(default=None, init=False)
 
-    def info(self, metrics: Measurements, seed: int) -> StabilityInfo:
+    def info(self, measured: Measured, seed: int) -> StabilityInfo:
         """What result.json says of it, apart from the null control.
 
-        metrics: what the consensus mask does on all evaluation data. seed: of the random subsets.
+        measured: what the consensus mask does on all evaluation data. seed: of the random subsets.
         """
         results = [run.result for run in self.runs]
         digests = {result.dataset.evaluation_digest for result in results}
@@ -141,7 +140,7 @@ class Assessment:
             frequency_histogram=list(agreement.histogram),
             frequency_histogram_chance=list(agreement.chance_histogram),
             single=_single_masks(self.runs),
-            consensus=self._consensus(metrics),
+            consensus=self._consensus(measured),
             necessity=self._test_necessity(trials, most, generator),
             inertness=self._test_inertness(trials, counts, generator),
             null=None,
@@ -151,21 +150,27 @@ class Assessment:
     def evidence(self) -> Evidence:
         """What is known of every channel."""
         count = self.units.count
-        rise = error = torch.full((count,), torch.nan)
-        if self._necessity:
-            rise, error = self._necessity.on_units(count)
-        flat = {"frequency": self.selections.frequency, "necessity": rise, "necessity_error": error}
+        found = (
+            dict.fromkeys(NECESSITY, torch.full((count,), torch.nan))
+            if self._necessity is None
+            else self._necessity.on_units(count)
+        )
+        flat = {"frequency": self.selections.frequency, **found}
         spread = {name: self.units.to_channels(value) for name, value in flat.items()}
         return evidence_of(self.units.space, **spread, unit=self.units.of_channel)
 
-    def _consensus(self, metrics: Measurements) -> Consensus:
-        dense, empty, masked = (metrics[name]["loss"] for name in ("dense", "empty", "masked"))
+    def _consensus(self, measured: Measured) -> Consensus:
+        dense, empty, masked = (measured.metrics[name] for name in ("dense", "empty", "masked"))
         frequency = self.selections.frequency[self.keep]
         return Consensus(
-            kl=metrics["masked"]["kl"],
-            loss=masked,
-            faithfulness=faithfulness(dense, empty, masked),
-            kl_recovered=kl_recovered(metrics["masked"]["kl"], metrics["empty"]["kl"]),
+            kl=masked["kl"],
+            kl_se=masked.get("kl_se"),
+            loss=masked["loss"],
+            loss_se=masked.get("loss_se"),
+            faithfulness=faithfulness(dense["loss"], empty["loss"], masked["loss"]),
+            faithfulness_se=measured.faithfulness_se,
+            kl_recovered=kl_recovered(masked["kl"], empty["kl"]),
+            kl_recovered_se=measured.kl_recovered_se,
             units=len(frequency),
             unanimous_units=int((frequency == 1).sum()),
             mean_frequency=float(frequency.mean()),
@@ -179,7 +184,7 @@ class Assessment:
         seen = sum(run.result.cost.tokens for run in self.runs) + 4 * seeds * data.size
         sequences = self.settings.budget * seen / length
         masks = subsets + (int(self.keep.sum()) if self.settings.necessity else 0)
-        count = min(max(FEWEST_ROWS, int(sequences / max(masks, 1))), max(1, self.settings.tokens // length))
+        count = max(FEWEST_ROWS, min(int(sequences / max(masks, 1)), self.settings.tokens // length))
         chosen = data[torch.from_numpy(even_rows(len(data), count))]
         affordable = int(sequences / len(chosen))
         most = max(1, affordable - subsets, affordable // 2)
@@ -192,12 +197,15 @@ class Assessment:
         kept = int(self.keep.sum())
         if not self.settings.necessity or not kept:
             return None
-        log.info("removing each of %d kept units alone", min(kept, most))
+        log.info("removing each of %d kept units in turn", min(kept, most))
         started = time.perf_counter()
         with self.progress as progress:
             progress.start(len(trials.evaluator.batch), "removing units", "sequence")
             self._necessity = measure_necessity(trials, most, generator)
-        return self._necessity.info(trials.tokens, kept, time.perf_counter() - started)
+        found, seconds = self._necessity, time.perf_counter() - started
+        tokens = (1 + len(found.units)) * trials.tokens
+        self.parts.append(CostPart(name="necessity", seconds=seconds, tokens=tokens))
+        return found.info(trials.tokens, kept, seconds, trials.evaluator.batch.positions)
 
     def _test_inertness(
         self, trials: Trials, counts: Sequence[int], generator: torch.Generator
@@ -210,6 +218,8 @@ class Assessment:
             progress.start(len(trials.evaluator.batch), "random subsets", "sequence")
             found = measure_inertness(trials, counts, self.settings.subset_draws, generator)
         found.seconds = time.perf_counter() - started
+        tokens = (1 + 2 * len(counts) * found.draws) * trials.tokens
+        self.parts.append(CostPart(name="random subsets", seconds=found.seconds, tokens=tokens))
         return found
 
 
@@ -226,77 +236,20 @@ def _iou_of(agreement: Agreement) -> SeedAgreement:
 def _single_masks(runs: Sequence[RunFiles]) -> SingleMasks:
     """What each seed's own mask does on evaluation data."""
     metrics = [run.result.metrics for run in runs]
+    measured = [measured_by(run) for run in runs]
     kl, loss = [model.masked.kl for model in metrics], [model.masked.loss for model in metrics]
     spread = Spread.of(kl)
     return SingleMasks.model_validate(
         {
             "kl": kl,
+            "kl_se": [model.masked.kl_se for model in metrics],
             "kl_mean": None if spread is None else spread.mean,
             "kl_sd": None if spread is None else spread.sd,
             "loss": loss,
+            "loss_se": [model.masked.loss_se for model in metrics],
             "faithfulness": [run.result.faithfulness for run in runs],
+            "faithfulness_se": [run.result.faithfulness_se for run in runs],
             "kl_recovered": [kl_recovered(model.masked.kl, model.empty.kl) for model in metrics],
+            "kl_recovered_se": [None if one is None else one.kl_recovered_se for one in measured],
         }
     )
-
-
-def null_control(metrics: Measurements, seed: int, matrices: int, seconds: float) -> NullControl:
-    """What the same method does on the model with permuted weights, against that model's own dense outputs."""
-    dense, empty, masked = (metrics[name]["loss"] for name in ("dense", "empty", "masked"))
-    return NullControl(
-        seed=seed,
-        matrices=matrices,
-        kl=metrics["masked"]["kl"],
-        kl_empty=metrics["empty"]["kl"],
-        kl_recovered=kl_recovered(metrics["masked"]["kl"], metrics["empty"]["kl"]),
-        loss=NullLosses(dense=dense, empty=empty, masked=masked),
-        faithfulness=faithfulness(dense, empty, masked),
-        seconds=seconds,
-    )
-
-
-def kl_recovered(masked: float | None, empty: float | None) -> float | None:
-    """1 - KL of the masked / KL of the empty model: 1 as the dense model, 0 as the empty one; None for KL 0 of that.
-
-    Unlike faithfulness it needs no model that is good at the text.
-    """
-    return 1 - masked / empty if masked is not None and empty else None
-
-
-@contextmanager
-def permuted_weights(model: PreTrainedModel, seed: int) -> Iterator[int]:
-    """Permute the entries inside every attention and MLP weight matrix for the time of the block.
-
-    Yields how many matrices there are. Embeddings, the output projection to the vocabulary, biases and norms stay, and
-    so do the values that each matrix holds; which entry is where is random. Afterwards every weight is bitwise what it
-    was. Only one matrix at a time needs extra memory.
-    """
-    matrices = block_matrices(model)
-    _permute(matrices, seed, undo=False)
-    try:
-        yield len(matrices)
-    finally:
-        _permute(matrices, seed, undo=True)
-
-
-def block_matrices(model: PreTrainedModel) -> list[Tensor]:
-    """The weight tensors of two and more dimensions, without those of embeddings and of the output projection."""
-    outside = {
-        id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()
-    }
-    if (head := model.get_output_embeddings()) is not None:
-        outside |= {id(parameter) for parameter in head.parameters()}
-    return [p.data for p in model.parameters() if p.ndim >= 2 and id(p) not in outside]
-
-
-def _permute(matrices: list[Tensor], seed: int, undo: bool) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for matrix in matrices:
-        order = torch.randperm(matrix.numel(), generator=generator).to(matrix.device)
-        flat = matrix.flatten()
-        shuffled = torch.empty_like(flat)
-        if undo:
-            shuffled[order] = flat
-        else:
-            shuffled = flat[order]
-        matrix.copy_(shuffled.view_as(matrix))

@@ -16,16 +16,17 @@ from torch import Tensor
 
 from mechint.analysis.attempt import Attempt, Outcome, RunOptions, attempt_run, child_config
 from mechint.analysis.describing import Record, total_cost
+from mechint.analysis.proofs import MISSING_NESTED
 from mechint.analysis.single import Analysis
 from mechint.errors import UserError
+from mechint.learning.recipe import Recipe
 from mechint.masking import Units
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.methods.method import importance
-from mechint.metrics.evaluation import Measured
 from mechint.results import Result, RunFiles
 from mechint.results.mask_files import load_basis
-from mechint.results.result import Metrics, NestedPoint
-from mechint.results.sequences import load_sequences
+from mechint.results.result import Metrics, NestedPoint, Proofs
+from mechint.results.sequences import measured_by
 
 log = logging.getLogger(__name__)
 
@@ -77,15 +78,19 @@ class NestedTargets:
         keep = units.of_channels(flat_keep(units.space, last.masks))
         result.nested = [point(run) for run in runs]
         result.binarization_gap = None
-        basis, cost = load_basis(units.space, last.directory), total_cost([run.result.cost for run in runs])
+        basis, cost = load_basis(units.space, last.directory), total_cost(runs)
         result.basis, result.random_masks = last.result.basis, last.result.random_masks
+        result.proofs = proofs_of_several(last.result.proofs, recipe)
+        measured = measured_by(last)
+        assert measured is not None, "runs of this version keep their sequences"
         target, worth = highest.target_sparsity, importance(ranking)
-        attempt.finish(Outcome(units, target, keep, worth, measured_by(last), cost, basis))
+        attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis))
 
     def _single(self, number: int) -> Analysis:
         """The analysis of one target."""
         recipe = copy.deepcopy(self.analysis.recipe)
         recipe.method.finishing_trials = self._part(number, recipe.method.finishing_trials)
+        recipe.basis.proofs = False  # of one target only
         recipe.steps = max(1, self._part(number, recipe.steps))
         return self.analysis.another(target_sparsity=self.targets[number], recipe=recipe)
 
@@ -113,15 +118,6 @@ class NestedTargets:
         return runs
 
 
-def measured_by(run: RunFiles) -> Measured:
-    """What a run measured, from its files."""
-    sequences = load_sequences(run.directory)
-    assert sequences is not None, "runs of this version keep their sequences"
-    positions = sequences.pop("positions")
-    metrics = run.result.as_json()["metrics"]
-    return Measured(metrics, sequences, positions)
-
-
 def one_ranking(units: Units, runs: Sequence[RunFiles]) -> Tensor:
     """Scores [U], double, that order the units of nested runs, ascending in sparsity, all at once.
 
@@ -144,10 +140,21 @@ def point(run: RunFiles) -> NestedPoint:
         achieved=sparsity.achieved,
         kept=sparsity.kept,
         total=sparsity.total,
+        channels=result.channels.kept,
         metrics=Metrics(masked=metrics.masked, complement=metrics.complement),
         faithfulness=result.faithfulness,
+        faithfulness_se=result.faithfulness_se,
         loss_degradation_percent=result.loss_degradation_percent,
+        loss_degradation_percent_se=result.loss_degradation_percent_se,
+        random_masks=result.random_masks,
     )
+
+
+def proofs_of_several(best: Proofs | None, recipe: Recipe) -> Proofs | None:
+    """What a run for several targets shows of its mask: what the mask's own run does, but for the permuted models."""
+    if best is None or not recipe.basis.proofs:
+        return best
+    return best.model_copy(update={"missing": [MISSING_NESTED, *best.missing]})
 
 
 def directory_of(target: float) -> str:
@@ -172,7 +179,7 @@ def parse_targets(value: Any) -> tuple[float, ...]:
         if not (step > 0 and first <= last):
             raise wrong
         if not (math.isfinite(first + last + step) and (last - first) / step < MOST_TARGETS):
-            raise UserError(f"target_sparsity={value} stands for too many values; use at most {MOST_TARGETS}")
+            raise UserError(f"target_sparsity={value} has too many values; use at most {MOST_TARGETS}")
         value = [round(first + step * index, 12) for index in range(int((last - first) / step + 1 + 1e-9))]
     items = value if isinstance(value, (list, tuple)) else [value]
     targets = sorted(_number(item, wrong) for item in items)
@@ -180,7 +187,7 @@ def parse_targets(value: Any) -> tuple[float, ...]:
         raise wrong
     if len(targets) > MOST_TARGETS or len({directory_of(target) for target in targets}) < len(targets):
         raise UserError(
-            f"target_sparsity={value} has values too close to each other or more than {MOST_TARGETS} of them; "
+            f"target_sparsity={value} has values that are too close together, or more than {MOST_TARGETS} of them; "
             "leave some out"
         )
     return tuple(targets)

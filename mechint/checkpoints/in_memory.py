@@ -63,9 +63,11 @@ class ModelInMemory(CheckpointLoader):
         return as_checkpoint(loaded, location, device, _digest(self._model), name)
 
     def fingerprint(self, source: str) -> str:
-        """Hex SHA-256 of the weights and the configuration as they are now."""
+        """Hex SHA-256 of the weights, the configuration and a tokenizer object as they are now."""
         config = self._model.config.to_json_string(use_diff=False)
-        return hashlib.sha256(f"{_digest(self._model)}\n{config}".encode()).hexdigest()
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        words = "" if backend is None else backend.to_str()
+        return hashlib.sha256(f"{_digest(self._model)}\n{config}\n{words}".encode()).hexdigest()
 
 
 def _language_model(model: Any) -> PreTrainedModel:
@@ -82,7 +84,7 @@ def _language_model(model: Any) -> PreTrainedModel:
         raise UserError("the model's weights are packed; load it unquantised")
     if not model.can_generate() or model.get_output_embeddings() is None:
         raise UserError(
-            f"{type(model).__name__} is no language model; give one with a head, such as a ...ForCausalLM"
+            f"{type(model).__name__} is not a language model; give one with a head, such as a ...ForCausalLM"
         )
     if len({str(parameter.device) for parameter in model.parameters()}) > 1:
         raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -21,6 +21,11 @@ from mechint.errors import UserError, one_line
 
 # Parameters that one stored number may stand for: tied embeddings are stored once.
 MOST_SHARED = 4
+
+# Tensors that older versions of models left in their files, and that hold nothing learned.
+_NOT_LEARNED = re.compile(
+    r"(^|\.)(inv_freq|rotary\w*\.\w+|freqs\w*|attn\.bias|attention\.bias|masked_bias|causal_mask|position_ids|_extra_state)$"
+)
 
 # What wrappers of a training run put into the names of weights, at any place.
 WRAPPERS = re.compile(r"(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
@@ -43,7 +48,8 @@ def causal_class(config: PreTrainedConfig) -> tuple[type[PreTrainedModel], PreTr
         )
     if not _has_attention_heads(text):
         raise UserError(
-            f"{kind} has no attention heads in its configuration, so no keys and values to mask; give another"
+            f"{kind} has no attention heads in its configuration, so it has no keys and values to mask; "
+            "give another model"
         )
     if whole is None:
         return causal, text if causal.config_class is type(text) else config
@@ -60,6 +66,7 @@ def instantiate(
     model_class, config = causal_class(config)
     empty = _empty(model_class, config, weights, source)
     weights, notes = _plain_names(weights, empty)
+    _refuse_whole_numbers(weights, empty, source)
     model, unused = from_pretrained(model_class, source, options, None, config=config, state_dict=weights)
     model, said = text_decoder(model)
     return model, (*said, *notes, *unused)
@@ -111,6 +118,17 @@ def _plain_names(
     return plain, (f"names of weights were cleaned of a wrapper's prefix, e.g. {changed}",)
 
 
+def _refuse_whole_numbers(weights: dict[str, Tensor], empty: PreTrainedModel, source: Path) -> None:
+    """Raise UserError where learned weights are whole numbers: packed ones, without what unpacks them."""
+    learned = {name for name, _ in empty.named_parameters()}
+    whole = [name for name in learned & weights.keys() if not weights[name].is_floating_point()]
+    if whole:
+        raise UserError(
+            f"{source} holds {len(whole)} weights as whole numbers ({weights[min(whole)].dtype}), e.g. {min(whole)}: "
+            "it is quantised and does not say how; give the unquantised model that it was made from"
+        )
+
+
 def from_pretrained(
     model_class: type[PreTrainedModel], source: Path, options: LoadOptions, *args: Any, **kwargs: Any
 ) -> tuple[PreTrainedModel, tuple[str, ...]]:
@@ -138,10 +156,13 @@ def from_pretrained(
         raise UserError(
             f"{source} cannot be loaded as {model_class.__name__} ({one_line(error)}); check its config.json"
         ) from error
-    return model, _check_report(report, f"{source}", model_class.__name__)
+    return model, _check_report(report, source, model, options.ignore)
 
 
-def _check_report(report: dict[str, Any], source: str, class_name: str) -> tuple[str, ...]:
+def _check_report(
+    report: dict[str, Any], source: Path, model: PreTrainedModel, ignore: tuple[str, ...]
+) -> tuple[str, ...]:
+    class_name = type(model).__name__
     if missing := sorted(report["missing_keys"]):
         raise UserError(
             f"{source} lacks {len(missing)} of the weights of {class_name}, e.g. {missing[0]}; they would be "
@@ -153,9 +174,40 @@ def _check_report(report: dict[str, Any], source: str, class_name: str) -> tuple
             f"{source} does not fit its configuration: {name} is {tuple(found)} in the weights and "
             f"{tuple(expected)} in {class_name}; check that the two belong together"
         )
-    if unused := sorted(report["unexpected_keys"]):
-        return (f"{len(unused)} tensors of the checkpoint are not used by {class_name}, e.g. {unused[0]}",)
+    unused = sorted(report["unexpected_keys"])
+    if inside := [name for name in unused if _belongs_to_a_layer(name, model) and not _ignored(name, ignore)]:
+        ends = dict.fromkeys(".".join(name.split(".")[-2:]) for name in inside)
+        raise UserError(
+            f"{source} has {_tensors(inside)} in its layers that {class_name} does not use, e.g. {inside[0]}, and "
+            "computes something else without: check its config.json, merge an adapter first, or, if that changes "
+            f"nothing, give 'model.ignore=[{','.join(list(ends)[:8])}]'"
+        )
+    if unused:
+        return (f"not used by {class_name}: {_tensors(unused)} of the checkpoint, e.g. {unused[0]}",)
     return ()
+
+
+def _belongs_to_a_layer(name: str, model: PreTrainedModel) -> bool:
+    """Whether a tensor would be part of a layer that the model has, and so of what that computes."""
+    if _NOT_LEARNED.search(name):
+        return False
+    lists = [path for path, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    layers = {
+        f"{path}.{number}"
+        for path in lists
+        for number in range(len(cast(nn.ModuleList, model.get_submodule(path))))
+    }
+    parts = f"{model.base_model_prefix}.{name.removeprefix(f'{model.base_model_prefix}.')}".split(".")
+    starts = {".".join(whole[:end]) for whole in (parts, name.split(".")) for end in range(1, len(whole))}
+    return bool(starts & layers)
+
+
+def _tensors(names: list[str]) -> str:
+    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"
+
+
+def _ignored(name: str, ignore: tuple[str, ...]) -> bool:
+    return any(name == given or name.endswith(f".{given}") for given in ignore)
 
 
 def _has_attention_heads(config: PreTrainedConfig) -> bool:

@@ -42,8 +42,8 @@ class CheckpointLoader:
     `attention` is the implementation ("auto": transformers' choice), `tokenizer` a directory, file or hub id to use
     instead of the checkpoint's own, `revision` a branch, tag or commit of a hub id. For nanoGPT-style checkpoints that
     do not say so themselves: `num_heads` is the number of attention heads, `kv_tying` whether c_attn has one projection
-    for keys and values; `ignore` names settings that are to count as harmless. `shard` splits the layers over the
-    processes of torchrun, for models that one device cannot hold.
+    for keys and values. `ignore` names settings and tensors that are to count as harmless. `shard` splits the layers
+    over the processes of torchrun, for models that one device cannot hold.
     """
 
     attention: str = "auto"
@@ -105,8 +105,6 @@ class CheckpointLoader:
                 notes.append("model.num_heads has no effect: the checkpoint's configuration names its heads")
             if self.kv_tying is not None:
                 notes.append("model.kv_tying has no effect: the checkpoint's configuration says what it is")
-            if self.ignore and location.format != "gguf":
-                notes.append("model.ignore has no effect: it is for nanoGPT-style checkpoints and GGUF files")
         return notes
 
 
@@ -178,7 +176,7 @@ def _refuse_not_finite(model: PreTrainedModel, source: str) -> None:
     if bad:
         raise UserError(
             f"{source} holds NaN or infinity in {len(bad)} of {len(weights)} weights, first in {bad[0]}; "
-            "give a checkpoint from before its training broke down"
+            "give a checkpoint from before its training diverged"
         )
 
 

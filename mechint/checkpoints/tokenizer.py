@@ -63,7 +63,7 @@ def _read_file(file: Path) -> PreTrainedTokenizerBase:
             tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(file))
     except Exception as error:
         raise UserError(
-            f"model.tokenizer={file} is no tokenizer of the `tokenizers` library ({one_line(error, 80)}); give its "
+            f"model.tokenizer={file} is not a tokenizer of the `tokenizers` library ({one_line(error, 80)}); give its "
             "directory, or a file written by Tokenizer.save"
         ) from error
     return checked(tokenizer, str(file))

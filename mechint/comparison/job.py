@@ -12,7 +12,6 @@ for variants, of units for a tree.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,14 +21,15 @@ from typing import Any
 import pandas as pd
 
 from mechint.analysis.describing import now
-from mechint.comparison import report, study_report
+from mechint.comparison import report, study_report, web_page
 from mechint.comparison.comparison import Comparison, ComparisonFigure, Variant
 from mechint.comparison.findings import findings_text
-from mechint.comparison.runs import BYTES_PER_ELEMENT
+from mechint.comparison.runs import BYTES_PER_ELEMENT, rows_of
 from mechint.comparison.study import Study, StudyFigure
 from mechint.loggers import Logger, LoggerGroup, RunInfo
 from mechint.metrics.spread import Spread
 from mechint.reporting.visualizer import require_dpi
+from mechint.reporting.web import PAGE
 from mechint.results.directories import refuse_run
 from mechint.runtime.files import write_atomically, write_json
 
@@ -64,6 +64,7 @@ def leave_comparison(
         KEY_FINDINGS: findings_text(comparison),
         report.FILENAME: report.comparison_report(comparison, drawn),
         report.SUMMARY: differences.to_csv(index=False),
+        PAGE: web_page.comparison_page(comparison),
     }
     summary = {
         name: {key: claim.difference for key, claim in difference.metrics.items()}
@@ -93,6 +94,7 @@ def leave_study(study: Study, figures: Sequence[StudyFigure], output: Output) ->
     texts = {
         study_report.CSV: table.to_csv(index=False),
         study_report.MARKDOWN: study_report.study_markdown(study, drawn),
+        PAGE: web_page.study_page(study),
     }
     groups = []
     for label, shared in zip(study.groups.index, rows_of(study.groups), strict=True):
@@ -149,12 +151,6 @@ def _variant(variant: Variant) -> dict[str, Any]:
         "quoted": list(variant.quoted),
         "layers": rows_of(variant.layers.reset_index()),
     }
-
-
-def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a table as JSON holds them: plain numbers, null where there is none."""
-    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=15))
-    return rows
 
 
 def as_plain(value: Any) -> Any:

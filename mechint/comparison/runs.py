@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,3 +152,9 @@ def kept_frame(channels: pd.DataFrame) -> pd.DataFrame:
     """The masks: rows by (layer, kind, head, channel), a column for each run."""
     index = ["layer", "kind", "head", "channel"]
     return channels.set_index([*index, "run"])["kept"].unstack("run")
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table as JSON holds them: plain numbers, null where there is none."""
+    rows: list[dict[str, Any]] = json.loads(frame.to_json(orient="records", double_precision=15))
+    return rows

@@ -38,7 +38,7 @@ SYSTEM_REFUSALS = {
     for numbers, remedy in (
         (("ENAMETOOLONG", "ENOTDIR", "EISDIR", "EEXIST", "ELOOP", "ENOENT", "EINVAL"), "give another path"),
         (("EACCES", "EPERM", "EROFS"), "give a path that can be used, or change its permissions"),
-        (("ENOSPC", "EDQUOT"), "make room, and repeat the command"),
+        (("ENOSPC", "EDQUOT"), "free some space, and repeat the command"),
     )
     for number in (getattr(errno, name) for name in numbers)
 }
@@ -58,14 +58,15 @@ def in_user_words(error: BaseException) -> BaseException:
         name = name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}..."
         return UserError(f"{name}: {error.strerror}; {SYSTEM_REFUSALS[error.errno]}")
     if isinstance(error, ValueError) and "embedded null byte" in text:
-        return UserError("a path holds a NUL character; give another path")
+        return UserError("a path contains a NUL character; give another path")
     if isinstance(error, ValueError) and "Config group override" in text:
         return UserError(f"{error}; name one of its options, --help lists them")
     if isinstance(error, OverrideParseException):
         return UserError(_unreadable(str(error.override), text))
     if several := re.match(r"Ambiguous value for argument '(.*?)'\n", text):
         return UserError(
-            f"{several[1]} has a comma: add -m for one run each, or quote what is one text: {_quoted(several[1])}"
+            f"{several[1]} contains a comma: add -m for one run each, or quote it if it is one text: "
+            f"{_quoted(several[1])}"
         )
     cause = error.__cause__ or error.__context__
     unknown = re.match(r"Could not override '[^']+'|In '([^']+)': Config(Key|Attribute)Error raised", text)

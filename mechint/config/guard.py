@@ -46,7 +46,7 @@ def check_config(config: DictConfig) -> None:
     if config.hydra.job.chdir:
         raise UserError(
             "hydra.job.chdir=true is not supported: relative paths would mean other files; leave it out, "
-            "every file goes to the output directory all the same"
+            "every file goes to the output directory anyway"
         )
     HydraConfig.instance().set_config(config)  # for interpolations of ${hydra:...}
     check_keys(config)

@@ -133,6 +133,8 @@ class Conf:
             if isinstance(entry, str) and entry.startswith("/shared/"):
                 shared = self.file(entry.partition("@")[0].lstrip("/"))
                 keys |= shared.keys() if shared else {}
+            elif entry in self.options(group) and group != "planted":  # an option that changes another one
+                keys |= self.option_keys(group, entry)
         below = f"{group}." if file.package == "_global_" else f"{option}." if group == "planted" else ""
         for name, (value, comment) in file.keys(below).items():
             # An option that only sets a shared key to another value need not repeat what it means.
@@ -166,7 +168,7 @@ def program_help(about: str, config: DictConfig) -> str:
     groups = [group for group in named if group in choices]
     own = {name: found for name, found in primary.keys().items() if not name.startswith("hydra.")}
     root = _lines(
-        (f"{name}={_shown(values.get(name, value))}", comment)
+        (f"{name}={shown_value(values.get(name, value))}", comment)
         for name, (value, comment) in own.items()
         if name.partition(".")[0] not in groups
     )
@@ -206,22 +208,25 @@ def _group(
             comment = own[path][1] or comment
         some = f" [{' '.join(sorted(key.options))}]" if len(key.options) < len(everyone) else ""
         shown = path.replace(".", ".NAME.", 1) if group == "planted" else path
-        rows.append((f"{shown}={_shown(value)}", f"{comment}{some}".strip()))
+        rows.append((f"{shown}={shown_value(value)}", f"{comment}{some}".strip()))
     return f"{group}={current}{_lines(rows)}" if rows else ""
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
     """A value as on the command line, cut off where it is long."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     if isinstance(value, list):
-        items = [
-            str(item.get("_target_", item)).rpartition(".")[2] if isinstance(item, dict) else _shown(item)
-            for item in value
-        ]
-        value = f"[{', '.join(items)}]"
+        value = f"[{', '.join(_shown_item(item) for item in value)}]"
     text = str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 4]} ..."
+
+
+def _shown_item(item: Any) -> str:
+    """An item of a list: an object by its class, what has a label by that."""
+    if not isinstance(item, dict):
+        return shown_value(item)
+    return str(item["_target_"]).rpartition(".")[2] if "_target_" in item else ", ".join(map(str, item))
 
 
 def _lines(rows: Iterable[tuple[str, str]]) -> str:

@@ -71,7 +71,7 @@ def _no_value(override: Override) -> str:
     line = override.input_line or override.key_or_group
     pattern = line.partition("=")[2].removeprefix("glob(").removesuffix(")")
     remedy = f"; to analyse several: -m sweep=checkpoints 'checkpoint_glob={pattern}'"
-    return f"{line} stands for no value at all" + (remedy if line.startswith("checkpoint=") else "")
+    return f"{line} matches nothing" + (remedy if line.startswith("checkpoint=") else "")
 
 
 def job_names(values: list[list[str]]) -> list[str]:

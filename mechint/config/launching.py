@@ -106,11 +106,28 @@ def _origin(problem: BaseException) -> str:
     return type(problem).__module__.split(".")[0]
 
 
+def _leave_page(sweep: Sweep) -> None:
+    """Leave the page of the sweep's runs in its directory, where any of them is finished and there is room."""
+    from mechint.comparison.study import read_study
+    from mechint.comparison.web_page import study_page
+    from mechint.reporting.web import PAGE
+    from mechint.runtime.files import write_atomically
+
+    try:
+        text = study_page(read_study(sweep.directory))
+        with write_atomically(sweep.directory / PAGE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except (UserError, OSError):  # no run is finished, or no room is left; compare.py makes the page later
+        return
+    print(f"report: {sweep.directory / PAGE}")
+
+
 def _report(sweep: Sweep, problem: BaseException | None) -> int:
     """Print what became of a sweep; its exit code."""
     outcomes = sweep.outcomes()
     print(table(outcomes, sweep.directory))
     sweep.end()
+    _leave_page(sweep)
     if problem is None and succeeded(outcomes):
         return 0
     if isinstance(problem, Exception) and _origin(problem) not in ("submitit", "joblib"):

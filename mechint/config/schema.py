@@ -91,6 +91,8 @@ class VisualizeSchema:
     run: str | None
     tree: str | None
     output_dir: str | None
+    serve: bool
+    port: int
     visualizer: Any = field(metadata=PART)
 
 

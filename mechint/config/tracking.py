@@ -130,8 +130,8 @@ def run_task(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
 def _how_to_go_on(config: DictConfig) -> str:
     where = output_directory()
     if config.output_dir:
-        return f"{where} holds what is done, and the same command goes on"
-    return f"the same command with output_dir={where} goes on"
+        return f"{where} holds what is done, and the same command continues"
+    return f"the same command with output_dir={where} continues"
 
 
 def _run_job(
@@ -139,7 +139,7 @@ def _run_job(
 ) -> Any:
     launcher = choice("hydra/launcher")
     if launcher in OWN_PROCESS and os.environ.get("SLURM_PROCID", "0") != "0":
-        log.warning("one process is enough for a job, this one ends: set hydra.launcher.tasks_per_node=1")
+        log.warning("a job needs one process only, so this one ends: set hydra.launcher.tasks_per_node=1")
         return math.nan
     _set_threads(slurm_threads() if launcher in ON_SLURM else sweep.threads)
     if launcher in SIDE_BY_SIDE:
@@ -162,7 +162,7 @@ def _run_job(
             raise
         reason = f"{type(error).__name__}: {error_line(error)}".rstrip(": ")
         if isinstance(error, Exception):
-            log.error("the job failed, the sweep goes on: %s", reason)
+            log.error("the job failed; the sweep continues: %s", reason)
             _log_traceback(error)
             if before == _written(directory):
                 _record_failure(directory, config, error)

@@ -27,10 +27,10 @@ class Beginning(NamedTuple):
             return ()
         names = " ".join(str(name) for name in tokenizer.convert_ids_to_tokens(list(self.never_counted)))
         if self.tokens:
-            return (f"every row begins with {names}, which is never a predicted token that counts",)
+            return (f"every row begins with {names}, which is never counted as a predicted token",)
         return (
-            f"rows do not begin with {names}, although the tokenizer adds it by itself (dataset.bos=false); it is "
-            "never a predicted token that counts",
+            f"rows do not begin with {names}, although the tokenizer adds it (dataset.bos=false); it is "
+            "never counted as a predicted token",
         )
 
 

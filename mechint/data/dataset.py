@@ -1,4 +1,4 @@
-"""What every dataset has in common: rows of one length, so many tokens on each side."""
+"""What all datasets have in common: rows of equal length, and a number of tokens for calibration and evaluation."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
+
+import torch
 
 from mechint.data.bos import cut, find_beginning
 from mechint.data.leakage import NGRAM, Leakage, measure_leakage
@@ -36,9 +38,9 @@ class Dataset(ABC):
     """A source of calibration and evaluation tokens.
 
     sequence_length: inputs per row; None = 256, or the model's positions where there are fewer.
-    calibration_tokens, evaluation_tokens: at most so many predicted tokens on each side.
-    bos: whether rows begin with the tokenizer's beginning-of-text token; auto: if it adds one by itself.
-    allow_overlap: whether to go on where much of the evaluation text also stands in the calibration text.
+    calibration_tokens, evaluation_tokens: most predicted tokens of each kind.
+    bos: whether rows begin with the tokenizer's beginning-of-text token; auto: if the tokenizer adds it.
+    allow_overlap: whether to continue if much of the evaluation text also occurs in the calibration text.
     """
 
     sequence_length: int | None = None
@@ -79,6 +81,7 @@ class Dataset(ABC):
         available = num_rows(len(evaluation.ids), length)
         chosen = even_rows(available, self.evaluation_tokens // length)
         measure = cut(evaluation.ids, evaluation.byte_counts, chosen, length, begin)
+        documents = evaluation.documents(chosen, length)
         highest = int(max(learn.ids.max(), measure.ids.max()))
         if highest >= vocab_size:
             raise UserError(self.vocabulary_message(highest, vocab_size, tokenizer_name))
@@ -86,7 +89,9 @@ class Dataset(ABC):
         notes += self._leakage_note(leakage) + begin.notes(tokenizer)
         num_bytes = measure.num_bytes()
         if num_bytes is None:
-            notes += ("bits per byte are unknown: nothing tells how many bytes of text a token stands for",)
+            notes += (
+                "bits per byte are unknown: the number of bytes that each token stands for is not known",
+            )
         notes += _shortage("calibration", len(learn.ids), self.calibration_tokens, length)
         notes += _shortage("evaluation", len(measure.ids), self.evaluation_tokens, length)
         return TokenData(
@@ -96,6 +101,7 @@ class Dataset(ABC):
             evaluation=measure.batch(),
             evaluation_bytes=num_bytes,
             evaluation_digest=digest_of_rows(measure.ids),
+            evaluation_documents=None if documents is None else torch.from_numpy(documents),
             bos=begin.tokens,
             leakage=leakage,
             notes=notes,
@@ -105,7 +111,7 @@ class Dataset(ABC):
         """What is wrong, and what to do, when a token id is outside the checkpoint's vocabulary."""
         return (
             f"tokenizer {tokenizer_name} gives token id {highest}, but the checkpoint's vocabulary has only "
-            f"{vocab_size} entries: give the checkpoint's own tokenizer with model.tokenizer=DIRECTORY"
+            f"{vocab_size} entries: give the tokenizer that the checkpoint was trained with, model.tokenizer=DIRECTORY"
         )
 
     def _leakage_note(self, leakage: Leakage) -> tuple[str, ...]:
@@ -115,14 +121,16 @@ class Dataset(ABC):
         ):  # shorter runs are shared by any two texts
             return ()
         found = (
-            f"{leakage.shared_ngrams:.0%} of the runs of {leakage.n} tokens on the evaluation side of dataset "
-            f"{self.title} also stand on the calibration side"
+            f"{leakage.shared_ngrams:.0%} of the runs of {leakage.n} tokens in the evaluation data of dataset "
+            f"{self.title} also occur in the calibration data"
         )
         if self.allow_overlap:
-            return (f"{found} (dataset.allow_overlap=true): measured on what was learned on",)
+            return (
+                f"{found} (dataset.allow_overlap=true): the mask is measured on text that it was learned on",
+            )
         raise UserError(
             f"{found} (more than {MOST_SHARED:.0%}), and masks must not be measured on what they are learned on: give "
-            "other text, or dataset.allow_overlap=true to go on all the same"
+            "other text, or dataset.allow_overlap=true to continue anyway"
         )
 
     def _row_length(self, max_positions: int | None) -> int:

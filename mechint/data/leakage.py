@@ -1,4 +1,4 @@
-"""How much of the evaluation text also stands in the calibration text."""
+"""How much of the evaluation text also occurs in the calibration text."""
 
 from __future__ import annotations
 

@@ -6,10 +6,20 @@ import numpy as np
 
 
 class TokenStream(NamedTuple):
-    """Token ids, integers [S], and the bytes of text each stands for, [S] (None where unknown)."""
+    """Token ids, integers [S], the bytes of text each stands for, [S], and where documents begin, ascending [D].
+
+    The latter two are None where unknown.
+    """
 
     ids: np.ndarray
     byte_counts: np.ndarray | None
+    starts: np.ndarray | None = None
+
+    def documents(self, rows: np.ndarray, length: int) -> np.ndarray | None:
+        """The number of the document in which each row [N] of this length begins, int64 [N]; None where unknown."""
+        if self.starts is None:
+            return None
+        return np.searchsorted(self.starts, rows * length, side="right") - 1
 
 
 def num_rows(num_tokens: int, length: int) -> int:

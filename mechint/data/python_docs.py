@@ -40,7 +40,7 @@ def python_topics() -> dict[str, str]:
         from pydoc_data.topics import topics
     except ImportError:
         raise UserError(
-            "this Python comes without pydoc_data: install it whole, or use dataset=text"
+            "this Python lacks pydoc_data: install a complete Python, or use dataset=text"
         ) from None
     seen: set[str] = set()
     kept: dict[str, str] = {}

@@ -102,7 +102,7 @@ def _is_held_out(digest: int, fraction: float) -> bool:
 
 def _cut_document(text: str, fraction: float) -> DocumentSplit:
     cut = len(text) - round(len(text) * fraction)
-    note = f"one document: the last {100 * fraction:g} % of its text is the evaluation side"
+    note = f"one document: the last {100 * fraction:g} % of its text is for evaluation"
     return DocumentSplit((Document.of(text[:cut]),), (Document.of(text[cut:]),), (note,))
 
 

@@ -23,7 +23,7 @@ POOL = 4
 
 @dataclass(kw_only=True)
 class TextDataset(Dataset):
-    """A dataset made of documents. evaluation_fraction: share of them that is held out, to 1/1000."""
+    """A dataset made of documents. evaluation_fraction: fraction of them held out for evaluation, to 1/1000."""
 
     evaluation_fraction: float = 0.1
 
@@ -35,7 +35,7 @@ class TextDataset(Dataset):
         """Tokens of the documents. Raises UserError without a tokenizer."""
         if tokenizer is None:
             raise UserError(
-                f"dataset {self.title} is text, and the checkpoint comes without a tokenizer: give "
+                f"dataset {self.title} is text, and the checkpoint has no tokenizer: give "
                 "model.tokenizer=DIRECTORY or hub id, or ready tokens with dataset=tokens"
             )
         encoder = DocumentEncoder(tokenizer)

@@ -53,19 +53,19 @@ def directory() -> Path | None:
 
 def _read(entry: Path) -> TokenStream:
     ids = np.load(entry / "ids.npy", mmap_mode="r")
-    counts = entry / "byte_counts.npy"
-    stream = TokenStream(ids, np.load(counts, mmap_mode="r") if counts.exists() else None)
+    others = [entry / "byte_counts.npy", entry / "starts.npy"]
+    stream = TokenStream(ids, *(np.load(path, mmap_mode="r") if path.exists() else None for path in others))
     os.utime(entry)
     return stream
 
 
 def _write(entry: Path, stream: TokenStream) -> None:
     """The ids last: an entry with ids is whole."""
-    files = {"byte_counts.npy": stream.byte_counts, "ids.npy": stream.ids}
+    files = {"byte_counts.npy": stream.byte_counts, "starts.npy": stream.starts, "ids.npy": stream.ids}
     for name, values in files.items():
         if values is not None:
             with write_atomically(entry / name) as temporary:
-                np.save(temporary, values.astype(np.int32))
+                np.save(temporary, values.astype(np.int64 if name == "starts.npy" else np.int32))
 
 
 def _make_room(root: Path, keep: Path) -> None:
@@ -76,7 +76,8 @@ def _make_room(root: Path, keep: Path) -> None:
             return
         if entry != keep:
             (entry / "ids.npy").unlink(missing_ok=True)
-            (entry / "byte_counts.npy").unlink(missing_ok=True)
+            for name in ("byte_counts.npy", "starts.npy"):
+                (entry / name).unlink(missing_ok=True)
             with suppress(OSError):  # someone else writes there
                 entry.rmdir()
             del sizes[entry]

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from mechint.data.batch import Batch
 from mechint.data.leakage import Leakage
@@ -26,10 +27,12 @@ class TokenData:
     """UTF-8 bytes of the text of the evaluation answers; None where unknown."""
     evaluation_digest: str
     """sha256 of the evaluation rows: two runs with the same digest were measured on the same tokens."""
+    evaluation_documents: Tensor | None = None
+    """The number of the document in which each evaluation sequence begins, LongTensor [M]; None where unknown."""
     bos: tuple[int, ...] = ()
     """Tokens that every row begins with, which are never answers that count."""
     leakage: Leakage | None = None
-    """How much of the evaluation text also stands in the calibration text; None where nobody looked."""
+    """How much of the evaluation text also occurs in the calibration text; None where it was not measured."""
     notes: tuple[str, ...] = ()
     """Facts that a reader of the numbers must know."""
 

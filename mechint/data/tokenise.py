@@ -18,6 +18,9 @@ from mechint.data.token_cache import cached
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+# What a stored stream holds: 2 with the starts of documents.
+STORED = 2
+
 
 class DocumentEncoder:
     """Tokenises each document once, with the special tokens that the tokenizer adds by default.
@@ -53,25 +56,28 @@ class DocumentEncoder:
     def _identity(self) -> bytes:
         """What decides the tokens of a text, besides the text."""
         backend = cast("PreTrainedTokenizerFast", self._tokenizer).backend_tokenizer.to_str()
-        return (
-            f"{tokenizers.__version__} {self._separator} {type(self._tokenizer).__name__} {backend}".encode()
-        )
+        kind = type(self._tokenizer).__name__
+        return f"{STORED} {tokenizers.__version__} {self._separator} {kind} {backend}".encode()
 
     def _stream(self, documents: Sequence[Document], enough: int) -> TokenStream:
         parts: list[TokenStream] = []
-        length = 0
+        starts: list[int] = []
+        length = written = 0
         for document in documents:
             if parts and self._separator is not None:
                 parts.append(TokenStream(np.array([self._separator]), np.array([0])))
+                written += 1
             parts.append(self.encode(document))
+            starts.append(written)
+            written += len(parts[-1].ids)
             length += len(parts[-1].ids)
             if length >= enough:
                 break
         ids = np.concatenate([part.ids for part in parts])
         if self._counter is None:
-            return TokenStream(ids, None)
+            return TokenStream(ids, None, np.array(starts))
         counts = [part.byte_counts for part in parts if part.byte_counts is not None]
-        return TokenStream(ids, np.concatenate(counts))
+        return TokenStream(ids, np.concatenate(counts), np.array(starts))
 
     def _encode(self, text: str) -> TokenStream:
         encoding = self._tokenizer(

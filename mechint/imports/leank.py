@@ -46,7 +46,7 @@ def read_leank(path: str | Path) -> MaskSet:
     layers = [_tensor(layer) for layer in _layers(_load(path))]
     if not layers or any(layer is None or not _is_mask(layer) for layer in layers):
         raise UserError(
-            f"{path} is no LeanK mask file, which holds zeros and ones of shape [KV heads, channels] per "
+            f"{path} is not a LeanK mask file, which holds zeros and ones of shape [KV heads, channels] per "
             "layer"
         )
     masks = {}

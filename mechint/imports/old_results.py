@@ -75,7 +75,7 @@ def _read_masks(path: Path) -> MaskSet:
     except PickleRefusedError as error:
         raise UserError(f"{path} cannot be read as a mask file ({error}); copy it again") from error
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} is no mask file of the replaced tool, which holds a dictionary of layers")
+        raise UserError(f"{path} is not a mask file of the replaced tool, which holds a dictionary of layers")
     return {str(name): _layer_mask(name, tensors, path) for name, tensors in content.items()}
 
 

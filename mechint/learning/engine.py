@@ -26,7 +26,7 @@ def engine(masked: MaskedModel, recompute: bool, compile_: bool) -> Iterator[Non
     """
     if compile_ and (recompute or isinstance(masked.model.base_model, FSDPModule)):
         raise UserError(
-            "trainer.compile=true does not go together with trainer.activation_checkpointing or model.shard"
+            "trainer.compile=true cannot be combined with trainer.activation_checkpointing or model.shard"
         )
     if recompute:
         with masked.recomputing():

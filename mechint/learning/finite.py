@@ -1,4 +1,4 @@
-"""Numbers that are none: found at once, and named."""
+"""NaN and infinity: found at once, and named."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def require_finite_step(step: int, loss: float, sound: bool, masked: MaskedModel
     what = "gradients are not finite" if math.isfinite(loss) else f"loss is {loss}"
     remedy = _remedy(masked.model.dtype)
     raise UserError(
-        f"step {step}: the {what}, and nothing was learned from it; {remedy}, or lower optimizer.lr"
+        f"step {step}: the {what}, so the run stops before this update; {remedy}, or lower optimizer.lr"
     )
 
 

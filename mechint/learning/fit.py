@@ -1,4 +1,4 @@
-"""As many sequences at once as memory holds."""
+"""As many sequences at once as fit into memory."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Fit:
         release()  # outside the handler, whose error holds on to what was computed
         if not self._warned:
             log.warning(
-                "out of memory: %d sequences at a time from here on, with the same result up to rounding; a lower "
-                "trainer.batch_size avoids the attempt",
+                "out of memory: continuing with %d sequences at a time, with the same result up to rounding; a lower "
+                "trainer.batch_size avoids this",
                 self.size,
             )
         self._warned = True
@@ -100,7 +100,7 @@ def largest_batch(masked: MaskedModel, batch: Batch, objective: Metric, dense_by
     free, before = free_bytes(device), held_bytes(device)
     if free is None or before is None:
         raise UserError(
-            "trainer.batch_size=auto cannot see here how much memory there is; give a number, e.g. 8"
+            "trainer.batch_size=auto cannot tell how much memory this device has; give a number, e.g. 8"
         )
     dense = DenseOutputs(masked, batch, 0)
     room = USABLE * free / (1 if device.type == "cuda" else distributed.on_this_machine())
@@ -124,7 +124,7 @@ def largest_batch(masked: MaskedModel, batch: Batch, objective: Metric, dense_by
         size *= 2
     release()
     size *= distributed.size()
-    log.info("trainer.batch_size=auto: %d sequences in a step", size)
+    log.info("trainer.batch_size=auto: %d sequences per step", size)
     return size
 
 

@@ -1,4 +1,4 @@
-"""What is learned, how, and by what it is judged."""
+"""What is learned, how, and what it is judged by."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mechint.metrics.metric import KL, Metric
 class Recipe:
     """A mask method and everything that it is learned with.
 
-    objective: what a mask is learned to keep, and what the finishing pass goes by. ablation: what takes the place of
+    objective: the metric that learning and the finishing pass minimise. ablation: what takes the place of
     removed units. basis: the coordinates that units are made of. make_optimizer: takes torch parameter groups; None:
     the one that the method recommends, and so for `schedule`, the share of the target sparsity at a part of the run.
     steps: of learning.

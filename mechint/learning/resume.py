@@ -1,4 +1,4 @@
-"""Saving the state of a run's learning steps while they go on, and going on from it."""
+"""Saving the state of a run while it learns, and continuing from it."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class SavedStates:
             try:
                 content = load_plain(path)
             except (PickleRefusedError, FileNotFoundError) as error:
-                log.warning("the saved state %s cannot be read and is passed over (%s)", path, error)
+                log.warning("the saved state %s cannot be read and is ignored (%s)", path, error)
                 continue
             if isinstance(content, dict) and content.get("format") == FORMAT:
                 if content.get("digest") == self._digest:
                     return content
             else:
-                log.warning("%s is not a saved state of this version and is passed over", path)
+                log.warning("%s is not a saved state of this version and is ignored", path)
         return None
 
     def remove(self) -> None:
@@ -121,7 +121,7 @@ class Saver:
             self._states.save(step, state)
         except OSError as error:
             if not self._warned:
-                log.warning("the run goes on, but its state cannot be saved: %s", error.strerror or error)
+                log.warning("the run continues, but its state cannot be saved: %s", error.strerror or error)
             self._warned = True
 
     def _restore(self, learner: Stateful, run: Stateful, total: int) -> int:

@@ -21,6 +21,7 @@ from mechint.learning.fit import Fit, largest_batch
 from mechint.learning.learner import Learner, StepMetrics
 from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
+from mechint.loggers.progress import lines_every
 from mechint.masking.masked_model import MaskedModel
 from mechint.methods.method import LearnedMethod, ScoringMethod
 from mechint.metrics.evaluation import Evaluator
@@ -32,6 +33,9 @@ OnStep = Callable[[int, StepMetrics, bool], None]
 
 # Sequences at once before trainer.batch_size=auto has found how many fit.
 FIRST_GUESS = 8
+
+# Of metrics.jsonl, with trainer.log_every=auto.
+LINES = 50
 
 # Above these a setting is a slip.
 MOST_SEQUENCES, MOST_GIB = 2**16, 2**12
@@ -70,20 +74,21 @@ class Training:
 class MaskTrainer:
     """Learns a method's scores by gradient descent on an objective under hard or soft gates.
 
-    batch_size: sequences per step; `auto`: the largest power of two that memory holds, at most all there are.
-    log_every: steps between two logged lines. save_every: steps between two saved states, from which an interrupted
-    run goes on. learning_rate_decay: the learning rate falls linearly to this fraction of itself over the run.
-    dense_cache_gib: up to this size the dense model's outputs are kept and not computed again. selection_fraction:
-    share of the calibration sequences that a finishing pass selects on and the steps do not see. passes: at most so
-    many batches go through the model in all, which shows scorers fewer rows and ends a finishing pass early; None: no
-    limit. finishing_share: of these passes, kept for a finishing pass where a method has one. activation_checkpointing:
-    layers keep only their input for the backward pass and are computed again there. compile: steps go through
-    torch.compile, which takes a minute at first. deterministic: only algorithms whose result is the same bits every
-    time, which on CUDA costs some speed.
+    batch_size: sequences per step; `auto`: the largest power of two that fits into memory, at most all there are.
+    log_every: steps between two logged lines; `auto`: as many as make LINES of them. save_every: steps between two
+    saved states, from which an interrupted run continues. learning_rate_decay: the learning rate falls linearly to this
+    fraction of itself over the run.
+    dense_cache_gib: the dense model's outputs are kept up to this size, and computed again beyond it.
+    selection_fraction: fraction of the calibration sequences that the finishing pass selects on and the steps do not
+    see. passes: most batches through the model in all; scorers then use fewer rows, and the finishing pass ends
+    earlier; None: no limit. finishing_share: fraction of these passes reserved for the finishing pass.
+    activation_checkpointing: layers keep only their input for the backward pass and are computed again there.
+    compile: run steps through torch.compile, which takes a minute or two at first. deterministic: use only algorithms
+    that repeat to the last bit, which costs some speed on CUDA.
     """
 
     batch_size: int | str = 8
-    log_every: int = 10
+    log_every: int | str = "auto"
     save_every: int = 20
     learning_rate_decay: float = 1.0
     dense_cache_gib: float = 1.0
@@ -96,7 +101,7 @@ class MaskTrainer:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "log_every", "save_every"):
-            value, automatic = getattr(self, name), name == "batch_size"
+            value, automatic = getattr(self, name), name != "save_every"
             if automatic and value == "auto":
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -209,9 +214,10 @@ class MaskTrainer:
 
     def _learn(self, learner: Learner, steps: int, on_step: OnStep, saver: Saver | None) -> Training:
         run, started = Training(steps=steps), time.perf_counter()
+        every = lines_every(steps, LINES) if isinstance(self.log_every, str) else self.log_every
         for step in saver.steps(learner, run, steps, self.save_every) if saver else range(steps):
             metrics = learner.step(step)
-            logged = step % self.log_every == 0 or step == steps - 1
+            logged = step % every == 0 or step == steps - 1
             if logged:
                 run.history.append({"step": step, **metrics})
             run.tokens += learner.tokens_of_a_step()

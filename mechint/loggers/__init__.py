@@ -1,4 +1,4 @@
-"""Where the numbers, figures and masks of a run are sent while it runs and when it ends."""
+"""Loggers: where the numbers, figures and masks of a run are recorded."""
 
 from mechint.loggers.group import LoggerGroup
 from mechint.loggers.jsonl_logger import JsonlLogger

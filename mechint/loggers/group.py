@@ -1,4 +1,4 @@
-"""Several loggers as one, none of which can break an analysis."""
+"""Several loggers as one, none of which can stop an analysis."""
 
 from __future__ import annotations
 
@@ -99,7 +99,9 @@ class LoggerGroup(Logger):
         losses = self._losses.setdefault(index, [])
         if not losses:
             name = self.loggers[index].name
-            log.warning("%s is switched off, the run goes on without it: %s: %s", name, part, reason)
+            log.warning(
+                "the logger %s is switched off, and the run continues without it: %s: %s", name, part, reason
+            )
         if losses and losses[0].reason == reason:
             losses[0].add(part)
         else:

@@ -1,4 +1,4 @@
-"""What every logger can be told about a run."""
+"""What loggers are told about a run."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class RunInfo:
 
 
 class Logger:
-    """A place to which a run reports; every method does nothing until a subclass overrides it.
+    """A place where a run is recorded; every method does nothing until a subclass overrides it.
 
     The order of calls is: `start`, `log` once per logged step, then any of `summary`, `table`, `figures`
     and `masks`, and `finish` at the very end, also after a failure and also without a `start`. A logger may
-    raise whatever it likes: `LoggerGroup` keeps that away from the analysis.
+    raise any error: `LoggerGroup` keeps it away from the analysis.
     """
 
     name = "logger"

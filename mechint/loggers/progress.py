@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on."""
+"""What you see while a run is going."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 LINES_PER_RUN = 10
 
-# What is no learning is told by a line every so many seconds, so that nothing is said of what is quick.
+# Seconds between log lines of phases other than learning, so that quick ones log nothing.
 SECONDS_PER_LINE = 10.0
 
 # Short enough for two numbers on 80 columns.

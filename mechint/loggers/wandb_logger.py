@@ -50,7 +50,7 @@ class WandbLogger(Logger):
         finish_timeout: float = 120.0,
     ) -> None:
         if mode not in get_args(Mode):
-            raise UserError(f"mode={mode!r} of the wandb logger is none of {', '.join(get_args(Mode))}")
+            raise UserError(f"mode={mode!r} of the wandb logger is not one of {', '.join(get_args(Mode))}")
         self.project = project
         self.group = group
         self.mode = mode
@@ -78,7 +78,7 @@ class WandbLogger(Logger):
                 raise
             self._why_offline = "W&B could not be reached"
             log.warning(
-                "%s, the run is kept offline; WANDB_MODE=offline saves the wait: %s",
+                "%s, so the run is kept offline (WANDB_MODE=offline avoids the wait): %s",
                 self._why_offline,
                 str(error).split("\n")[0],
             )
@@ -180,13 +180,15 @@ class WandbLogger(Logger):
         try:
             run.finish(exit_code)
         except TimeoutError:
-            raise TimeoutError(f"not uploaded within {self.finish_timeout:g} s; to go on: {sync}") from None
+            raise TimeoutError(
+                f"not uploaded within {self.finish_timeout:g} s; upload it later with: {sync}"
+            ) from None
         if not offline:
             return f"W&B run: {url}"
         try:  # W&B writes from a process of its own, which says nothing of a full disk
             require_room(file.parent)
         except OSError as error:
-            raise OSError(f"the disk is full, so {file.name} may lack its end") from error
+            raise OSError(f"the disk is full, so {file.name} may be incomplete") from error
         why = f" ({self._why_offline})" if self._why_offline else ""
         return f"The W&B run was kept offline{why}; upload it with: {sync}"
 

@@ -20,9 +20,9 @@ Fill = Tensor
 
 
 class Ablation(ABC):
-    """Puts something in the place of what a mask removes.
+    """Replaces the activations that a mask removes.
 
-    name: as in `ablation=`. carries_input: whether what is put there still depends on the sequence itself, so that a
+    name: as in `ablation=`. carries_input: whether the replacement still depends on the sequence itself, so that a
     layer without any kept unit may pass something on.
     """
 

@@ -101,8 +101,8 @@ def check_routing(masked: MaskedModel, tokens: Tensor) -> None:
         enable_hooks(masked.model)
     if not _same(routed, untouched):
         raise UserError(
-            f"architecture {masked.model.config.model_type!r} computes something else when its attention is made "
-            f"ready for masks (sequences of {tokens.shape[1]} tokens); it is not supported"
+            f"architecture {masked.model.config.model_type!r} computes something else when its attention is routed "
+            f"through masks (sequences of {tokens.shape[1]} tokens); it is not supported"
         )
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from mechint.errors import UserError
 from mechint.masking.attention import READERS, hooks
-from mechint.masking.routing import computes_softmax
+from mechint.masking.routing import LISTED, computes_softmax
 from mechint.masking.space import ChannelSpace, LayerShape
 
 NUM_TOKENS = 4
@@ -41,7 +41,7 @@ def find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:
     if len({id(call.module) for call in calls}) < len(calls):
         raise UserError(
             f"architecture {kind!r} is not supported: its attention modules run more than once in a pass; give a model "
-            "whose every layer runs once"
+            "in which every layer runs once"
         )
     names = {id(module): name for name, module in model.named_modules()}
     called = {id(call.module) for call in calls}
@@ -50,17 +50,18 @@ def find_layers(model: PreTrainedModel) -> tuple[list[nn.Module], ChannelSpace]:
         if unreached:
             raise UserError(
                 f"architecture {kind!r} is not supported: no mask reaches the attention of {names[id(unreached[0])]} "
-                f"({type(unreached[0]).__name__})"
+                f"({type(unreached[0]).__name__}); {LISTED}"
             )
     if not calls:
         raise UserError(
-            f"architecture {kind!r} has no softmax attention that runs, so no keys and values to mask; give a model "
-            "that has"
+            f"architecture {kind!r} runs no softmax attention, so there are no keys and values to mask; give a model "
+            "that does"
         )
     heads = _kv_heads(model.config.get_text_config())
     if any(heads is not None and call.key.shape[1] > heads and _repeats(call.key) for call in calls):
         raise UserError(
-            f"architecture {kind!r} is not supported: it repeats its {heads} KV heads before attention, where masks act"
+            f"architecture {kind!r} is not supported: it repeats its {heads} KV heads before attention, where masks "
+            f"act; {LISTED}"
         )
     own: dict[int, _Call] = {}  # by the identity of the keys
     readers: dict[int, list[nn.Module]] = {}

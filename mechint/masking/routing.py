@@ -70,6 +70,9 @@ def restore_attention(model: PreTrainedModel, implementation: str) -> None:
                 delattr(module, name)
 
 
+# What a user whose model is refused can do.
+LISTED = "give one of a family that mechint/checkpoints/README.md lists"
+
 _SOFTMAX = {"softmax", "Softmax", "logsumexp", "scaled_dot_product_attention"}
 
 
@@ -259,6 +262,4 @@ def _not_reached(model: nn.Module) -> str:
     own = sorted({type(module).__name__ for module in model.modules() if computes_softmax(module)})
     if not own:
         return "has no softmax attention, so no keys and values to mask; give a model that has"
-    return (
-        f"computes attention in code of its own ({', '.join(own)}) that no mask reaches; it is not supported"
-    )
+    return f"computes attention in code of its own ({', '.join(own)}) that no mask reaches; {LISTED}"

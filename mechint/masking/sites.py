@@ -114,7 +114,7 @@ def sites_before_rotation(masked: MaskedModel) -> list[LayerSites]:
         key = _last(seen, states[1], own.key)
         if query is None or key is None:
             raise UserError(
-                f"layer {masked.space.layers[position].name!r} has its keys nowhere whole before the rotation; use "
+                f"layer {masked.space.layers[position].name!r} never holds its whole keys before the rotation; use "
                 "basis.keys=after_rope"
             )
         found.append(LayerSites(query, key))

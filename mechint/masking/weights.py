@@ -158,8 +158,8 @@ def _decode(passes: list[Tensor], linears: tuple[nn.Module, ...], starts: Tensor
     known = bool((plain != 0).all()) and all(bool((sign.abs() == 1).all()) for sign in spelled)
     if not known or bool((number >= starts[-1]).any()):
         raise UserError(
-            f"layer {name!r} does not make its queries, keys and values of single outputs of linear layers, whose "
-            "weights this needs; use mask=fisher or another method that needs gradients only"
+            f"layer {name!r} does not compute its queries, keys and values with linear layers whose weights "
+            "this can read; use mask=fisher or another method that only needs gradients"
         )
     return InputRows(linears, linear, number - starts[linear])
 
@@ -240,8 +240,8 @@ def _shows(states: Tensor, pattern: Tensor, layer: LayerShape) -> bool:
 def _projection(linears: list[nn.Linear | Conv1D], layer: LayerShape, maps: Maps | None) -> OutputProjection:
     if len(linears) != 1:
         raise UserError(
-            f"layer {layer.name!r} does not hand its heads' outputs straight to one linear layer, which this mask "
-            "method reads; use mask=fisher or another method that needs gradients only"
+            f"layer {layer.name!r} does not pass its heads' outputs straight to one linear layer, as this mask "
+            "method needs; use mask=fisher or another method that only needs gradients"
         )
     weight = _weight(linears[0]).unflatten(1, (layer.num_query_heads, layer.value_width))  # [D, H, C]
     if maps is not None:

@@ -36,13 +36,16 @@ class BasisMethod(ABC):
 
     name: as in `basis=` and result.json. passes: batches that it sends through the model, forward and backward, before
     learning. learned: whether the steps of learning go on to change it. schedule: the sparsity schedule that it is
-    recommended with; None: the mask method's own.
+    recommended with; None: the mask method's own. proofs, second_text: what a run has to show for it, see
+    `PrincipalBasis`.
     """
 
     name: ClassVar[str]
     learned: ClassVar[bool] = False
     schedule: ClassVar[Schedule | None] = None
     passes: int = 0
+    proofs: bool = False
+    second_text: str | None = None
 
     @abstractmethod
     def fit(self, calibration: Evaluator, seed: int, start: Basis | None = None) -> MaskedModel:
@@ -75,7 +78,9 @@ class PrincipalBasis(BasisMethod):
     and kinds. Keys that are not rotated are taken about their mean, for softmax sees no constant.
 
     keys: where the directions of keys are; `auto`: before the rotation where there is one. passes: batches of
-    calibration sequences for the moments.
+    calibration sequences for the moments. proofs: whether a run also learns on models with permuted weights, as many as
+    `controls.permutations` says. second_text: text that the mask is measured on as well, `python_docs` or a path; None:
+    no other than the run's own.
 
     Close to the data-aware low-rank caches of Palu (Chang et al. 2024) and EigenAttention (Saxena et al. 2024), whose
     metric is the layer's own output and not the loss.
@@ -85,6 +90,8 @@ class PrincipalBasis(BasisMethod):
 
     keys: Keys = "auto"
     passes: int = 4
+    proofs: bool = False
+    second_text: str | None = None
 
     def __post_init__(self) -> None:
         if self.keys not in get_args(Keys):

@@ -29,10 +29,12 @@ class MaskMethod(ABC):
     mask for K and V. key_sparsity, value_sparsity: targets of their own. finishing_trials: how many exchanges of
     units are tried at the end (`mechint.learning.finishing`).
 
-    A method owns scores [U]; the higher, the longer a unit is kept. Facts about a method stand on its class:
-    make_optimizer and schedule are the ones that it is recommended with, and what `conf/mask` chooses for it.
+    A method owns scores [U]; the higher, the longer a unit is kept. Facts about a method stand on its class: meaning is
+    what its scores say of a unit, in a few words for reports; make_optimizer and schedule are the ones that it is
+    recommended with, and what `conf/mask` chooses for it.
     """
 
+    meaning: ClassVar[str] = "the method's score"
     make_optimizer: ClassVar[MakeOptimizer] = partial(NormalizedSGD, lr=0.1, momentum=0.9, weight_decay=0.25)
     schedule: ClassVar[Schedule] = CubicSchedule(end=0.3)
 

@@ -1,4 +1,4 @@
-"""What a mask does to the model: metrics, their gradients in the gates, agreement of masks, statistics."""
+"""Effects of a mask on the model: metrics, their gradients in the gates, agreement of masks, statistics."""
 
 from mechint.metrics.evaluation import Evaluator, Measured, faithfulness, loss_degradation_percent, measure
 from mechint.metrics.metric import KL, NLL, TOP1, KlDivergence, Metric, NegativeLogLikelihood, Top1Agreement

@@ -1,4 +1,4 @@
-"""What masks do to the model: one evaluator of hard and soft masks, on any data, by any metric."""
+"""Measuring masks: one evaluator for hard and soft masks, on any data, by any metric."""
 
 from __future__ import annotations
 
@@ -25,12 +25,18 @@ MASKS_AT_ONCE = 4
 # Bootstrap samples of evaluation sequences.
 DRAWS = 1000
 
+# With fewer documents, sequences are drawn instead.
+FEWEST_DOCUMENTS = 10
+
+# Perplexities beyond it are no floating-point numbers.
+LARGEST_LOSS = 700.0
+
 
 @dataclass
 class Evaluator:
     """A masked model on data: measures masks and differentiates metrics, sequence by sequence.
 
-    ablation: what takes the place of what a mask removes. at_once: sequences that go through the model together.
+    ablation: what replaces the units that a mask removes. at_once: sequences that go through the model together.
     dense_bytes: capacity for keeping the dense model's outputs from one call to the next.
     tokens: predicted tokens that went through the model under a mask so far, of all processes. on_sequences: called
     with the number of sequences that are done while masks are measured.
@@ -138,34 +144,66 @@ class Evaluator:
 class Measured:
     """Several models on the same data.
 
-    metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and standard errors loss_se, kl_se and
-    top1_agreement_se; loss and kl in nats per predicted token. sequences: the mean loss, kl and top1_agreement of every
-    sequence, double [models, M], models in the same order. positions: how many positions of each sequence count, [M].
+    metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and the standard error of each, with _se
+    behind its name, where there are two sequences or more; loss and kl in nats per predicted token. sequences: the mean
+    loss, kl and top1_agreement of every sequence, double [models, M], models in the same order. positions: how many
+    positions of each sequence count, [M]. documents: the document of each sequence, LongTensor [M]; None where unknown.
     """
 
     metrics: dict[str, dict[str, float]]
     sequences: dict[str, Tensor]
     positions: Tensor
+    documents: Tensor | None = None
 
     def first(self, count: int) -> Measured:
         """The first models alone."""
         names = list(self.metrics)[:count]
         sequences = {name: values[:count] for name, values in self.sequences.items()}
-        return Measured({name: self.metrics[name] for name in names}, sequences, self.positions)
+        metrics = {name: self.metrics[name] for name in names}
+        return Measured(metrics, sequences, self.positions, self.documents)
 
     def and_then(self, others: Measured) -> Measured:
         """These models and then others, on the same data."""
         sequences = {
             name: torch.cat([values, others.sequences[name]]) for name, values in self.sequences.items()
         }
-        return Measured({**self.metrics, **others.metrics}, sequences, self.positions)
+        return Measured({**self.metrics, **others.metrics}, sequences, self.positions, self.documents)
+
+    def resampled(self, name: str) -> Tensor:
+        """Means of loss, kl or top1_agreement over all positions, double [draws, models], of bootstrap samples."""
+        return resampled(self.sequences[name], self.positions, self.documents)
+
+    @property
+    def faithfulness_se(self) -> float | None:
+        """Standard error of the masked model's faithfulness, over bootstrap samples of sequences."""
+        losses = self.resampled("loss")
+        return standard_error((losses[:, 1] - losses[:, 2]) / (losses[:, 1] - losses[:, 0]))
+
+    @property
+    def loss_degradation_percent_se(self) -> float | None:
+        """Standard error of the masked model's loss degradation in percent, likewise."""
+        losses = self.resampled("loss")
+        return standard_error(100 * (losses[:, 2] - losses[:, 0]) / losses[:, 0])
+
+    @property
+    def kl_recovered_se(self) -> float | None:
+        """Standard error of 1 - KL(masked) / KL(empty), likewise."""
+        kl = self.resampled("kl")
+        return standard_error(1 - kl[:, 2] / kl[:, 1])
 
 
-def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_bytes: int | None) -> Measured:
+def measure(
+    evaluator: Evaluator,
+    variants: Mapping[str, Tensor | None],
+    num_bytes: int | None,
+    documents: Tensor | None = None,
+) -> Measured:
     """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.
 
     variants: gates [N] each; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown,
-    bits_per_byte is left out. Raises UserError where outputs are not finite.
+    bits_per_byte is left out. documents: the document of each sequence, [M], where known.
+
+    Raises UserError where outputs are not finite.
     """
     values = evaluator(list(variants.values()), [NLL, KL, TOP1])
     totals = evaluator.over_positions(values)  # [models, 3]
@@ -176,42 +214,57 @@ def measure(evaluator: Evaluator, variants: Mapping[str, Tensor | None], num_byt
             )
     tokens, positions = evaluator.batch.size, evaluator.batch.positions
     names = ("loss", "kl", "top1_agreement")
-    errors = resampled(values, positions).std(0)  # [models, 3]
+    samples = resampled(values, positions, documents)  # [draws, models, 3]
     metrics = {
         name: _named(loss, kl, agreement, tokens, num_bytes)
-        | {f"{metric}_se": float(error) for metric, error in zip(names, own, strict=True)}
-        for name, (loss, kl, agreement), own in zip(variants, totals.tolist(), errors, strict=True)
+        | (_errors(samples[:, number], names, tokens, num_bytes) if len(positions) > 1 else {})
+        for number, (name, (loss, kl, agreement)) in enumerate(zip(variants, totals.tolist(), strict=True))
     }
-    return Measured(metrics, {name: values[:, place] for place, name in enumerate(names)}, positions)
+    sequences = {name: values[:, place] for place, name in enumerate(names)}
+    return Measured(metrics, sequences, positions, documents)
 
 
-def resampled(values: Tensor, positions: Tensor, draws: int = DRAWS) -> Tensor:
+def resampled(
+    values: Tensor, positions: Tensor, documents: Tensor | None = None, draws: int = DRAWS
+) -> Tensor:
     """Means over all positions, double [draws, ...], of bootstrap samples of M sequences, from their means [..., M].
 
-    Sequences are drawn with replacement, always the same ones for the same M, so that samples of two models match.
+    documents: the document of each sequence, [M]. Documents are drawn whole, with replacement, since sequences of one
+    are alike; sequences where documents are not known, or fewer than FEWEST_DOCUMENTS. It is always the same ones for
+    the same number, so that samples of two models match. A single sequence says nothing of the error: NaN.
     """
-    count = len(positions)
+    if len(positions) < 2:
+        return torch.full((draws, *values.shape[:-1]), math.nan, dtype=torch.double)
+    drawn = torch.arange(len(positions))
+    if documents is not None:
+        own = torch.unique(documents, return_inverse=True)[1]
+        drawn = own if int(own.max()) + 1 >= FEWEST_DOCUMENTS else drawn
+    count = int(drawn.max()) + 1
     generator = torch.Generator().manual_seed(count)
     chosen = torch.randint(count, (draws, count), generator=generator)
     times = torch.zeros(draws, count, dtype=torch.double).scatter_add_(
         1, chosen, torch.ones_like(chosen).double()
     )
-    weights = times * positions  # [draws, M]
+    weights = times[:, drawn] * positions  # [draws, M]
     return torch.einsum("dm,...m->d...", weights, values) / weights.sum(1).view(-1, *[1] * (values.ndim - 1))
 
 
-def faithfulness_error(sequences: Tensor, positions: Tensor) -> float | None:
-    """Standard error of the faithfulness, over bootstrap samples of sequences, from losses [3, M] of the dense, the
-    empty and the masked model; None where a sample has no faithfulness.
-    """
-    dense, empty, masked = resampled(sequences, positions).unbind(1)
-    if bool((dense == empty).any()):
-        return None
-    return float(((empty - masked) / (empty - dense)).std())
+def standard_error(samples: Tensor) -> float | None:
+    """Standard deviation of a statistic over bootstrap samples [draws]; None where one of them has none."""
+    return float(samples.std()) if bool(samples.isfinite().all()) else None
+
+
+def _errors(samples: Tensor, names: Sequence[str], tokens: int, num_bytes: int | None) -> dict[str, float]:
+    """Standard errors from bootstrap samples [draws, 3] of a model's loss, KL and agreement."""
+    errors = {f"{name}_se": float(error) for name, error in zip(names, samples.std(0), strict=True)}
+    errors["perplexity_se"] = float(samples[:, 0].clamp(max=LARGEST_LOSS).exp().std())
+    if num_bytes is not None:
+        errors["bits_per_byte_se"] = errors["loss_se"] * tokens / math.log(2) / num_bytes
+    return errors
 
 
 def _named(loss: float, kl: float, agreement: float, tokens: int, num_bytes: int | None) -> dict[str, float]:
-    metrics = {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+    metrics = {"loss": loss, "perplexity": math.exp(min(loss, LARGEST_LOSS))}
     if num_bytes is not None:
         metrics["bits_per_byte"] = loss * tokens / math.log(2) / num_bytes
     return metrics | {"kl": kl, "top1_agreement": agreement}

@@ -1,4 +1,4 @@
-"""What a masked model is measured by, position by position; also what a mask is learned to keep."""
+"""Metrics of a masked model, position by position; the differentiable ones are also objectives of learning."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Metric(ABC):
 
 
 class KlDivergence(Metric):
-    """KL(dense || masked) in nats: stay as the dense model."""
+    """KL(dense || masked) in nats: stay close to the dense model."""
 
     name = "kl"
     needs_dense = True
@@ -104,7 +104,7 @@ class KlDivergence(Metric):
 
 
 class NegativeLogLikelihood(Metric):
-    """Negative log-likelihood of the right next token in nats: stay good at the text, even better than dense."""
+    """Negative log-likelihood of the correct next token in nats; a mask may even do better than the dense model."""
 
     name = "nll"
 

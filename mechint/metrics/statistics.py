@@ -1,4 +1,4 @@
-"""Whether two sides differ, with a known rate of false claims, and by how much."""
+"""Tests with a known rate of false claims: whether two sides differ, whether a mean is 0, or as good as 0."""
 
 from __future__ import annotations
 
@@ -109,8 +109,103 @@ def digits_for(error: float | None, most: int = 4) -> int:
     return int(min(most, max(0, 1 - math.floor(math.log10(error)))))
 
 
-def false_discoveries(p_values: np.ndarray, rate: float = ALPHA) -> np.ndarray:
-    """Which of p values [n] are discoveries at a false discovery rate, bool [n] (Benjamini and Hochberg 1995)."""
-    if not len(p_values):
-        return np.zeros(0, dtype=bool)
-    return np.asarray(stats.false_discovery_control(p_values) <= rate)
+@dataclass(frozen=True)
+class Estimate:
+    """A mean whose error follows Student's t.
+
+    error: its standard error. freedom: degrees of freedom. Both are NaN where one value alone tells of no error.
+    """
+
+    mean: float
+    error: float
+    freedom: float
+
+    @property
+    def known(self) -> bool:
+        """Whether there is an error, without which nothing can be tested."""
+        return math.isfinite(self.error)
+
+    def interval(self, level: float = 1 - ALPHA) -> tuple[float, float] | None:
+        """The confidence interval of this level; None where the error is not known."""
+        if not self.known:
+            return None
+        width = self.error * _t_quantile((1 + level) / 2, self.freedom) if self.error else 0.0
+        return self.mean - width, self.mean + width
+
+    def p_value(self) -> float | None:
+        """Two-sided p of the mean being 0."""
+        return None if not self.known else min(1.0, 2 * self._tail(abs(self.mean)))
+
+    def equivalence(self, bound: float) -> float | None:
+        """p of the mean lying outside of -bound to bound, by two one-sided tests (Schuirmann 1987).
+
+        At a p of at most ALPHA the interval of level 1 - 2 ALPHA lies inside.
+        """
+        return None if not self.known else max(self._tail(self.mean + bound), self._tail(bound - self.mean))
+
+    def _tail(self, distance: float) -> float:
+        """Chance of a distance so large above 0."""
+        if not self.error:
+            return 1.0 if distance <= 0 else 0.0
+        return float(stats.t.sf(distance / self.error, self.freedom))
+
+
+def crossed_mean(values: np.ndarray) -> Estimate:
+    """The mean of values [draws, M] of random draws on M sequences, where both are samples.
+
+    Its variance is that of the draws plus that of the sequences, less what in the latter is noise between draws
+    already (two-way random effects). Degrees of freedom after Satterthwaite (1946).
+    """
+    values = np.asarray(values, dtype=float)
+    draws, sequences = values.shape
+    mean = float(values.mean())
+    if draws < 2 or sequences < 2:
+        return Estimate(mean, math.nan, math.nan)
+    of_draws, of_sequences = values.mean(1, keepdims=True), values.mean(0, keepdims=True)
+    rest = values - of_draws - of_sequences + mean
+    noise = float(np.square(rest).sum()) / ((draws - 1) * (sequences - 1)) / draws
+    parts = [
+        (float(of_draws.var(ddof=1)) / draws, draws - 1),
+        (max(0.0, float(of_sequences.var(ddof=1)) - noise) / sequences, sequences - 1),
+    ]
+    variance = math.fsum(part for part, _ in parts)
+    if not variance:
+        return Estimate(mean, 0.0, math.inf)
+    freedom = variance**2 / math.fsum(part**2 / degrees for part, degrees in parts)
+    return Estimate(mean, math.sqrt(variance), freedom)
+
+
+def sample_mean(values: np.ndarray) -> Estimate:
+    """The mean of values [M] that are a sample."""
+    values = np.asarray(values, dtype=float)
+    if len(values) < 2:
+        return Estimate(float(values.mean()), math.nan, math.nan)
+    return Estimate(float(values.mean()), float(stats.sem(values)), len(values) - 1)
+
+
+def sample_p_values(means: np.ndarray, errors: np.ndarray, count: int) -> np.ndarray:
+    """Two-sided p, [n], of means of samples of `count` values being 0, by Student's t; NaN for single values.
+
+    A mean whose values are all the same has p 0, or 1 where they are 0.
+    """
+    if count < 2:
+        return np.full(len(means), math.nan)
+    steady = errors == 0
+    t = np.abs(means) / np.where(steady, 1, errors)
+    return np.where(steady, (means == 0).astype(float), 2 * stats.t.sf(t, count - 1))
+
+
+def _t_quantile(share: float, freedom: float) -> float:
+    return float(stats.t.ppf(share, freedom))
+
+
+def false_discovery_rates(p_values: np.ndarray) -> np.ndarray:
+    """q values [n]: the false discovery rate at which each of p values [n] is a discovery (Benjamini, Hochberg 1995).
+
+    NaN, which no test has, stays NaN and is not counted.
+    """
+    found = np.full(len(p_values), math.nan)
+    known = np.isfinite(p_values)
+    if known.any():
+        found[known] = stats.false_discovery_control(p_values[known])
+    return found

@@ -83,7 +83,10 @@ def pretrain(
     num_parameters = sum(p.numel() for p in model.parameters())
     seen = steps * pretrainer.batch_size * positions
     log.info(
-        "%d parameters; %d tokens seen, of a text of %d", num_parameters, seen, training.calibration_tokens
+        "%d parameters; trained on %d tokens, from a text of %d",
+        num_parameters,
+        seen,
+        training.calibration_tokens,
     )
     start = time.perf_counter()
     pretrainer.train(model, training.calibration.rows(), positions, steps, seed)

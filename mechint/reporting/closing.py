@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mechint.reporting.wording import number
+from mechint.reporting.wording import measured, number
 from mechint.results.result import MODELS, DatasetInfo, Metrics, Result
 
 
 def summary_lines(result: Result, output_dir: Path) -> list[str]:
     """What a run found and where to look, for the end of its terminal output."""
-    sparsity, metrics = result.sparsity, result.metrics
-    losses = ", ".join(
-        f"{name} {number(model.loss)}"
-        for name, model in (("dense", metrics.dense), ("empty", metrics.empty), ("masked", metrics.masked))
-    )
-    faithful = result.faithfulness
+    sparsity, metrics, random = result.sparsity, result.metrics, result.random_masks
+    losses = ", ".join(f"{name} {measured(metrics[name].loss, metrics[name].loss_se)}" for name in MODELS)
     nested = [
         f"sparsity {point.achieved:.4f}: kept {point.kept}, loss {number(point.metrics.masked.loss)}, "
         f"KL {number(point.metrics.masked.kl)}"
         for point in result.nested or []
     ]
+    chance = "" if random is None else f"; matched random masks {number(random.kl_mean, 3)}"
+    verdict = result.verdict.not_learned if result.verdict else []
     return [
         *nested,
         f"kept {sparsity.kept} of {sparsity.total} units: sparsity {sparsity.achieved:.4f}, "
         f"K {sparsity.k.kept} of {sparsity.k.total}, V {sparsity.v.kept} of {sparsity.v.total}",
-        f"evaluation loss in nats per token: {losses}; KL {number(metrics.masked.kl)}; faithfulness "
-        + ("undefined" if faithful is None else f"{faithful:.3f}"),
+        f"evaluation loss in nats per token: {losses}; faithfulness "
+        + (
+            "undefined"
+            if result.faithfulness is None
+            else measured(result.faithfulness, result.faithfulness_se)
+        ),
+        f"KL to dense: masked {measured(metrics.masked.kl, metrics.masked.kl_se)}, complement "
+        f"{measured(metrics.complement.kl, metrics.complement.kl_se)}{chance}",
+        *(f"not the mask that learning arrives at: {reason}" for reason in verdict),
         f"report: {output_dir / 'circuit_analysis_report.md'}",
-        f"figures: {output_dir}/*.png",
+        f"figures: {output_dir}",
     ]
 
 

@@ -1,94 +1,180 @@
-"""What a run found, in plain words."""
+"""What a run found, in plain words: numbers and our own words only, nothing that comes from a checkpoint."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
-from mechint.reporting.wording import counted, layers_named, number, percent, plural
-from mechint.results.run_files import RunFiles
+from mechint.reporting.context import Context
+from mechint.reporting.style import Caution
+from mechint.reporting.wording import (
+    counted,
+    layers_named,
+    measured,
+    measured_percent,
+    number,
+    percent,
+    plural,
+)
+from mechint.results.result import Grade, ModelName
+from mechint.results.verdict import FEW_TOKENS
+
+SUFFICIENT: dict[Grade, str] = {
+    "nearly all": "sufficient",
+    "most": "largely sufficient",
+    "part": "partly sufficient",
+    "little": "not sufficient",
+}
+NECESSARY: dict[Grade, str] = {
+    "nearly all": "not necessary",
+    "most": "hardly necessary",
+    "part": "partly necessary",
+    "little": "necessary",
+}
 
 
-def finding(run: RunFiles) -> str:
-    """Two sentences: what is kept and how well the model does with it; where the kept channels are.
-
-    They hold numbers and our own words only, nothing that comes from a checkpoint.
-    """
-    return f"{kept_sentence(run)} {place_sentence(run)}"
-
-
-def headline_lines(run: RunFiles) -> list[str]:
-    """Two short lines for the head of a figure: sparsity, and loss."""
-    sparsity, channels = run.result.sparsity, run.result.channels
-    target = sparsity.target
-    first = (
-        f"{channels.kept:,} of {channels.total:,} channels kept  ·  sparsity {percent(sparsity.achieved, 2)} "
-        + ("(target not recorded)" if target is None else f"(target {percent(target, 2)})")
+def finding(context: Context) -> str:
+    """What is kept, whether it suffices, whether it is needed, what chance gives, and where it is."""
+    kept = context.result.channels.kept, context.result.channels.total
+    units = context.result.sparsity
+    as_units = "" if kept[1] == units.total else f", as {plural(units.kept, 'unit')}"
+    what = (
+        f"{kept[0]:,} of {kept[1]:,} attention K/V {context.noun}s ({percent(kept[0] / kept[1])}{as_units})"
     )
-    if not run.measured:
-        return [first, "nothing was measured with these masks"]
-    dense, masked, empty = (number(run.result.metrics[name].loss, 3) for name in ("dense", "masked", "empty"))
-    return [
-        first,
-        f"loss {dense} dense  →  {masked} masked ({empty} with no channels) nats per token  ·  "
-        f"faithfulness {number(run.result.faithfulness, 3)}",
-    ]
+    if not context.run.measured:
+        return f"The masks keep {what}; what the model does with them was not measured. {place_sentence(context)}"
+    opening = f"The {what} that the mask keeps are **{judgement(context)}**."
+    if reasons := context.verdict.not_learned:
+        opening += f" **Not the mask that learning arrives at:** {'; '.join(reasons)}."
+    sentences = [opening, sufficiency(context), necessity(context), chance(context), place_sentence(context)]
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
-def kept_sentence(run: RunFiles) -> str:
-    """How much is kept and what that does to the loss."""
-    channels, sparsity = run.result.channels, run.result.sparsity
-    units = "" if channels.total == sparsity.total else f" (as {plural(sparsity.kept, 'unit')})"
-    if not run.measured:
-        return (
-            f"The masks keep {channels.kept:,} of {channels.total:,} attention K/V channels{units}, "
-            f"{percent(channels.kept / channels.total)}; what the model does with them was not measured."
-        )
-    dense, empty, masked = (number(run.loss(name), 3) for name in ("dense", "empty", "masked"))
+def judgement(context: Context) -> str:
+    """'not sufficient and not necessary, and no better than chance'."""
+    verdict = context.verdict
+    words = "of unknown worth: the loss is not a finite number"
+    if verdict.kept is not None:
+        words = SUFFICIENT[verdict.kept]
+        if verdict.removed is not None:
+            also = NECESSARY[verdict.removed]
+            denied = [part.startswith(("not", "hardly")) for part in (words, also)]
+            words += f" {'and' if denied[0] == denied[1] else 'but'} {also}"
+    return words + ", and no better than chance" * (verdict.above_chance is False)
+
+
+def sufficiency(context: Context) -> str:
+    """What the kept units do alone."""
+    result, verdict = context.result, context.verdict
+    dense, empty, masked = (result.metrics[name] for name in ("dense", "empty", "masked"))
+    if verdict.kept is None:
+        return ""
+    text = f"Alone they give {numbers(context, 'masked')}: {verdict.kept} of what the dense model does, "
+    text += f"judged by the worst of four measures ({', '.join(verdict.kept_by)})"
+    if masked.loss is not None and dense.loss is not None and masked.loss < dense.loss:
+        text += f"; the loss is {percent((dense.loss - masked.loss) / dense.loss)} below the dense model's"
+    if None not in (empty.loss, dense.loss) and (empty.loss or 0) <= (dense.loss or 0):
+        text += "; without any of them the loss is no higher, so these data cannot tell a good mask from a bad one"
+    return f"{text}."
+
+
+def necessity(context: Context) -> str:
+    """What the removed units do alone."""
+    channels, verdict = context.result.channels, context.verdict
+    if verdict.removed is None:
+        return ""
+    rest = channels.total - channels.kept
     return (
-        f"Keeping {channels.kept:,} of {channels.total:,} attention K/V channels{units}, "
-        f"{percent(channels.kept / channels.total)}, leaves the model at {masked} nats per token, "
-        f"against {dense} dense and {empty} with no channels: {verdict(run)}."
+        f"Without them, the {rest:,} others alone give {numbers(context, 'complement')}: {verdict.removed} of what the "
+        "dense model does."
     )
 
 
-def verdict(run: RunFiles) -> str:
-    """One clause that says whether the mask is any good."""
-    dense, empty, masked = (run.loss(name) for name in ("dense", "empty", "masked"))
-    faithfulness = run.result.faithfulness
-    if dense is None or masked is None or not math.isfinite(masked):
-        return "the loss is not a finite number, so nothing can be concluded"
-    if masked < dense:
-        return f"the mask improves on the dense model, its loss is {percent((dense - masked) / dense)} lower"
-    if empty is None or faithfulness is None or empty <= dense:
-        return "the channels do not help the model on this data, so it cannot tell a good mask from a bad one"
-    share = f"faithfulness {number(faithfulness, 2)}"
-    if masked >= empty:
-        return f"that is no better than with every channel removed, so the mask explains nothing ({share})"
-    if faithfulness < 0.5:
-        return (
-            f"most of what the channels contribute is lost, so the mask does not describe the model ({share})"
+def chance(context: Context) -> str:
+    """What matched random masks do."""
+    random = context.result.random_masks
+    if random is None or random.p is None:
+        return ""
+    return (
+        f"{random.count:,} random masks with the same counts per layer, kind and KV head have KL "
+        f"{measured(random.kl_mean, random.kl_mean_se)} on average (faithfulness "
+        f"{measured(random.faithfulness_mean, random.faithfulness_mean_se, 2)}); this mask has "
+        f"{measured(random.kl_of_mask, random.kl_of_mask_se)} "
+        f"({measured(random.faithfulness_of_mask, random.faithfulness_of_mask_se, 2)}) on the same "
+        f"{random.tokens:,} tokens, p = {random.p:.2g}."
+    )
+
+
+def numbers(context: Context, name: ModelName, short: bool = False) -> str:
+    """KL, agreement, loss and faithfulness of the masked model or its complement; `short`: for figures."""
+    result = context.result
+    model, dense, empty = result.metrics[name], result.metrics.dense, result.metrics.empty
+    said = []
+    if model.kl is not None:
+        said.append(f"KL {measured(model.kl, model.kl_se)}{'' if short else ' nats per token'}")
+    if model.top1_agreement is not None:
+        share = measured_percent(model.top1_agreement, model.top1_agreement_se)
+        said.append(
+            f"same top token {share}" if short else f"the dense model's top token at {share} of positions"
         )
-    if faithfulness < 0.8:
-        return f"the mask keeps only part of what the channels contribute ({share})"
-    if faithfulness < 0.95:
-        return f"the mask keeps most of what the channels contribute ({share})"
-    return f"the mask keeps nearly all of what the channels contribute ({share})"
+    if model.loss is not None:
+        ends = f" (dense {number(dense.loss, 3)}, empty {number(empty.loss, 3)})"
+        said.append(f"loss {measured(model.loss, model.loss_se)}{ends * (name == 'masked')}")
+    if (faithful := faithfulness_of(context, name)) is not None:
+        error = result.faithfulness_se if name == "masked" else None
+        said.append(f"faithfulness {measured(faithful, error, 2)}")
+    return ", ".join(said)
 
 
-def place_sentence(run: RunFiles) -> str:
+def faithfulness_of(context: Context, name: ModelName) -> float | None:
+    """Of the masked model or its complement; None where the losses are not known or do not differ."""
+    if name == "masked":
+        return context.result.faithfulness
+    dense, empty, loss = (context.run.loss(model) for model in ("dense", "empty", name))
+    if dense is None or empty is None or loss is None or dense == empty:
+        return None
+    return (empty - loss) / (empty - dense)
+
+
+def headline_lines(context: Context) -> list[str]:
+    """Short lines for the head of a figure: the finding's numbers, and what must not be overlooked."""
+    sparsity, channels, result = context.result.sparsity, context.result.channels, context.result
+    target = "target not recorded" if sparsity.target is None else f"target {percent(sparsity.target, 2)}"
+    first = (
+        f"{channels.kept:,} of {channels.total:,} {context.noun}s kept  ·  sparsity {percent(sparsity.achieved, 2)} "
+        f"({target})"
+    )
+    if not context.run.measured:
+        return [first, "nothing was measured with these masks"]
+    lines = [f"{first}  ·  {judgement(context)}"]
+    models: dict[str, ModelName] = {"kept": "masked", "removed": "complement"}
+    lines += [
+        f"{label} alone: {said}" for label, name in models.items() if (said := numbers(context, name, True))
+    ]
+    random = result.random_masks
+    if random is not None and random.p is not None:
+        lines.append(
+            f"{random.count:,} matched random masks: KL {measured(random.kl_mean, random.kl_mean_se)}; this one on the "
+            f"same tokens {measured(random.kl_of_mask, random.kl_of_mask_se)} (p = {random.p:.2g})"
+        )
+    if reasons := context.verdict.not_learned:
+        lines.append(Caution(f"⚠ not the mask that learning arrives at: {'; '.join(reasons)}"))
+    if few := few_tokens(context):
+        lines.append(Caution(f"⚠ {few}"))
+    return lines
+
+
+def place_sentence(context: Context) -> str:
     """How K and V share the kept channels, and in which layers they are."""
-    k, v = run.result.channels.k, run.result.channels.v
-    kinds = f"K keeps {counted(k.kept, k.total)} and V {counted(v.kept, v.total)}"
-    return f"{kinds}; {concentration(run)}."
+    k, v = (counted(*context.count(kind)) for kind in ("K", "V"))
+    return f"K keeps {k} and V {v}; {concentration(context)}."
 
 
-def concentration(run: RunFiles) -> str:
+def concentration(context: Context) -> str:
     """Whether at most a third of the layers hold at least half of the kept channels."""
-    kept = {layer.index: run.kept(layer.name) for layer in run.layers}
+    kept = {layer.index: context.run.kept(layer.name) for layer in context.layers}
     total = sum(kept.values())
     if total == 0:
-        return "no channel is kept"
+        return f"no {context.noun} is kept"
     ranked = sorted(kept, key=lambda index: (-kept[index], index))
     chosen: list[int] = []
     while sum(kept[index] for index in chosen) < total / 2:
@@ -96,74 +182,68 @@ def concentration(run: RunFiles) -> str:
     share = percent(sum(kept[index] for index in chosen) / total, 0)
     if len(kept) > 1 and len(chosen) <= max(1, len(kept) // 3):
         verb = "holds" if len(chosen) == 1 else "hold"
-        return f"the kept channels concentrate in {layers_named(chosen)}, which {verb} {share} of them"
+        return f"the kept {context.noun}s concentrate in {layers_named(chosen)}, which {verb} {share} of them"
     most, least = ranked[0], ranked[-1]
     if len(kept) == 1:
         return "the model has a single layer"
     return f"they are spread out, from {kept[least]:,} in layer {least} to {kept[most]:,} in layer {most}"
 
 
-def cautions(run: RunFiles) -> list[str]:
-    """Facts about this mask that a reader should weigh, each a sentence in our own words."""
-    return [
-        sentence
-        for sentence in (exactness(run), complement(run), silent_layers(run), idle_keys(run))
-        if sentence
-    ]
+def cautions(context: Context) -> list[str]:
+    """Facts about this mask that a reader should weigh, each a sentence."""
+    found = (few_tokens(context), exactness(context), silent_layers(context), idle_keys(context))
+    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in found if sentence]
 
 
-def exactness(run: RunFiles) -> str | None:
+def few_tokens(context: Context) -> str | None:
+    """Whether the evaluation data are small."""
+    tokens = context.result.dataset.evaluation_tokens
+    if tokens is None or tokens >= FEW_TOKENS or not context.run.measured:
+        return None
+    return f"measured on {tokens:,} evaluation tokens, which are few (fewer than {FEW_TOKENS:,})"
+
+
+def exactness(context: Context) -> str | None:
     """Whether the target is missed by a unit or more."""
-    sparsity = run.result.sparsity
+    sparsity = context.result.sparsity
     if sparsity.target is None:
         return None
     asked = (1 - sparsity.target) * sparsity.total
     if abs(sparsity.kept - asked) < 1:
         return None
-    return f"The target asks for {asked:,.0f} kept units; this mask keeps {sparsity.kept:,}."
+    return f"the target asks for {asked:,.0f} kept units; this mask keeps {sparsity.kept:,}"
 
 
-def complement(run: RunFiles) -> str | None:
-    """Whether the removed channels alone do as well as the kept ones."""
-    masked, rest = run.loss("masked"), run.loss("complement")
-    if masked is None or rest is None or rest > masked:
-        return None
-    return (
-        f"The complement, the channels that were removed, reaches a loss of {number(rest, 3)} by itself, "
-        f"which is no worse than the {number(masked, 3)} of the mask: the kept channels are not necessary."
-    )
-
-
-def silent_layers(run: RunFiles) -> str | None:
+def silent_layers(context: Context) -> str | None:
     """Layers that keep no V channel."""
-    silent = [layer.index for layer in run.layers if not run.masks[layer.name].v_mask.any()]
-    if not silent or blind_to_fill(run):
+    silent = [layer.index for layer in context.layers if not context.cells(layer, "V").kept.any()]
+    if not silent or blind_to_fill(context):
         return None
-    where = "all layers" if len(silent) == len(run.layers) else layers_named(silent)
-    return f"No V channel is kept in {where}: attention there passes nothing of its input on."
+    where = "all layers" if len(silent) == len(context.layers) else layers_named(silent)
+    return f"no V {context.noun} is kept in {where}: attention there passes nothing of its input on"
 
 
-def idle_keys(run: RunFiles) -> str | None:
+def idle_keys(context: Context) -> str | None:
     """K channels that are kept in heads whose every V channel is removed."""
-    if blind_to_fill(run):
+    if blind_to_fill(context):
         return None
-    idle = sum(int(mask.k_mask[~mask.v_mask.any(dim=1)].sum()) for mask in run.masks.values())
+    pairs = [(context.cells(layer, "K").kept, context.cells(layer, "V").kept) for layer in context.layers]
+    idle = sum(int(k[~v.any(axis=1)].sum()) for k, v in pairs)
     if not idle:
         return None
     verb = "belongs" if idle == 1 else "belong"
-    return (
-        f"{plural(idle, 'kept K channel')} {verb} to KV heads without any V channel and can have no effect."
-    )
+    noun = f"K {context.noun}"
+    return f"{plural(idle, f'kept {noun}')} {verb} to KV heads without any V {context.noun} and can have no effect"
 
 
-def blind_to_fill(run: RunFiles) -> bool:
+def blind_to_fill(context: Context) -> bool:
     """Whether removed values still carry the input: a counterfactual value does, zero and mean do not."""
-    return run.result.mask.ablation not in ("zero", "mean")
+    return context.result.mask.ablation not in ("zero", "mean")
 
 
-def thirds(run: RunFiles) -> list[dict[str, Any]]:
+def thirds(context: Context) -> list[dict[str, Any]]:
     """Early, middle and late layers, as sums over the per-layer entries; none for fewer than three layers."""
-    layers = run.layers
+    layers = context.layers
     rows = []
     for number_, name in enumerate(("early", "middle", "late")):
         part = [layer for place, layer in enumerate(layers) if place * 3 // len(layers) == number_]

@@ -1,110 +1,124 @@
-"""What a run for several target sparsities found, in one figure."""
+"""What masks of several sizes from one run do, in one figure."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import ClassVar
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from mechint.reporting.style import ACCENT, INK, LINE, QUIET, figure_style, headline, new_figure, save
+from mechint.reporting.context import Context
+from mechint.reporting.style import (
+    ACCENT,
+    LINE,
+    QUIET,
+    titled_figure,
+    write,
+)
 from mechint.reporting.wording import number
-from mechint.results.result import ModelName, NestedPoint
-from mechint.results.run_files import RunFiles
+from mechint.results.result import NestedPoint
 
-MASKED, COMPLEMENT = ACCENT["K"], QUIET
+MASKED, COMPLEMENT, RANDOM = ACCENT["K"], QUIET, ACCENT["V"]
+WIDTH, HEIGHT = 9.6, 3.0  # inches
 
 
 class NestedFigure:
-    """nested_sparsities.png: KL and faithfulness of nested masks against their sparsity. Drawn for runs of several
-    target sparsities only.
-    """
+    """nested_sparsities: KL, agreement and faithfulness of several masks of one run against their sparsity."""
 
-    filename: ClassVar[str] = "nested_sparsities.png"
+    stem: ClassVar[str] = "nested_sparsities"
 
-    def draw(self, run: RunFiles, dpi: int) -> list[Path]:
-        """Draw the figure into the run's directory and return its path."""
-        points = run.result.nested
+    def draw(self, context: Context) -> Iterator[tuple[str, Figure]]:
+        """The picture, for runs of several masks."""
+        points = sorted(context.result.nested or [], key=lambda point: point.achieved)
         if not points:
-            return []
-        with figure_style():
-            figure = new_figure(7.6, 3.6)
-            grid = figure.add_gridspec(2, 2, height_ratios=[0.75, 2.6])
-            title = f"{run.model_name}: nested masks of {len(points)} sparsities from one run"
-            lines = ["Every mask keeps a part of the one before; each is measured on evaluation data."]
-            headline(figure, grid[0, :], title, lines)
-            draw_kl(figure.add_subplot(grid[1, 0]), points, run.result.metrics.empty.kl)
-            draw_faithfulness(figure.add_subplot(grid[1, 1]), points)
-            return [save(figure, run.directory / self.filename, dpi)]
+            return
+        nested = "Every mask keeps a part of the one before; " if context.is_ladder else ""
+        lines = [f"{nested}each is measured on evaluation data, bars: two standard errors."]
+        what = "nested masks" if context.is_ladder else "masks tried"
+        title = f"{context.run.model_name}: {len(points)} {what} from one run"
+        figure, body = titled_figure(title, lines, WIDTH, HEIGHT)
+        grid = body.subgridspec(1, 3)
+        empty = context.result.metrics.empty
+        draw_values(figure.add_subplot(grid[0]), points, "kl", empty.kl)
+        draw_values(figure.add_subplot(grid[1]), points, "top1_agreement", empty.top1_agreement)
+        draw_faithfulness(figure.add_subplot(grid[2]), points)
+        yield self.stem, figure
 
 
-def draw_kl(axes: Axes, points: list[NestedPoint], empty: float | None) -> None:
-    """KL of the kept and of the removed units alone, and the empty model's as a line, in nats on a log scale."""
-    models: list[tuple[ModelName, str, str]] = [
-        ("complement", "removed", COMPLEMENT),
-        ("masked", "kept", MASKED),
-    ]
-    for name, label, colour in models:
-        shown = [(point.achieved, kl) for point in points if (kl := point.metrics[name].kl)]
-        if not shown:
-            continue
-        axes.plot(
-            *zip(*shown, strict=True),
-            marker="o",
-            markersize=3.5,
-            linewidth=1.2,
-            color=colour,
-            label=f"{label} units alone",
-        )
-    for point in points:
-        kl = point.metrics.masked.kl
-        if kl:
-            axes.annotate(
-                number(kl, 3),
-                (point.achieved, kl),
-                xytext=(0, -9),
-                textcoords="offset points",
-                ha="center",
-                fontsize=6.5,
-                color=INK,
-            )
+TITLES = {
+    "kl": "KL to the dense model [nats per token]",
+    "top1_agreement": "Same top token [share of positions]",
+}
+
+
+def draw_values(axes: Axes, points: list[NestedPoint], name: str, empty: float | None) -> None:
+    """A measure of the kept and of the removed units alone, and the empty model's as a line; KL on a log scale."""
+    for model, label, colour in (
+        ("complement", "removed alone", COMPLEMENT),
+        ("masked", "kept alone", MASKED),
+    ):
+        found = [getattr(point.metrics, model) for point in points]
+        values = [getattr(metrics, name) for metrics in found]
+        errors = [getattr(metrics, f"{name}_se") for metrics in found]
+        curve(axes, points, values, errors, label, colour, written=model == "masked")
+    if name == "kl":
+        random = [point.random_masks.kl_mean if point.random_masks else None for point in points]
+        curve(axes, points, random, [None] * len(points), "matched random masks", RANDOM)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_locator(NullLocator())
     if empty is not None:
         axes.axhline(empty, color=LINE, linewidth=0.8, linestyle=":", label="no units (empty)")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_title("KL to the dense model [nats per token]")
-    axes.legend(frameon=False, fontsize=6.5, loc="best")
+    axes.set_title(TITLES[name])
+    axes.legend(fontsize=6.5, loc="best")
     axes.margins(x=0.08, y=0.18)
     sparsity_axis(axes, points)
 
 
 def draw_faithfulness(axes: Axes, points: list[NestedPoint]) -> None:
     """Faithfulness of each mask, with the dense and the empty model's as lines."""
-    shown = [(point.achieved, value) for point in points if (value := point.faithfulness) is not None]
-    if shown:
-        axes.plot(*zip(*shown, strict=True), marker="o", markersize=3.5, linewidth=1.2, color=MASKED)
+    values = [point.faithfulness for point in points]
+    errors = [point.faithfulness_se for point in points]
+    curve(axes, points, values, errors, "kept alone", MASKED, written=True)
     for level, name in ((1.0, "dense"), (0.0, "empty")):
         axes.axhline(level, color=LINE, linewidth=0.8, linestyle=":")
-        axes.annotate(
-            name,
-            (0, level),
-            xycoords=("axes fraction", "data"),
-            xytext=(3, 2),
-            textcoords="offset points",
-            fontsize=6.5,
-            color=QUIET,
-        )
+        place = (points[0].achieved, level)
+        write(axes, name, place, (-4, 2), size=6.5, color=QUIET)
     axes.set_title("Faithfulness (1: dense, 0: empty)")
     axes.margins(x=0.08, y=0.12)
     sparsity_axis(axes, points)
 
 
+def curve(
+    axes: Axes,
+    points: list[NestedPoint],
+    values: list[float | None],
+    errors: list[float | None],
+    label: str,
+    colour: str,
+    written: bool = False,
+) -> None:
+    """Values at the masks' sparsities with bars of two standard errors, as far as they are known."""
+    shown = [
+        (point.achieved, value, 2 * (error or 0))
+        for point, value, error in zip(points, values, errors, strict=True)
+        if value is not None
+    ]
+    if not shown:
+        return
+    places, heights, bars = zip(*shown, strict=True)
+    look: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "capsize": 2}
+    axes.errorbar(places, heights, yerr=bars, color=colour, label=label, **look)
+    for place, height in zip(places, heights, strict=True) if written else ():
+        write(axes, number(height, 3), (place, height), (0, -9), ha="center", size=6.5)
+
+
 def sparsity_axis(axes: Axes, points: list[NestedPoint]) -> None:
     """Ticks at the sparsities reached, as far as their labels have room."""
     reached = [point.achieved for point in points]
-    room = 0.06 * max(reached[-1] - reached[0], 1e-9)
+    room = 0.09 * max(reached[-1] - reached[0], 1e-9)
     ticks = [reached[-1]]
     for value in reversed(reached[:-1]):
         if ticks[-1] - value > room:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from mechint.errors import UserError, one_line
 from mechint.imports.old_results import MASKS, is_old_run, read_old_run
 from mechint.reporting import Visualizer
 from mechint.results import RunFiles
-from mechint.results.find import SKIPPED, natural
+from mechint.results.find import run_directories
 from mechint.results.result import RESULT
 
 log = logging.getLogger(__name__)
@@ -58,11 +56,9 @@ def redraw_tree(root: Path, visualizer: Visualizer, output_dir: Path | None = No
     output_dir: a directory that repeats the tree's structure; None: in place, except for results of the
     replaced tool, which go into ROOT_redrawn. Raises UserError where there is nothing to draw.
     """
-    if not root.is_dir():
-        raise UserError(f"there is no directory {root}; give the output directory of a sweep")
     drawn: dict[Path, list[Path]] = {}
     left_out: dict[Path, str] = {}
-    for directory in runs_below(root):
+    for directory in run_directories(root, (RESULT, MASKS)):
         base = output_dir or (beside(root) if is_old_run(directory) else root)
         try:
             drawn[directory] = redraw_run(directory, visualizer, base / directory.relative_to(root))
@@ -79,18 +75,6 @@ def redraw_tree(root: Path, visualizer: Visualizer, output_dir: Path | None = No
         empty = f"no {RESULT} and no {MASKS}; give the output directory of a sweep"
         raise UserError(f"nothing to draw below {root}: {'; '.join(left_out.values()) or empty}")
     return Redrawn(drawn, left_out)
-
-
-def runs_below(root: Path) -> list[Path]:
-    """Every directory from `root` down that holds a run, of this package or the replaced tool, in natural order."""
-    return sorted(_walk(root), key=lambda path: natural(str(path)))
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    for directory, below, files in os.walk(root):
-        below[:] = [name for name in below if not name.startswith(".") and name not in SKIPPED]
-        if RESULT in files or MASKS in files:
-            yield Path(directory)
 
 
 def beside(directory: Path) -> Path:

@@ -6,42 +6,62 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from mechint.masking.masks import LayerMask
-from mechint.reporting import wording
-from mechint.reporting.certainty import certainty, seeds_in_words, signed
-from mechint.reporting.finding import cautions, finding, thirds
-from mechint.reporting.importance_overview import ImportanceOverview
-from mechint.reporting.layer_importance import layer_files
+from mechint.metrics.statistics import digits_for
+from mechint.reporting import finding, wording
+from mechint.reporting.certainty import certainty, proofs_in_words, seeds_in_words, signed
+from mechint.reporting.context import KINDS, Context
+from mechint.reporting.layer_importance import LayerImportance, layer_stems
 from mechint.reporting.nested import NestedFigure
+from mechint.reporting.overview import ImportanceOverview, SurvivalMap
+from mechint.reporting.ranks import RankFigure
 from mechint.reporting.sparsity_curves import SparsityCurves
 from mechint.reporting.stability import StabilityFigure
+from mechint.results import verdict
 from mechint.results.result import MODELS, LayerInfo, ModelName
-from mechint.results.run_files import RunFiles
 from mechint.runtime.files import write_atomically
 
 FILENAME = "circuit_analysis_report.md"
 
 UNITS = {
-    "channel": "one K channel or one V channel",
+    "channel": "one K {} or one V {}",
     "rope_pair": "two K channels that are rotated together, or one V channel",
-    "head": "all K channels or all V channels of one KV head",
+    "head": "all K {}s or all V {}s of one KV head",
 }
 TIED_UNITS = {
-    "channel": "a K channel together with the V channel of the same number",
+    "channel": "a K {} together with the V {} of the same number",
     "rope_pair": "two K channels that are rotated together, with the two V channels of the same numbers",
-    "head": "all K and V channels of one KV head",
+    "head": "all K and V {}s of one KV head",
 }
 MEANINGS: dict[ModelName, str] = {
-    "dense": "all channels",
-    "empty": "no channels",
-    "masked": "the kept channels",
-    "complement": "the removed channels",
+    "dense": "all {}s",
+    "empty": "no {}s",
+    "masked": "the kept {}s",
+    "complement": "the removed {}s",
 }
+# What goes when a unit is removed, and what a cache can leave out.
+REMOVED_KEYS = {
+    "channels": "one number of the key as attention sees it (after the rotation, where there is one); its term drops "
+    "out of the logits, and a cache need not hold that number",
+    "after_rope": "one direction of the key as attention sees it (after the rotation, where there is one); a cache can "
+    "hold the coordinates along kept directions only, and queries are read in the same coordinates",
+    "before_rope": "one direction of the key before the rotation; a cache can hold the kept coordinates of the "
+    "unrotated key only, and keys are put together and rotated again whenever they are read: it saves memory, "
+    "not that work",
+}
+REMOVED_VALUES = {
+    "channels": "one number of the value; it drops out of the head's output, and a cache need not hold it",
+    "direction": "one direction of the value; a cache can hold the kept coordinates only, and the way back belongs "
+    "into the output projection",
+}
+LINKED = (ImportanceOverview, NestedFigure, RankFigure, SparsityCurves, StabilityFigure, SurvivalMap)
 
 
-def write_report(run: RunFiles, drawn: Sequence[Path]) -> Path:
+def write_report(context: Context, drawn: Sequence[Path]) -> Path:
     """Write circuit_analysis_report.md into the run's directory; it links the figures in `drawn`."""
     environment = Environment(
         loader=PackageLoader("mechint", "reporting"),
@@ -51,61 +71,104 @@ def write_report(run: RunFiles, drawn: Sequence[Path]) -> Path:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for name in ("text", "code", "number", "percent", "counted", "seconds", "byte_size", "enumeration"):
+    for name in (
+        *("text", "code", "number", "measured", "measured_percent", "percent", "counted"),
+        *("seconds", "byte_size", "enumeration", "plural"),
+    ):
         environment.filters[name] = getattr(wording, name)
     environment.filters["signed"] = signed
-    path = run.directory / FILENAME
+    path = context.run.directory / FILENAME
     with write_atomically(path) as temporary:
         temporary.write_text(
-            environment.get_template("report.md.jinja").render(context(run, drawn)), encoding="utf-8"
+            environment.get_template("report.md.jinja").render(told(context, drawn)), encoding="utf-8"
         )
     return path
 
 
-def context(run: RunFiles, drawn: Sequence[Path]) -> dict[str, Any]:
+def told(context: Context, drawn: Sequence[Path]) -> dict[str, Any]:
     """What the template may use."""
-    result = run.result
-    mask, channels = result.mask, result.channels
-    stability = result.stability
-    files, there = layer_files(run.masks), {path.name for path in drawn}
+    run, result, stability = context.run, context.result, context.result.stability
+    files = {path.stem: path.name for path in drawn}
+    stems, noun = layer_stems(run.masks), context.noun
+    unit = (TIED_UNITS if result.mask.tie_kv else UNITS).get(result.mask.unit, result.mask.unit)
+    recovered = None
+    if (kl := result.metrics.masked.kl) is not None and (empty := result.metrics.empty.kl):
+        recovered = 1 - kl / empty
     return {
+        "context": context,
         "result": result,
+        "noun": noun,
         "model_name": run.model_name,
-        "finding": finding(run),
+        "finding": finding.finding(context),
+        "cautions": finding.cautions(context),
+        "thirds": finding.thirds(context),
         "shape": shape_in_words(list(run.masks.values())),
-        "unit": (TIED_UNITS if mask.tie_kv else UNITS).get(mask.unit, mask.unit),
-        "units_are_channels": channels.total == result.sparsity.total,
-        "seed": result.seed,
-        "stability": stability,
+        "unit": unit.replace("{}", noun),
+        "removed": removed_in_words(context),
+        "cache": cache_in_words(context),
+        "units_are_channels": result.channels.total == result.sparsity.total,
         "seeds": seeds_in_words(stability) if stability else None,
-        "certainty": certainty(stability) if stability else [],
-        "stability_figure": StabilityFigure.filename if StabilityFigure.filename in there else None,
-        "nested": result.nested or [],
-        "nested_figure": NestedFigure.filename if NestedFigure.filename in there else None,
-        "cost": result.cost,
-        "measured": run.measured,
-        "binarization": result.binarization_gap,
-        "models": [(name, MEANINGS[name], result.metrics[name]) for name in MODELS],
-        "layers": [
-            layer_row(run, layer, files[layer.name] if files[layer.name] in there else None)
-            for layer in run.layers
-        ],
-        "thirds": thirds(run),
-        "cautions": cautions(run),
-        "notes": result.notes,
-        "overview": ImportanceOverview.filename if ImportanceOverview.filename in there else None,
-        "curves": SparsityCurves.filename if SparsityCurves.filename in there and run.history else None,
+        "certainty": certainty(stability, noun) if stability else [],
+        "proofs": proofs_in_words(result.proofs, recovered) if result.proofs else [],
+        "models": [(name, MEANINGS[name].replace("{}", noun), result.metrics[name]) for name in MODELS],
+        "rises": {name: rise_in_words(context, name) for name in MODELS},
+        "layers": [layer_row(context, layer, files.get(stems[layer.name])) for layer in context.layers],
+        "figures": {figure.stem: files.get(figure.stem) for figure in LINKED},
+        "sheet": files.get(LayerImportance.sheet),
+        "picture": picture,
+        "limits": [measure.in_words() for measure in verdict.MEASURES],
+        "verdicts": verdict,
     }
 
 
-def layer_row(run: RunFiles, layer: LayerInfo, figure: str | None) -> dict[str, Any]:
-    """A line of the per-layer table: counts are units, `k_channels` and `v_channels` are channels."""
-    mask = run.masks[layer.name]
+def picture(words: str, file: str) -> Markup:
+    """A figure shown in the report; a link to it where Markdown cannot show its format."""
+    shown = "" if file.endswith(".pdf") else "!"
+    return Markup(f"{shown}[{words}]({file})")
+
+
+def rise_in_words(context: Context, name: ModelName) -> str:
+    """By how much a model's loss is above the dense model's; the error is that of the difference where it is known."""
+    result, model = context.result, context.result.metrics[name]
+    dense, error = result.metrics.dense.loss, result.loss_degradation_percent_se
+    if model.loss is None or dense is None:
+        return wording.ABSENT
+    if name == "masked" and error is not None:
+        return wording.measured(model.loss - dense, error * dense / 100)
+    return "0" if name == "dense" else wording.number(model.loss - dense, digits_for(model.loss_se, 3))
+
+
+def removed_in_words(context: Context) -> list[str]:
+    """What goes with each removed unit, K and V, and what a cache saves by it."""
+    basis = context.result.basis
+    keys = basis.where if basis is not None and basis.keys != "channels" else "channels"
+    values = "direction" if basis is not None and basis.values != "channels" else "channels"
+    return [f"K: {REMOVED_KEYS[keys]}", f"V: {REMOVED_VALUES[values]}"]
+
+
+def cache_in_words(context: Context) -> str:
+    """How many numbers per token a cache holds that leaves out what is removed."""
+    channels = context.result.channels
+    stored = channels.stored or channels
+    note = "" if channels.stored is None else ", with K = V stored once"
+    return f"{wording.counted(stored.kept, stored.total)} numbers per token{note}"
+
+
+def layer_row(context: Context, layer: LayerInfo, figure: str | None) -> dict[str, Any]:
+    """A line of the per-layer table: counts are units, `channels` are (kept, all) of K and of V."""
+    every = [context.cells(layer, kind) for kind in KINDS]
+    basis = context.result.basis
+    ranks = {
+        entry["kind"]: sum(entry["rank"]) / len(entry["rank"])
+        for entry in (basis.effective_rank if basis else None) or []
+        if entry["name"] == layer.name
+    }
     return {
         **dict(layer),
         "figure": figure,
-        "k_channels": (int(mask.k_mask.sum()), mask.k_mask.numel()),
-        "v_channels": (int(mask.v_mask.sum()), mask.v_mask.numel()),
+        "channels": [(int(one.kept.sum()), one.kept.size) for one in every],
+        "rank": float(np.concatenate([one.rank.ravel() for one in every]).mean()),
+        "effective": [ranks.get("k"), ranks.get("v")],
     }
 
 

@@ -5,11 +5,12 @@ Figures are made with matplotlib's objects alone: no pyplot, nothing global is c
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib.style
 import numpy as np
@@ -22,21 +23,24 @@ from matplotlib.gridspec import SubplotSpec
 from matplotlib.text import Annotation
 from numpy.typing import NDArray
 
-from mechint.masking.masks import LayerMask
+from mechint.reporting.context import KINDS as KINDS
+from mechint.reporting.context import Cells
+from mechint.reporting.context import Kind as Kind
 from mechint.runtime.files import write_atomically
 
-Kind = Literal["K", "V"]
-KINDS: tuple[Kind, Kind] = ("K", "V")
-
-INK, QUIET, LINE = "#1f2328", "#6b7178", "#9aa0a6"
+INK, QUIET, LINE, ALARM = "#1f2328", "#4d5359", "#7b8188", "#a3300a"
+GRID, EMPTY = "#e1e4e7", "#dfe2e5"  # lines behind a curve; the part of a bar that is not filled
 # Blue and vermilion stay apart for every common colour blindness. Even the palest kept channel is darker than
 # the darkest removed one, so the two are told apart in a grey print as well.
 ACCENT: dict[Kind, str] = {"K": "#1f6fb4", "V": "#c8500f"}
 KEPT: dict[Kind, LinearSegmentedColormap] = {
-    "K": LinearSegmentedColormap.from_list("kept K", ["#7fb2e0", "#2273b8", "#0a3470"]),
-    "V": LinearSegmentedColormap.from_list("kept V", ["#f29a63", "#d0560f", "#7d2702"]),
+    "K": LinearSegmentedColormap.from_list("kept K", ["#74a9da", "#2273b8", "#0a3470"]),
+    "V": LinearSegmentedColormap.from_list("kept V", ["#ee9058", "#d0560f", "#7d2702"]),
 }
-REMOVED = LinearSegmentedColormap.from_list("removed", ["#f8f8f8", "#bfc2c6"])
+REMOVED = LinearSegmentedColormap.from_list("removed", ["#f1f2f3", "#b3b7bc"])
+
+POINTS = 72  # per inch
+FORMATS = ("png", "pdf", "svg")
 
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
@@ -61,10 +65,16 @@ STYLE: dict[str, Any] = {
     "ytick.major.width": 0.6,
     "text.color": INK,
     "text.parse_math": False,  # names hold dollar signs at times
+    "svg.hashsalt": "mechint",  # the same picture is the same file
+    "pdf.fonttype": 42,
     "legend.frameon": False,
     "legend.fontsize": 7.5,
     "legend.handlelength": 2.2,
 }
+
+
+class Caution(str):
+    """A line of a heading that must not be overlooked."""
 
 
 @contextmanager
@@ -82,9 +92,11 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> Path:
-    """Write the figure as PNG, whole or not at all."""
+    """Write the figure in the format that the path's suffix names, whole or not at all."""
+    kind = path.suffix[1:]
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(kind)
     with write_atomically(path) as temporary:
-        figure.savefig(temporary, dpi=dpi, format="png", facecolor="white")
+        figure.savefig(temporary, dpi=dpi, format=kind, facecolor="white", metadata=metadata)
     return path
 
 
@@ -107,32 +119,49 @@ def write_lines(axes: Axes, lines: Sequence[tuple[str, dict[str, Any]]], down: f
     for words, look in lines:
         line = write(axes, printable(words), (0, 1), (0, -down), inside=True, va="top", **look)
         line.set_in_layout(False)  # a long line must not squeeze the panels
-        down += 1.55 * look["size"]
+        down += LEADING * look["size"]
 
 
-def headline(figure: Figure, place: SubplotSpec, title: str, lines: list[str]) -> None:
+TITLE_SIZE, LINE_SIZE, LEADING = 11.5, 8.5, 1.55
+
+
+def headline(figure: Figure, place: SubplotSpec, title: str, lines: Sequence[str]) -> None:
     """Write a bold title and quiet lines below it, at the left edge of `place`."""
-    looks = [
-        (printable(title, 70), {"size": 11.5, "weight": "bold"}),
-        *((line, {"size": 8.5, "color": QUIET}) for line in lines),
-    ]
+    looks: list[tuple[str, dict[str, Any]]] = [(printable(title, 70), {"size": TITLE_SIZE, "weight": "bold"})]
+    for line in lines:
+        colour = ALARM if isinstance(line, Caution) else QUIET
+        looks.append((line, {"size": LINE_SIZE, "color": colour}))
     write_lines(figure.add_subplot(place), looks, down=3)
 
 
-def channel_colours(mask: LayerMask, kind: Kind) -> NDArray[np.float64]:
-    """RGBA [G, C, 4] of one layer: hue says kept or removed, darkness says importance."""
-    kept, importance = channels(mask, kind)
-    shade = np.clip(importance, 0, 1)
-    return np.where(kept[..., None], KEPT[kind](shade), REMOVED(shade))
+def wrapped(lines: Sequence[str], width: float) -> list[str]:
+    """Lines of a heading, broken where they would be longer than `width` inches."""
+    characters = max(30, int(width * POINTS / (0.57 * LINE_SIZE)))
+    joined = [type(line)(line.replace(" ± ", "\u00a0±\u00a0")) for line in lines]
+    return [type(line)(part) for line in joined for part in textwrap.wrap(line, characters)]
 
 
-def channels(mask: LayerMask, kind: Kind) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
-    """Kept (bool) and importance (float) of one layer's K or V channels, each [G, C]."""
-    kept, importance = (mask.k_mask, mask.k_importance) if kind == "K" else (mask.v_mask, mask.v_importance)
-    return kept.cpu().numpy().astype(bool), importance.float().cpu().numpy()
+def titled_figure(
+    title: str, lines: Sequence[str], width: float, height: float
+) -> tuple[Figure, SubplotSpec]:
+    """A figure with a title and lines below it, which are broken where they must be, and the place for all else.
+
+    width, height: inches of that place.
+    """
+    lines = wrapped(lines, width)
+    header = (6 + LEADING * (TITLE_SIZE + LINE_SIZE * len(lines))) / POINTS
+    figure = new_figure(width, header + height)
+    grid = figure.add_gridspec(2, 1, height_ratios=[header, height])
+    headline(figure, grid[0], title, lines)
+    return figure, grid[1]
 
 
-def colour_key(bars: Axes, words: Axes, notes: list[str], dotted: bool = False) -> None:
+def cell_colours(cells: Cells, kind: Kind) -> NDArray[np.float64]:
+    """RGBA [G, C, 4] of one layer: hue says kept or removed, darkness the rank of the importance."""
+    return np.where(cells.kept[..., None], KEPT[kind](cells.shade), REMOVED(cells.shade))
+
+
+def colour_key(bars: Axes, words: Axes, notes: Sequence[str], dotted: bool = False) -> None:
     """Draw the colour bars of kept K, kept V and removed channels, and notes on how to read them.
 
     `dotted` adds the dot that marks kept channels.
@@ -144,10 +173,18 @@ def colour_key(bars: Axes, words: Axes, notes: list[str], dotted: bool = False) 
         dots = np.linspace(0.05, 0.95, 10)
         bars.scatter(np.tile(dots, 2), np.repeat(middles[:2], 10), s=7, color="white", linewidths=0)
     bars.set(xlim=(0, 1), ylim=(3, 0), yticks=middles, yticklabels=["kept K", "kept V", "removed"])
-    bars.set_xlabel("importance (0: first to be removed, 1: last)")
+    bars.set_xlabel("rank of importance among the kept, and among the removed")
+    bars.set_xticks([0, 1], ["lowest", "highest"])
     bars.tick_params(axis="y", length=0, labelcolor=INK)
     bars.spines[:].set_visible(False)
     write_lines(words, [(note, {"size": 8, "color": QUIET}) for note in notes], down=1)
+
+
+def panel_looks(axes: Axes) -> None:
+    """A panel of values along the horizontal axis: pale lines behind them, and names without ticks."""
+    axes.grid(axis="x", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
 
 
 def index_ticks(count: int, most: int) -> range:

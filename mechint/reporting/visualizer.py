@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from matplotlib.figure import Figure
+
 from mechint.errors import UserError
+from mechint.reporting.context import Context
 from mechint.reporting.report import write_report
+from mechint.reporting.style import FORMATS, figure_style, save
+from mechint.reporting.web import write_page
 from mechint.results.run_files import RunFiles
 
 log = logging.getLogger(__name__)
@@ -27,27 +32,32 @@ def require_dpi(dpi: object, name: str) -> None:
 class RunFigure(Protocol):
     """One kind of picture of a run."""
 
-    def draw(self, run: RunFiles, dpi: int) -> list[Path]:
-        """Write the picture or pictures into the run's directory and return their paths."""
+    def draw(self, context: Context) -> Iterator[tuple[str, Figure]]:
+        """The picture or pictures, each under the name of its file without the suffix; none where there is none."""
         ...
 
 
 class Visualizer:
     """Turns a run's files into figures and a report; neither model nor data is needed.
 
-    figures: objects with `draw(run, dpi)`; a new one is one class file and one line in conf/visualizer/.
-    dpi: dots per inch of the PNG files.
+    figures: objects with `draw(context)`; a new one is one class and one line in conf/visualizer/. dpi: dots per inch
+    of PNG files, and of what is drawn as an image in others. format: png, pdf or svg.
     """
 
-    def __init__(self, figures: Sequence[RunFigure], dpi: int = 150) -> None:
+    def __init__(self, figures: Sequence[RunFigure], dpi: int = 150, format: str = "png") -> None:
         require_dpi(dpi, "visualizer.dpi")
-        self.figures = list(figures)
-        self.dpi = dpi
+        if format not in FORMATS:
+            raise UserError(f"visualizer.format={format} is not known; use one of {', '.join(FORMATS)}")
+        self.figures, self.dpi, self.format = list(figures), dpi, format
 
     def draw(self, run: RunFiles) -> list[Path]:
         """Write every figure and then the report that links them; return their paths, the report last."""
-        drawn = [path for figure in self.figures for path in figure.draw(run, self.dpi)]
-        return [*drawn, write_report(run, drawn)]
+        context, drawn = Context(run), []
+        with figure_style():
+            for figure in self.figures:
+                for stem, picture in figure.draw(context):
+                    drawn.append(save(picture, run.directory / f"{stem}.{self.format}", self.dpi))
+        return [*drawn, write_page(run), write_report(context, drawn)]
 
     def draw_if_room(self, run: RunFiles) -> list[Path]:
         """As `draw`; where the disk is full the numbers are worth more than figures, and a note says what happened."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from mechint.errors import one_line
+from mechint.metrics.statistics import digits_for
 
 # Characters that start Markdown or HTML inside a line, and "#", "+", "-", "=" that do so at its beginning.
 MARKDOWN = re.compile(r"([\\`*_\[\]|~$#]|^[-+=])")
@@ -43,6 +44,26 @@ def number(value: float | None, digits: int = 4) -> str:
 def percent(fraction: float | None, digits: int = 1) -> str:
     """A fraction as a percentage."""
     return ABSENT if fraction is None else f"{number(100 * fraction, digits)} %"
+
+
+def measured(value: float | None, error: float | None = None, digits: int = 3) -> str:
+    """A measured number with its standard error, which decides the digits: '1.364 ± 0.031'; `digits` without one.
+
+    Numbers without any error, such as the KL of the dense model, are exact.
+    """
+    if value is None or not math.isfinite(value) or error is None or not math.isfinite(error):
+        return number(value, digits)
+    if error < 1e-12:
+        return f"{round(value, digits):g}"
+    places = digits_for(error, digits + 1)
+    return f"{number(value, places)} ± {number(error, places)}"
+
+
+def measured_percent(fraction: float | None, error: float | None = None) -> str:
+    """A measured fraction as a percentage: '38.21 ± 0.44 %'."""
+    if fraction is None:
+        return ABSENT
+    return f"{measured(100 * fraction, None if error is None else 100 * error, 1)} %"
 
 
 def counted(kept: int, total: int) -> str:

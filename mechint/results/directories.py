@@ -24,6 +24,17 @@ MASKS = ("final_masks.safetensors", "final_masks.pt")
 
 LOCK = ".lock"
 
+# Figures of a run, without their suffixes.
+FIGURES = (
+    "*_importance",
+    "effective_rank",
+    "layers_contact_sheet",
+    "nested_sparsities",
+    "sparsity_curves",
+    "stability",
+    "survival_map",
+)
+
 # What one run leaves beside logs; what an earlier attempt left of it goes before the next one begins.
 RUN_FILES = (
     RESULT,
@@ -31,14 +42,12 @@ RUN_FILES = (
     "metrics.jsonl",
     "basis.safetensors",
     "channels.csv",
+    "necessity.csv",
     "circuit_analysis_report.md",
-    "sparsity_curves.png",
-    "nested_sparsities.png",
-    "stability.png",
+    "report.html",
     "stability.safetensors",
     "evaluation.safetensors",
-    "basis.safetensors",
-    "*_importance.png",
+    *(f"{stem}.{suffix}" for stem in FIGURES for suffix in ("png", "pdf", "svg")),
     "tensorboard/events.out.tfevents.*",
 )
 
@@ -102,7 +111,7 @@ def _names(number: int) -> Iterator[str]:
 def refuse_other_run(directory: Path, config: Mapping[str, Any], digest: str) -> None:
     """Raise UserError where a directory holds something that a run of this configuration must not replace."""
     if "\0" in str(directory):
-        raise UserError(f"output_dir={str(directory)!r} holds a NUL character; give another output_dir")
+        raise UserError(f"output_dir={str(directory)!r} contains a NUL character; give another output_dir")
     if directory.exists() and not directory.is_dir():
         raise UserError(f"output_dir={directory} is a file; give a directory")
     occupant = Occupant.of(directory)

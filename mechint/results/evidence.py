@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,7 +17,11 @@ from mechint.masking.space import ChannelSpace, Kind
 from mechint.runtime.files import one_entry, told_in, write_atomically
 
 FILENAME = "stability.safetensors"
-TENSORS = ("frequency", "necessity", "necessity_error", "unit")
+NECESSITY = ("necessity", "necessity_error", "necessity_p", "necessity_q")
+TENSORS = ("frequency", *NECESSITY, "unit")
+
+# Those that files of earlier versions lack.
+LATER = ("necessity_p", "necessity_q")
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,16 @@ class KindEvidence:
     """One layer's K or V channels, each [G, C].
 
     frequency: fraction of seeds that keep the channel. necessity: rise of the KL in nats per token when its unit alone
-    is removed from the consensus mask, NaN where that was not tried. necessity_error: its standard error. unit: number
-    of the unit, which several channels may share.
+    is removed from the consensus mask, NaN where that was not tried. necessity_error: its standard error. necessity_p:
+    of the rise being 0, by a t test. necessity_q: false discovery rate over all units at which it is told from 0. unit:
+    number of the unit, which several channels may share.
     """
 
     frequency: Tensor
     necessity: Tensor
     necessity_error: Tensor
+    necessity_p: Tensor
+    necessity_q: Tensor
     unit: Tensor
 
 
@@ -68,11 +76,18 @@ def load_evidence(directory: Path) -> Evidence:
     try:
         with safe_open(path, framework="pt") as file:
             parts: list[Any] = told_in(file.metadata())["parts"]
-            return {
-                (layer, kind): KindEvidence(
-                    **{name: file.get_tensor(f"{layer}.{kind}_{name}") for name in TENSORS}
-                )
-                for layer, kind in parts
-            }
+            return {(layer, kind): KindEvidence(**_read(file, f"{layer}.{kind}_")) for layer, kind in parts}
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the analysis again") from error
+
+
+def _read(file: Any, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one layer and kind; NaN for what an earlier version did not write."""
+    present = set(file.keys())
+    found = {
+        name: file.get_tensor(prefix + name)
+        for name in TENSORS
+        if name not in LATER or prefix + name in present
+    }
+    unknown = torch.full_like(found["necessity"], torch.nan)
+    return {**dict.fromkeys(LATER, unknown), **found}

@@ -1,10 +1,10 @@
-"""Finding the runs below a directory by their result.json, and nothing else."""
+"""Finding the runs below a directory."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mechint.errors import UserError
@@ -14,20 +14,20 @@ from mechint.results.result import RESULT, Result
 SKIPPED = frozenset({"wandb", "__pycache__"})
 
 
-def run_directories(root: Path) -> list[Path]:
-    """Every directory from `root` down that holds a result.json, in natural order; hidden ones are skipped.
+def run_directories(root: Path, names: Sequence[str] = (RESULT,)) -> list[Path]:
+    """Every directory from `root` down that holds a file of these names, in natural order; hidden ones are skipped.
 
     Raises UserError where `root` is no directory.
     """
     if not root.is_dir():
         raise UserError(f"there is no directory {root}; give the output directory of a run or of a sweep")
-    return sorted(_walk(root), key=lambda path: natural(str(path)))
+    return sorted(_walk(root, names), key=lambda path: natural(str(path)))
 
 
-def _walk(root: Path) -> Iterator[Path]:
+def _walk(root: Path, names: Sequence[str]) -> Iterator[Path]:
     for directory, below, files in os.walk(root):
         below[:] = [name for name in below if not name.startswith(".") and name not in SKIPPED]
-        if RESULT in files:
+        if not set(names).isdisjoint(files):
             yield Path(directory)
 
 

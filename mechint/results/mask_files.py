@@ -121,6 +121,22 @@ def save_basis(space: ChannelSpace, basis: Basis, directory: Path) -> Path:
     return path
 
 
+def load_energy(directory: Path) -> Tensor | None:
+    """What each direction is worth to the basis of a run's masks, [N] in the order of the channels; None for channels.
+
+    Raises UserError where the basis's file is damaged.
+    """
+    try:
+        with safe_open(directory / BASIS, framework="pt") as file:
+            return file.get_tensor("energy") if "energy" in file.keys() else None  # noqa: SIM118
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{directory / BASIS} cannot be read ({error}); run the analysis again, or remove it to draw without it"
+        ) from error
+
+
 def load_basis(space: ChannelSpace, directory: Path) -> Basis | None:
     """The basis of a run's masks; None where they are of channels.
 

@@ -20,7 +20,7 @@ from mechint.runtime.processes import has_died
 
 # The one file of a run that other programs read.
 RESULT = "result.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # `died` is never written: it is a run that says `running` and whose process is gone.
 Status = Literal["running", "done", "failed", "interrupted", "died"]
@@ -28,6 +28,10 @@ Status = Literal["running", "done", "failed", "interrupted", "died"]
 # The four models that every run measures: all units, none, the mask's, and exactly those that the mask removed.
 ModelName = Literal["dense", "empty", "masked", "complement"]
 MODELS: tuple[ModelName, ...] = ("dense", "empty", "masked", "complement")
+
+# How much of what the dense model does is done by some of its units alone.
+Grade = Literal["nearly all", "most", "part", "little"]
+GRADES: tuple[Grade, ...] = ("nearly all", "most", "part", "little")
 
 # The sections that every finished run has.
 NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
@@ -92,9 +96,10 @@ class DatasetInfo(Section):
 
 
 class MaskInfo(Section):
-    """What was learned and how, in the names of the classes."""
+    """What was learned and how, in the names of the classes. importance: what the method's scores say of a unit."""
 
     method: str | None = None
+    importance: str | None = None
     unit: str = "channel"
     scope: str | None = None
     ablation: str = "zero"
@@ -141,8 +146,9 @@ class LayerInfo(Section):
 class ModelMetrics(Section):
     """What a model does on evaluation data; None where it is not known.
 
-    loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors, by
-    the bootstrap over evaluation sequences.
+    loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors,
+    here and everywhere else in this file, by the bootstrap over documents of the evaluation data, or over
+    sequences where documents are not known or fewer than ten; None for a single sequence.
     """
 
     loss: float | None = None
@@ -153,6 +159,8 @@ class ModelMetrics(Section):
     loss_se: float | None = None
     kl_se: float | None = None
     top1_agreement_se: float | None = None
+    perplexity_se: float | None = None
+    bits_per_byte_se: float | None = None
 
     @property
     def known(self) -> bool:
@@ -195,18 +203,27 @@ class FinishingInfo(Section):
 class RandomMasks(Section):
     """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
 
-    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. p: share of all
-    masks, the run's included, whose KL is at most that of the run's.
+    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. kl_sd: over the
+    masks. kl_gain: kl_mean - kl_of_mask, with its standard error over sequences. p: share of all masks, the run's
+    included, whose KL is at most that of the run's. sequences: how many the tokens are.
     """
 
     count: int = 0
     tokens: int = 0
+    sequences: int | None = None
     kl: list[float] = Field(default_factory=list)
     kl_mean: float | None = None
+    kl_mean_se: float | None = None
+    kl_sd: float | None = None
     kl_of_mask: float | None = None
+    kl_of_mask_se: float | None = None
+    kl_gain: float | None = None
+    kl_gain_se: float | None = None
     faithfulness: list[float | None] = Field(default_factory=list)
     faithfulness_mean: float | None = None
+    faithfulness_mean_se: float | None = None
     faithfulness_of_mask: float | None = None
+    faithfulness_of_mask_se: float | None = None
     p: float | None = None
 
 
@@ -244,6 +261,7 @@ class TargetInfo(Section):
     kind: str = "sparsity"
     value: float | None = None
     achieved: float | None = None
+    achieved_se: float | None = None
     interval: list[float] | None = None
     units: int | None = None
     runs: int | None = None
@@ -257,6 +275,22 @@ class CostPart(Section):
     tokens: int = 0
 
 
+class Verdict(Section):
+    """What the mask is worth (`mechint.results.verdict`).
+
+    kept, removed: how much of what the dense model does the kept and the removed units do alone, by the worst measure;
+    kept_by, removed_by: the measures that give it. above_chance: whether the mask beats matched random masks.
+    not_learned: why it is less than what learning arrives at.
+    """
+
+    kept: Grade | None = None
+    kept_by: list[str] = Field(default_factory=list)
+    removed: Grade | None = None
+    removed_by: list[str] = Field(default_factory=list)
+    above_chance: bool | None = None
+    not_learned: list[str] = Field(default_factory=list)
+
+
 class BinarizationGap(Section):
     """What making soft gates hard cost, in nats: gap is the KL of the hard mask minus that of the soft gates.
 
@@ -264,12 +298,23 @@ class BinarizationGap(Section):
     """
 
     soft_kl: float | None = None
+    soft_kl_se: float | None = None
     soft_open: int | None = None
     gap: float | None = None
+    gap_se: float | None = None
+
+
+class RunCost(CostPart):
+    """What one run of several took in all. name: of its directory."""
+
+    steps: int = 0
 
 
 class Cost(Section):
-    """What the run took: `seconds` are those of learning, `total_seconds` those of the whole run."""
+    """What the run took: `seconds` are those of learning, `total_seconds` those of the whole run.
+
+    runs: what each of the runs took that it consists of, in the order in which they ran.
+    """
 
     steps: int = 0
     batch_size: int | None = None
@@ -281,6 +326,7 @@ class Cost(Section):
     total_seconds: float | None = None
     threads: int | None = None
     parts: list[CostPart] = Field(default_factory=list)
+    runs: list[RunCost] = Field(default_factory=list)
 
 
 class SeedAgreement(Section):
@@ -302,20 +348,28 @@ class SingleMasks(Section):
     """
 
     kl: list[float] = Field(min_length=1)
+    kl_se: list[float | None] = Field(default_factory=list)
     kl_mean: float | None = None
     kl_sd: float | None = None
     loss: list[float] = Field(min_length=1)
+    loss_se: list[float | None] = Field(default_factory=list)
     faithfulness: list[float | None] = Field(default_factory=list)
+    faithfulness_se: list[float | None] = Field(default_factory=list)
     kl_recovered: list[float | None] = Field(default_factory=list)
+    kl_recovered_se: list[float | None] = Field(default_factory=list)
 
 
 class Consensus(Section):
     """What the consensus mask does on evaluation data, and how often seeds keep its units."""
 
     kl: float
+    kl_se: float | None = None
     loss: float
+    loss_se: float | None = None
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
     kl_recovered: float | None = None
+    kl_recovered_se: float | None = None
     units: int = 0
     unanimous_units: int = 0
     mean_frequency: float | None = None
@@ -325,18 +379,30 @@ class Rise(Section):
     """Rise of the KL over the units that were removed alone, in nats per token."""
 
     mean: float | None = None
+    mean_se: float | None = None
     median: float | None = None
     min: float | None = None
     max: float | None = None
 
 
 class NecessityInfo(Section):
-    """Kept units removed one at a time: of how many the KL rises, changes within noise, or falls."""
+    """Kept units removed one at a time: for how many the KL rises, changes within noise, or falls.
+
+    Each rise is held against 0 by a t test over `sequences` evaluation sequences; needed and harmful are the
+    discoveries at the false discovery rate `rate` over all units tested. t_quantile: times a rise's standard error,
+    half the width of its 95 % interval. smallest_q, largest_q: of the units. What is known of each unit is in
+    necessity.csv.
+    """
 
     kept: int = 0
     tested: int = 0
     tokens: int = 0
+    sequences: int | None = None
     seconds: float | None = None
+    rate: float | None = None
+    t_quantile: float | None = None
+    smallest_q: float | None = None
+    largest_q: float | None = None
     needed: int = 0
     unclear: int = 0
     harmful: int = 0
@@ -346,10 +412,13 @@ class NecessityInfo(Section):
 class KlChanges(Section):
     """Changes of the KL over random draws, in nats per token; lowers, raises: shares below and above 0.
 
-    sd: of the draws; None for a single one.
+    sd: of the draws; None for a single one. mean_se: of the mean; draws and evaluation sequences are both sources of
+    its error. p: of the mean being 0, two-sided.
     """
 
     mean: float | None = None
+    mean_se: float | None = None
+    p: float | None = None
     sd: float | None = None
     min: float | None = None
     max: float | None = None
@@ -359,26 +428,41 @@ class KlChanges(Section):
 
 
 class SubsetTrial(Section):
-    """Random removed units added back, and as many random kept ones removed."""
+    """Random removed units added back, and as many random kept ones removed.
+
+    interval: of the mean change by adding, 90 %, with draws and evaluation sequences as sources of its error. bound:
+    what still counts as no change, the stated share of what removing as many kept units costs. equivalent: whether the
+    interval lies within -bound to bound, which is two one-sided tests at 5 %; p: theirs. None where there is no test.
+    """
 
     units: int
     added: KlChanges
     removed: KlChanges
+    interval: list[float] | None = None
+    bound: float | None = None
+    equivalent: bool | None = None
+    p: float | None = None
 
 
 class InertnessInfo(Section):
     """Whether the removed units are inert: random subsets of them beside subsets of the kept ones.
 
-    verdict: what adding units back does to the KL.
+    share: of what as many kept units are worth, as the bound of each test. equivalent: whether adding units back is
+    shown to change nothing beyond the bound, at every size. verdict: the same, or what adding units back does to the
+    KL where a change is told from noise (Holm over the sizes); "unclear" where neither is shown.
     """
 
     draws: int = 0
     tokens: int = 0
+    sequences: int | None = None
     masked_kl: float | None = None
+    masked_kl_se: float | None = None
     dropped: int = 0
     kept: int = 0
+    share: float | None = None
+    equivalent: bool | None = None
     sizes: list[SubsetTrial] = Field(min_length=1)
-    verdict: Literal["none", "lowers", "raises", "mixed"]
+    verdict: Literal["equivalent", "unclear", "lowers", "raises", "mixed"]
     seconds: float | None = None
 
 
@@ -386,21 +470,168 @@ class NullLosses(Section):
     """Losses of the model with permuted weights, in nats per token."""
 
     dense: float | None = None
+    dense_se: float | None = None
     empty: float | None = None
+    empty_se: float | None = None
     masked: float | None = None
+    masked_se: float | None = None
+
+
+class Permutation(Section):
+    """One model with permuted weights, and what the same method finds in it, against its own dense outputs.
+
+    gain: by how much its dense loss is below its empty loss. informative: whether by more than two standard errors.
+    """
+
+    seed: int | None = None
+    kl: float | None = None
+    kl_se: float | None = None
+    kl_empty: float | None = None
+    kl_empty_se: float | None = None
+    kl_recovered: float | None = None
+    kl_recovered_se: float | None = None
+    loss: NullLosses = Field(default_factory=NullLosses)
+    gain: float | None = None
+    gain_se: float | None = None
+    faithfulness: float | None = None
+    faithfulness_se: float | None = None
+    informative: bool | None = None
+    seconds: float | None = None
 
 
 class NullControl(Section):
-    """What the same method finds in the model with permuted weights, against that model's own dense outputs."""
+    """What the same method finds in models with permuted weights: means over the permutations, and each of them.
+
+    Names that end in _sd are standard deviations over permutations. gain: by how much the dense loss is below the empty
+    loss; gain_se: with permutations and evaluation sequences as sources. informative: whether the gain is above two
+    standard errors; where it is not, the permuted model computes nothing that a mask could lose, and the control says
+    nothing. difference: of the share of the KL that is recovered, runs of the real model minus permuted models;
+    interval: 95 %, by Welch's t test over runs and permutations, None for fewer than two on a side. It compares a model
+    with one that has no structure; it is no proof of what the mask found.
+    """
 
     seed: int | None = None
     matrices: int = 0
     kl: float | None = None
+    kl_sd: float | None = None
     kl_empty: float | None = None
     kl_recovered: float | None = None
+    kl_recovered_sd: float | None = None
     loss: NullLosses = Field(default_factory=NullLosses)
+    gain: float | None = None
+    gain_se: float | None = None
     faithfulness: float | None = None
+    faithfulness_sd: float | None = None
+    informative: bool | None = None
+    difference: float | None = None
+    interval: list[float] | None = None
+    difference_p: float | None = None
+    permutations: list[Permutation] = Field(default_factory=list)
     seconds: float | None = None
+    tokens: int = 0
+
+
+class Transfer(Section):
+    """What the mask does on a second text, with nothing learned or fitted there.
+
+    shared_ngrams: share of its runs of tokens that also stand in the calibration text.
+    """
+
+    text: str = ""
+    tokens: int = 0
+    sequences: int = 0
+    evaluation_digest: str | None = None
+    shared_ngrams: float | None = None
+    metrics: Metrics = Field(default_factory=Metrics)
+    faithfulness: float | None = None
+    faithfulness_se: float | None = None
+    kl_recovered: float | None = None
+    kl_recovered_se: float | None = None
+    random_masks: RandomMasks | None = None
+
+
+class HeadSubspaces(Section):
+    """Kept subspaces of one layer and kind, a number for each KV head: means over all pairs of seeds.
+
+    cosine2: mean squared cosine of the principal angles between the subspaces that kept directions span. random:
+    expected of random subspaces of the same dimensions. chance: of matched random masks in the same bases. None where a
+    seed keeps nothing there.
+    """
+
+    layer: int
+    name: str = ""
+    kind: Literal["k", "v"]
+    kept: list[float] = Field(default_factory=list)
+    cosine2: list[float | None] = Field(default_factory=list)
+    random: list[float | None] = Field(default_factory=list)
+    chance: list[float | None] = Field(default_factory=list)
+
+
+class SubspaceAgreement(Section):
+    """Whether seeds keep the same subspaces, whatever directions they chose inside of them.
+
+    Means over heads, layers and pairs of seeds, weighted by the number of angles; k and v: of keys and values alone,
+    as {cosine2, random, chance}. draws: matched random masks for each seed's.
+    """
+
+    pairs: int = 0
+    draws: int = 0
+    cosine2: float | None = None
+    random: float | None = None
+    chance: float | None = None
+    k: dict[str, float | None] = Field(default_factory=dict)
+    v: dict[str, float | None] = Field(default_factory=dict)
+    heads: list[HeadSubspaces] = Field(default_factory=list)
+
+
+class CarriedHeads(Section):
+    """Kept directions of one layer and kind, a number for each KV head.
+
+    rank: of the states that the weights can make, whatever they read. kept: how many directions are. lowest, mean:
+    share of a kept direction's norm inside their span; None where nothing is kept.
+    """
+
+    layer: int
+    name: str = ""
+    kind: Literal["k", "v"]
+    width: int
+    rank: list[int] = Field(default_factory=list)
+    kept: list[int] = Field(default_factory=list)
+    lowest: list[float | None] = Field(default_factory=list)
+    mean: list[float | None] = Field(default_factory=list)
+
+
+class Carried(Section):
+    """Whether kept directions are among those that the weights carry.
+
+    lowest, mean: share of a kept direction's norm inside the span of what W_K or W_V (with bias and norm) can make,
+    over all of them. deficient: how many heads' weights do not fill all dimensions, so that the share could be below 1;
+    outside: kept directions with a share below 1 - tolerance.
+    """
+
+    lowest: float | None = None
+    mean: float | None = None
+    directions: int = 0
+    outside: int = 0
+    tolerance: float | None = None
+    deficient: int = 0
+    of_heads: int = 0
+    heads: list[CarriedHeads] = Field(default_factory=list)
+
+
+class Proofs(Section):
+    """What a basis other than the channels has to show before its directions are believed.
+
+    null: the same learning on models with permuted weights. transfer: to a second text. subspaces: of several seeds.
+    carried: no use of directions that the weights do not carry. Matched random masks in the same basis are in
+    `random_masks`, beside every run. missing: what was not measured, and what would measure it.
+    """
+
+    null: NullControl | None = None
+    transfer: Transfer | None = None
+    subspaces: SubspaceAgreement | None = None
+    carried: Carried | None = None
+    missing: list[str] = Field(default_factory=list)
 
 
 class StabilityInfo(Section):
@@ -422,16 +653,23 @@ class StabilityInfo(Section):
 
 
 class NestedPoint(Section):
-    """One target of a run for several: where its own run is, and what its mask does."""
+    """One target of a run for several: where its own run is, and what its mask does.
+
+    channels: how many of these it keeps; None in files of earlier versions.
+    """
 
     directory: str
     target: float | None = None
     achieved: float = 0.0
     kept: int = 0
     total: int = 0
+    channels: int | None = None
     metrics: Metrics = Field(default_factory=Metrics)
     faithfulness: float | None = None
+    faithfulness_se: float | None = None
     loss_degradation_percent: float | None = None
+    loss_degradation_percent_se: float | None = None
+    random_masks: RandomMasks | None = None
 
 
 class OldToolLosses(Section):
@@ -467,14 +705,17 @@ class Result(Section):
     layers: list[LayerInfo] = Field(default_factory=list)
     metrics: Metrics = Field(default_factory=Metrics)
     loss_degradation_percent: float | None = None
+    loss_degradation_percent_se: float | None = None
     faithfulness: float | None = None
     faithfulness_se: float | None = None
     basis: BasisInfo | None = None
     target: TargetInfo | None = None
     leakage: Leakage | None = None
     random_masks: RandomMasks | None = None
+    proofs: Proofs | None = None
     finishing: FinishingInfo | None = None
     binarization_gap: BinarizationGap | None = None
+    verdict: Verdict | None = None
     cost: Cost = Field(default_factory=Cost)
     stability: StabilityInfo | None = None
     nested: list[NestedPoint] | None = None
@@ -535,7 +776,8 @@ class Result(Section):
 def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     """The content of a result.json of this or an earlier version in the layout of this version.
 
-    Files without a version are of the first, in which the finishing pass went by the KL whatever the objective was.
+    Files without a version are of the first, in which the finishing pass went by the KL whatever the objective was. Up
+    to the second, "none" as verdict on the removed units was no test of their being inert.
     Raises UnreadableResult for a version that does not exist yet.
     """
     version = content.get("schema_version", 1)
@@ -547,7 +789,18 @@ def upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     if version < 2 and isinstance(content.get("finishing"), dict):
         names = {"selection_kl_before": "before", "selection_kl_after": "after"}
         content["finishing"] = {names.get(name, name): value for name, value in content["finishing"].items()}
+    if version < 3 and _verdict_of(content) == "none":
+        inertness = {**content["stability"]["inertness"], "verdict": "unclear"}
+        content["stability"] = {**content["stability"], "inertness": inertness}
     return content
+
+
+def _verdict_of(content: Mapping[str, Any]) -> object:
+    """The verdict on the removed units; None where there is none."""
+    found: object = content
+    for name in ("stability", "inertness", "verdict"):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def _first_misfit(error: ValidationError) -> str:

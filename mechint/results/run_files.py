@@ -13,7 +13,7 @@ from mechint.errors import UserError, one_line
 from mechint.masking.masks import LayerMask, MaskSet
 from mechint.masking.space import KINDS
 from mechint.results.evidence import Evidence, load_evidence
-from mechint.results.mask_files import load_masks
+from mechint.results.mask_files import load_energy, load_masks
 from mechint.results.result import RESULT, LayerInfo, ModelName, Result, UnreadableResult
 from mechint.runtime.files import parse_json, read_text, write_atomically
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 CHANNELS = "channels.csv"
+NECESSITY = "necessity.csv"
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,7 +32,8 @@ class RunFiles:
     result: the content of result.json. masks: module path -> LayerMask, ordered by layer index.
     history: the lines of metrics.jsonl, one dict per logged step; empty where the method takes no steps.
     evidence: what several seeds say of every channel; None for a run of one seed. units: the unit of every channel,
-    LongTensor [N] in the order of `channels_frame`, where the model is at hand.
+    LongTensor [N] in the order of `channels_frame`, where the model is at hand. energy: what each direction is worth to
+    the basis that chose it, float [N] in that order; None for channels.
     """
 
     directory: Path
@@ -40,6 +42,7 @@ class RunFiles:
     history: list[dict[str, Any]]
     evidence: Evidence | None = None
     units: Tensor | None = None
+    energy: Tensor | None = None
 
     @classmethod
     def read(cls, directory: str | Path) -> Self:
@@ -63,6 +66,7 @@ class RunFiles:
             {name: masks[name] for name in names},
             _read_history(directory / "metrics.jsonl"),
             load_evidence(directory) if result.stability else None,
+            energy=load_energy(directory),
         )
 
     def __repr__(self) -> str:
@@ -138,11 +142,61 @@ class RunFiles:
         frame.insert(frame.columns.get_loc("kept"), "unit", self._units(frame).astype("Int64"))
         return frame
 
+    def necessity_frame(self) -> pd.DataFrame | None:
+        """The table of units that were removed alone, one row each; None where none was.
+
+        unit: its number. layer, layer_name, kind, head: where it is; a unit of kind "kv" switches both. channels: how
+        many it switches. rise: of the KL without it, in nats per token. error: its standard error. low, high: its 95 %
+        interval, by Student's t. p: of the rise being 0. q: false discovery rate at which it is told from 0. verdict:
+        needed, unclear or harmful.
+        """
+        tested = None if self.result.stability is None else self.result.stability.necessity
+        if self.evidence is None or tested is None:
+            return None
+        import pandas as pd
+
+        index = {layer.name: layer.index for layer in self.layers}
+        parts = []
+        for (layer, kind), part in self.evidence.items():
+            columns: dict[str, Any] = {
+                "unit": part.unit.flatten().numpy(),
+                "layer": index[layer],
+                "layer_name": layer,
+                "kind": kind,
+                "head": torch.arange(len(part.unit)).repeat_interleave(part.unit.shape[1]).numpy(),
+                "rise": part.necessity.flatten().double().numpy(),
+                "error": part.necessity_error.flatten().double().numpy(),
+                "p": part.necessity_p.flatten().double().numpy(),
+                "q": part.necessity_q.flatten().double().numpy(),
+            }
+            parts.append(pd.DataFrame(columns))
+        units = pd.concat(parts, ignore_index=True).groupby("unit", sort=True)
+        found = units.first()
+        found["kind"] = units["kind"].agg(lambda kinds: "".join(dict.fromkeys(kinds)))
+        found.insert(found.columns.get_loc("rise"), "channels", units.size())
+        found = found[found["rise"].notna()].reset_index()
+        half = (tested.t_quantile or float("nan")) * found["error"]
+        found.insert(found.columns.get_loc("p"), "low", found["rise"] - half)
+        found.insert(found.columns.get_loc("p"), "high", found["rise"] + half)
+        discovered = found["q"] <= (tested.rate or 0.0)
+        found["verdict"] = "unclear"
+        found.loc[discovered & (found["rise"] > 0), "verdict"] = "needed"
+        found.loc[discovered & (found["rise"] < 0), "verdict"] = "harmful"
+        return found
+
     def export_channels(self) -> Path:
         """Write channels.csv, the table of channels, into the run's directory."""
-        path = self.directory / CHANNELS
+        return self._export(CHANNELS, self.channels_frame())
+
+    def export_necessity(self) -> Path | None:
+        """Write necessity.csv, the table of units that were removed alone, likewise; None where none was."""
+        table = self.necessity_frame()
+        return None if table is None else self._export(NECESSITY, table)
+
+    def _export(self, name: str, table: pd.DataFrame) -> Path:
+        path = self.directory / name
         with write_atomically(path) as temporary:
-            self.channels_frame().to_csv(temporary, index=False)
+            table.to_csv(temporary, index=False)
         return path
 
     def _units(self, channels: pd.DataFrame) -> pd.Series:

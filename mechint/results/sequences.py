@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.metrics.evaluation import Measured
+from mechint.results.run_files import RunFiles
 from mechint.runtime.files import write_atomically
 
 FILENAME = "evaluation.safetensors"
@@ -18,10 +19,13 @@ FILENAME = "evaluation.safetensors"
 
 def save_sequences(measured: Measured, directory: Path) -> Path:
     """Write evaluation.safetensors, atomically: loss, kl and top1_agreement, double [4, M], of the dense, empty, masked
-    and complement model on M evaluation sequences, means over their positions; and `positions`, how many count, [M].
+    and complement model on M evaluation sequences, means over their positions; `positions`, how many count, [M]; and,
+    where known, `documents`, the number of the document of each, [M].
     """
     path = directory / FILENAME
     tensors = {name: values.contiguous() for name, values in measured.sequences.items()}
+    if measured.documents is not None:
+        tensors["documents"] = measured.documents.contiguous()
     with write_atomically(path) as temporary:
         temporary.write_bytes(save({**tensors, "positions": measured.positions.contiguous()}))
     return path
@@ -40,3 +44,13 @@ def load_sequences(directory: Path) -> dict[str, Tensor] | None:
     except (OSError, SafetensorError, KeyError, ValueError, torch.OutOfMemoryError) as error:
         raise UserError(f"{path} cannot be read ({error}); run the analysis again") from error
     return tensors
+
+
+def measured_by(run: RunFiles) -> Measured | None:
+    """What a run measured, from its files; None for runs that did not keep it by sequence."""
+    sequences = load_sequences(run.directory)
+    if sequences is None:
+        return None
+    positions, documents = sequences.pop("positions"), sequences.pop("documents", None)
+    metrics = run.result.as_json()["metrics"]
+    return Measured(metrics, sequences, positions, documents)

@@ -21,7 +21,7 @@ LAST_WORDS = 4.0
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was asked to stop, and can go on later."""
+    """A run was asked to stop, and can continue later."""
 
 
 class Interruption:
@@ -92,7 +92,7 @@ class Interruption:
 
     def _lose_patience(self, number: int, frame: FrameType | None) -> None:
         if self._ending:
-            raise TimeoutError("a signal asked the run to stop, and this took too long")
+            raise TimeoutError("the run was asked to stop by a signal, and did not in time")
         self.check()
 
     def _alarm(self, seconds: float) -> None:

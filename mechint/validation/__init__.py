@@ -1,4 +1,4 @@
-"""Models whose Key and Value channels are known: truth to hold mask methods against."""
+"""Models in which the Key and Value channels that matter are known, to test mask methods on."""
 
 from typing import Any
 

@@ -78,4 +78,4 @@ def check(planted: Planted, joint: Tensor, inert: float) -> None:
 
 def _refuse(planted: Planted, why: str) -> None:
     where = f"planted.{planted.name} with seed {planted.seed}"
-    raise UserError(f"{where} has no certain truth: {why}; change its sizes")
+    raise UserError(f"{where} could not be certified: {why}; change its sizes")

@@ -1,4 +1,4 @@
-"""Hold a mask method against planted truth, over several models and seeds."""
+"""Try a mask method on planted models, over several models and seeds."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Validation:
                 log.warning("mask.unit=%s has no effect: planted.%s.unit=%s", method.unit, name, model.unit)
         if recipe.objective.name != "kl":
             log.warning(
-                "the planted truth is that of the KL; objective=%s may rightly differ", recipe.objective.name
+                "the planted truth is defined by the KL; objective=%s may have another", recipe.objective.name
             )
 
     def _run_one(self, model: Induction, seed: int) -> Record:

@@ -1,4 +1,4 @@
-"""Mask methods held against each other: what is run, what it cost, tables and figures."""
+"""Mask methods compared: what is run, what it cost, tables and figures."""
 
 from mechint.benchmark.quality.quality import QualityBenchmark
 

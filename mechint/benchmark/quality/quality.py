@@ -62,7 +62,7 @@ class QualityBenchmark:
         self._models = entries(self.models, "models")
         self._methods = in_bases(entries(self.methods, "methods"), self.bases)
         if self.reference not in [method.label for method in self._methods]:
-            raise UserError(f"reference={self.reference} is none of the methods; add it, or name another")
+            raise UserError(f"reference={self.reference} is not one of the methods; add it, or name another")
         if not self.sparsities or not self.seeds or self.passes < 1 or not 0 <= self.finishing_share < 1:
             raise UserError(
                 "give at least one of sparsities and of seeds, passes of at least 1 and finishing_share in [0, 1)"

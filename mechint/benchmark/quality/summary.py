@@ -1,4 +1,4 @@
-"""Means over seeds, agreement between seeds, and methods held against the default."""
+"""Means over seeds, agreement between seeds, and methods compared with the default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a mask step costs beside the plain model: time, memory, and how both grow with the model."""
+"""Cost of a mask step relative to the plain model: time, memory, and how both grow with the model."""
 
 from mechint.benchmark.speed.benchmark import SpeedBenchmark
 

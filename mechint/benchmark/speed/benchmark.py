@@ -1,4 +1,4 @@
-"""How much slower and larger a mask step is than the plain model's, measured side by side."""
+"""Time and memory of a mask step relative to a plain step, measured side by side."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The steps that are held against each other, on one model and one batch."""
+"""The steps that are compared, on one model and one batch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = 10**6
 
 
 class TimedFit(Fit):
-    """Adds up the process time of the passes through the model."""
+    """Adds up the process time of passes through the model."""
 
     seconds = 0.0
 

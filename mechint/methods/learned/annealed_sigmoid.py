@@ -31,6 +31,7 @@ class AnnealedSigmoid(LearnedMethod):
     objective is the run's own.
     """
 
+    meaning: ClassVar[str] = "learned logit of the gate"
     has_learning_rate: ClassVar[bool] = True
     follows_schedule: ClassVar[bool] = False  # the target is only known to the final mask
     changing: ClassVar[tuple[str, ...]] = ("_logits", "_open")

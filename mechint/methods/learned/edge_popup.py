@@ -27,6 +27,7 @@ class EdgePopup(LearnedMethod):
     (`mask.scope=per_layer`).
     """
 
+    meaning: ClassVar[str] = "size of the learned score"
     has_learning_rate: ClassVar[bool] = True
     changing: ClassVar[tuple[str, ...]] = ("_scores",)
     make_optimizer: ClassVar[MakeOptimizer] = partial(torch.optim.Adam, lr=0.1)

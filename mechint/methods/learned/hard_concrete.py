@@ -35,6 +35,7 @@ class HardConcrete(LearnedMethod):
     the final mask keeps exactly the target's count by log_alpha, where the source searches a threshold.
     """
 
+    meaning: ClassVar[str] = "learned log_alpha: the higher, the likelier the gate is open"
     has_learning_rate: ClassVar[bool] = True
     changing: ClassVar[tuple[str, ...]] = ("_log_alpha", "_drawn", "_linear", "_quadratic")
     make_optimizer: ClassVar[MakeOptimizer] = partial(torch.optim.AdamW, lr=0.1, weight_decay=0.01)

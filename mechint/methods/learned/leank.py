@@ -31,6 +31,7 @@ class LeanK(LearnedMethod):
     states on passkeys); counts per head are not rounded to multiples of 32; Adam's averages live on into stage 2.
     """
 
+    meaning: ClassVar[str] = "learned scale, from 0 to 1"
     has_learning_rate: ClassVar[bool] = True
     follows_schedule: ClassVar[bool] = False  # the target is only known to the quantile
     changing: ClassVar[tuple[str, ...]] = ("_scales",)

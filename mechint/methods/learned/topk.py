@@ -26,6 +26,7 @@ class TopK(LearnedMethod):
     follows.
     """
 
+    meaning: ClassVar[str] = "learned score, counted from the threshold between kept and removed"
     changing: ClassVar[tuple[str, ...]] = ("_scores", "_keep")
 
     perturbed: float = 0.15

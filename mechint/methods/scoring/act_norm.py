@@ -17,6 +17,7 @@ class ActivationNorm(ActivationScorer):
     The K norm of Devoto et al. 2024 (KnormPress of kvpress), taken over tokens instead of channels.
     """
 
+    meaning: ClassVar[str] = "root mean square of keys or values"
     reads_outputs: ClassVar[bool] = False
 
     def see_states(self, position: int, query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mechint.errors import UserError
 from mechint.methods.method import ScoringMethod
@@ -19,6 +20,8 @@ class Energy(ScoringMethod):
 
     Raises UserError for a basis that does not say what its directions are worth.
     """
+
+    meaning: ClassVar[str] = "what the direction is worth to its basis"
 
     passes_per_row = 0  # what the basis measured is enough
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,6 +29,8 @@ class Wanda(_HeadOutputs):
     |x|_2 its root mean square. K: as `Think`, for the source has no score of keys.
     """
 
+    meaning: ClassVar[str] = "weight times activation (V), energy of its term of the logits (K)"
+
     def value_scores(self, position: int) -> Tensor:
         """sum_h |x_h|_2 |W_O|_1."""
         weight = self.output_weight(position).abs().sum(0)  # [G, R, C]
@@ -41,6 +44,8 @@ class Flap(_HeadOutputs):
     V channel c: sum over the group's query heads h of Var(x_hc) |W_O[:, h, c]|^2. K: as `Think`, for the source has
     no score of keys. FLAP gives back the mean of what it removes, which is ablation=mean.
     """
+
+    meaning: ClassVar[str] = "fluctuation times weight (V), energy of its term of the logits (K)"
 
     def value_scores(self, position: int) -> Tensor:
         """sum_h Var(x_h) |W_O|^2."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -54,6 +55,8 @@ class Taylor(GradientScorer):
     that disagree about a unit cancel. Molchanov et al. 2017; LLM-Pruner (Ma et al. 2023) has the signed one.
     """
 
+    meaning: ClassVar[str] = "change of the loss when its gate closes, to first order"
+
     signed: bool = False
 
     def of_gradients(self, gradients: Tensor) -> Tensor:
@@ -72,6 +75,8 @@ class Fisher(GradientScorer):
     Theis et al. 2018; Fisher pruning of transformers' heads, Kwon et al. 2022.
     """
 
+    meaning: ClassVar[str] = "mean squared gradient of its gate"
+
     def of_gradients(self, gradients: Tensor) -> Tensor:
         """(dNLL/dm)^2."""
         return gradients.square()
@@ -83,6 +88,8 @@ class Snip(GradientScorer):
 
     Lee et al. 2019.
     """
+
+    meaning: ClassVar[str] = "absolute gradient of its gate on one batch"
 
     def score(self, calibration: Evaluator) -> int:
         """One forward and backward pass over one batch, drawn from the run's seed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +28,8 @@ class GramGreedy(ActivationScorer):
     Units of several channels are removed as one; `removal_costs` says how the order becomes a score. With only
     the diagonal of M this is ThinK with mean-free keys (Xu et al. 2024).
     """
+
+    meaning: ClassVar[str] = "squared error that its removal adds, in greedy order"
 
     def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
         """Observe all sequences once, then remove greedily."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ class IntegratedGradients(ScoringMethod):
 
     Raises UserError for settings without meaning.
     """
+
+    meaning: ClassVar[str] = "gradient of its gate, integrated from the empty to the dense model"
 
     path_steps: int = 5
     path_objective: IntegratedObjective = "kl"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class IterativeFisher(ScoringMethod):
 
     Raises UserError unless both are positive.
     """
+
+    meaning: ClassVar[str] = "stage at which it was removed, then squared gradient of its gate"
 
     passes_per_row = 0  # every stage draws sequences of its own
 

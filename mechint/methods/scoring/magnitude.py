@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Magnitude(ChannelScorer):
     queries and keys that a model applies afterwards do not count. No data are needed.
     Structured magnitude pruning, as in Torch-Pruning (Fang et al. 2023).
     """
+
+    meaning: ClassVar[str] = "product of weight norms"
 
     def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
         """Score from weights; one token goes through the model a few times to find them."""

@@ -1,8 +1,9 @@
-"""The control that every other scorer has to beat."""
+"""The control that every other method has to beat."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -13,6 +14,8 @@ from mechint.metrics.evaluation import Evaluator
 @dataclass(kw_only=True)
 class RandomOrder(ScoringMethod):
     """K and V units in a random order: scores uniform on [0, 1), drawn from the run's seed."""
+
+    meaning: ClassVar[str] = "a random number, which says nothing of the unit"
 
     def score(self, calibration: Evaluator) -> int:
         """Draw; no token goes through the model."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -22,6 +23,8 @@ class Think(ActivationScorer):
 
     Raises UserError for a window below 1.
     """
+
+    meaning: ClassVar[str] = "energy of its term of the logits (K) or of the output (V)"
 
     window: int | None = 32
 
@@ -64,6 +67,8 @@ class ThinkCentered(Think):
     the softmax as it is (except with softcap or sinks). V channel c: Var(v_c) sum_h |W_O[:, h, c]|^2, the variance
     over the calibration data, for the mean folds into the output projection's bias, as ablation=mean has it.
     """
+
+    meaning: ClassVar[str] = "variance of its term of the logits (K) or of the output (V)"
 
     def key_energy(self, key: Tensor) -> Tensor:
         """Var_t(k) per sequence, [B, G, C]."""

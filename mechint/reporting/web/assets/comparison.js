@@ -1,0 +1,36 @@
+// The page of compared variants.
+
+import { lineChart } from './chart.js';
+import { readPage } from './data.js';
+import { byId } from './dom.js';
+import { fixed, percent } from './format.js';
+import { MASK_STATE, showMasks } from './masks.js';
+import { State } from './state.js';
+import { enhanceTables } from './tables.js';
+
+function comparisonPage() {
+  const { info, columns } = readPage();
+  const state = new State({ ...MASK_STATE, sort: '', find: '' });
+  showMasks(info, columns, state);
+  enhanceTables(state);
+  if (!info.curves.length) return;
+  const series = info.curves.map(({ name, points }) => ({
+    name,
+    dots: true,
+    points: points.map((point) => ({
+      x: point.sparsity,
+      y: point.mean,
+      low: point.size > 1 ? point.min : null,
+      high: point.size > 1 ? point.max : null,
+      text: [`sparsity ${percent(point.sparsity, 2)}`, `KL ${fixed(point.mean)}`, `${point.size} runs`],
+    })),
+  }));
+  lineChart(byId('kl-chart'), {
+    title: 'KL against sparsity: mean and range over runs',
+    x: { label: 'sparsity [fraction of units removed]' },
+    y: { label: 'KL [nats/token]' },
+    series,
+  });
+}
+
+comparisonPage();
