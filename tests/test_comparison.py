@@ -461,6 +461,8 @@ def test_variants_in_different_bases_are_flagged_and_their_masks_do_not_overlap(
     comparison = comparison_of(seeds([2.0]), seeds([2.0], basis=basis))
     [flag] = [flag for flag in comparison.flags if flag.startswith("Different bases")]
     assert "A channels; B principal, keys before the rotation" in flag
+    assert comparison.differences["B"].overlap is None
+    assert "directions of different bases" in findings_text(comparison)
 
 
 def test_directions_of_different_bases_have_no_overlap(tmp_path: Path) -> None:
