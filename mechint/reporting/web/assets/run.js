@@ -28,7 +28,13 @@ function runPage() {
   });
   const map = new ChannelMap(byId('map-canvas'), byId('map-frame'), channels);
   const choose = (i) => state.set({ unit: channelName(i) });
-  const table = new UnitTable(channels, units, unitColumns(channels, units, info.seeds), state, choose);
+  const table = new UnitTable(
+    channels,
+    units,
+    unitColumns(channels, units, info.seeds, info.noun),
+    state,
+    choose,
+  );
   let kept = columns.kept;
   let layerChart = null;
 

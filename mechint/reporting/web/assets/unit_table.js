@@ -7,7 +7,7 @@ import { count, fixed, known, precise } from './format.js';
 const PAGE_LENGTH = 15;
 
 // What stands in the columns; get: the value of a unit, show: its text, number: whether it is set flush right.
-export function unitColumns(channels, units, seeds) {
+export function unitColumns(channels, units, seeds, noun) {
   const { columns } = channels;
   const first = (unit) => channels.place(units.channelsOf(unit)[0]);
   const found = [
@@ -17,7 +17,7 @@ export function unitColumns(channels, units, seeds) {
     { key: 'head', title: 'KV head', number: true, get: (unit) => first(unit).head, show: count },
     {
       key: 'channel',
-      title: 'Channel',
+      title: noun === 'channel' ? 'Channel' : 'Direction',
       number: true,
       get: (unit) => first(unit).channel,
       show: (_, unit) => channelsText(channels, units, unit),
