@@ -27,13 +27,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_application import SMALL
-from mechint.comparison.tree import read_study
 from omegaconf import DictConfig
 from small_data import BYTES
 
 from mechint import config as configuration
 from mechint.checkpoints import CheckpointLoader
 from mechint.comparison.compare import read_comparison
+from mechint.comparison.study import read_study
 from mechint.config.guard import check_config
 from mechint.reporting import Visualizer
 from mechint.reporting.redrawing import redraw_run

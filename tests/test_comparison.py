@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from comparable_runs import make_masks, make_run, write_run
+from safetensors.torch import save_file
 
 from mechint.comparison.compare import compare, read_comparison, read_variant
 from mechint.comparison.comparison import Comparison
@@ -343,6 +344,7 @@ def test_what_a_comparison_leaves(tmp_path: Path) -> None:
         "key_findings.txt",
         "variant_comparison.md",
         "summary.csv",
+        "report.html",
         "comparison.json",
     ]
     assert sorted(path.name for path in output.directory.iterdir()) == sorted(path.name for path in written)
@@ -462,9 +464,9 @@ def test_variants_in_different_bases_are_flagged_and_their_masks_do_not_overlap(
 
 
 def test_directions_of_different_bases_have_no_overlap(tmp_path: Path) -> None:
-    for name, content in (("a", b"1"), ("b", b"2"), ("c", b"1")):
+    for name, scale in (("a", 1.0), ("b", 2.0), ("c", 1.0)):
         write_run(tmp_path / name, EVEN, basis={"keys": "principal", "values": "principal"})
-        (tmp_path / name / "basis.safetensors").write_bytes(content)
+        save_file({"map": scale * torch.eye(2)}, tmp_path / name / "basis.safetensors")
     comparison = read_comparison({name: tmp_path / name for name in ("a", "b", "c")})
     assert comparison.differences["b"].overlap is None
     assert "directions of different bases" in comparison.differences["b"].no_overlap

@@ -191,7 +191,13 @@ class OneFigure:
 def test_what_a_study_leaves(tmp_path: Path) -> None:
     study = read_study(grid(tmp_path / "tree"))
     written = leave_study(study, [OneFigure()], Output(directory=tmp_path / "tree" / "comparison"))
-    assert [path.name for path in written] == ["pareto.png", "table.csv", "table.md", "comparison.json"]
+    assert [path.name for path in written] == [
+        "pareto.png",
+        "table.csv",
+        "table.md",
+        "report.html",
+        "comparison.json",
+    ]
     rows = list(csv.DictReader(io.StringIO(written[1].read_text())))
     assert [(row["group"], row["sparsity"], row["seeds"]) for row in rows] == [
         ("a", "0.5", "0 1"),

@@ -318,7 +318,9 @@ def test_everything_has_a_name_for_a_screen_reader(browser: Any, seeds: RunFiles
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two models of one shape, two seeds each, at two sparsities, and a run that failed."""
     tree = tmp_path_factory.mktemp("sweep")
-    for number, (model, kept, seed) in enumerate(itertools.product(("first", "second"), ((4, 4), (8, 8)), (0, 1))):
+    for number, (model, kept, seed) in enumerate(
+        itertools.product(("first", "second"), ((4, 4), (8, 8)), (0, 1))
+    ):
         write_run(
             tree / str(number),
             [kept] * 3,
