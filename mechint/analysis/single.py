@@ -232,16 +232,6 @@ class Analysis:
         add_part(cost, "measuring", started, 4 * prepared.data.evaluation.size)
         if finishing := finishing_info(training, self.recipe.objective.name):
             result.finishing = finishing
-        started = time.perf_counter()
-        result.random_masks = self.trainer.fit(
-            lambda size: self.controls.measure(
-                prepared, units, keep, ablation, size, training.tokens, self.seed
-            )
-        )
-        if result.random_masks is not None:
-            add_part(
-                cost, "random masks", started, (result.random_masks.count + 2) * result.random_masks.tokens
-            )
         if self.rival_of is not None:
             result.rival = rival_info(self.rival_of, units, keep)
         result.circuit = self.study_circuit(prepared, keep, scores, cost, attempt.directory)
