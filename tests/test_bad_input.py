@@ -27,13 +27,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra_application import SMALL
-from mechint.comparison.tree import read_study
 from omegaconf import DictConfig
 from small_data import BYTES
 
 from mechint import config as configuration
 from mechint.checkpoints import CheckpointLoader
 from mechint.comparison.compare import read_comparison
+from mechint.comparison.study import read_study
 from mechint.config.guard import check_config
 from mechint.reporting import Visualizer
 from mechint.reporting.redrawing import redraw_run
@@ -208,8 +208,8 @@ DATA = [
     analyze("directory without text", "no .txt", "dataset=text", "dataset.path=d", put=bad.directory("d")),
     text("empty text", "is empty", b""),
     text("blank text", "is empty", b" \n\n "),
-    text("invalid UTF-8", "not UTF-8", b"good \xff\xfe bad" * 99),
-    text("binary as text", "not UTF-8", bytes(range(256)) * 9),
+    text("invalid UTF-8", "is not text", b"good \xff\xfe bad" * 99),
+    text("binary as text", "is not text", bytes(range(256)) * 9),
     text("one token", "only", b"a"),
     text("held-out share of 2", "evaluation_fraction", b"abc" * 999, "dataset.evaluation_fraction=2"),
     text("held-out share NaN", "evaluation_fraction", b"abc" * 999, "dataset.evaluation_fraction=nan"),
@@ -587,7 +587,7 @@ def parameters() -> Iterator[Any]:
         yield pytest.param(case, id=case.title.replace(" ", "-"), marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("case", parameters())
+@pytest.mark.parametrize("case", list(parameters()))
 def test_bad_input_is_one_line_and_exit_code_2(
     case: Case,
     tmp_path: Path,

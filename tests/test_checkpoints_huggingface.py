@@ -4,6 +4,7 @@ import hashlib
 import inspect
 import json
 import logging
+import shutil
 import socket
 from pathlib import Path
 
@@ -244,6 +245,14 @@ def as_shards(directory: Path) -> None:
 def test_damaged_directories_are_refused(llama_directory, damage, message):
     damage(llama_directory)
     assert_refused(message, llama_directory)
+
+
+def test_directories_around_checkpoints_name_what_to_give(tmp_path, llama_directory):
+    shutil.copytree(llama_directory, tmp_path / "run" / "checkpoint-100")
+    assert_refused("give the directory of one checkpoint, e.g. checkpoint=.*checkpoint-100", tmp_path / "run")
+    (llama_directory / "model.safetensors").unlink()
+    (llama_directory / "zero_to_fp32.py").touch()
+    assert_refused("python zero_to_fp32.py . .", llama_directory)
 
 
 def test_remedies_for_quantised_directories_exist_in_transformers():

@@ -200,7 +200,9 @@ def test_bad_token_files(tmp_path: Path) -> None:
     assert "3 bytes are no whole number of uint16 tokens" in problem(tmp_path / "odd.bin")
     (tmp_path / "empty.bin").write_bytes(b"")
     assert "it is empty" in problem(tmp_path / "empty.bin")
-    assert "train.bin (No such file" in problem(tmp_path)
+    assert "has no train.bin and val.bin, but empty.bin, ids.bin" in problem(tmp_path)
+    (tmp_path / "nothing").mkdir()
+    assert "train.bin (No such file" in problem(tmp_path / "nothing")
     assert "only 5 tokens" in problem(write_tokens(tmp_path / "short.bin", ids[:50]))
     assert "give dataset.path=" in message(TokenFiles(), tokenizer=None)
 

@@ -209,7 +209,7 @@ def test_rows_are_not_read_as_prose(tmp_path: Path, name: str) -> None:
     kind = {"csv": "csv", "parquet": "parquet"}.get(name.split(".")[1], "json")
     found = message(TextFiles(path=str(tmp_path / name)))
     assert (
-        f"holds rows, not prose; read them with dataset=hf dataset.name={kind} dataset.data_files=" in found
+        f"holds rows, not prose; read them with dataset=hf dataset.name={kind} 'dataset.data_files=" in found
     )
     prose = tmp_path / "prose.txt"
     prose.write_text("{ is a brace\n" + "<|endoftext|>".join(map(story, range(60))), encoding="utf-8")

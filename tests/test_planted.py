@@ -317,6 +317,7 @@ def test_planted_options_combine() -> None:
     assert config.optimizer._target_ == "torch.optim.AdamW"
 
 
+@pytest.mark.slow
 def test_the_job_prints_seeds_and_a_table(tmp_path: Path) -> None:
     sizes = [f"planted.{name}.{key}={value}" for name in ("graded", "rope") for key, value in SMALL.items()]
     arguments = [

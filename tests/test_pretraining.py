@@ -53,7 +53,7 @@ def test_a_pretrained_model_and_its_record(
     record = json.loads((tmp_path / "model" / "training.json").read_text())
     assert record["training_tokens"] == 4 * 2 * 16  # and not all of the text
     assert record["text_tokens"] > record["training_tokens"]
-    assert f"{4 * 2 * 16} tokens seen" in ended.out
+    assert f"{4 * 2 * 16} tokens" in ended.out
     log = (tmp_path / "model" / "pretrain.log").read_text()
     for text in (ended.out, ended.err, log):
         assert "%|" not in text  # no progress bar of other libraries

@@ -124,8 +124,8 @@ def changed(run: Run, directory: Path, **config: Any) -> Run:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ({"_target_": "os.system", "command": "true"}, "no class of mechint"),
-        ({"_target_": "mechint.runtime.files.write_json"}, "no CheckpointLoader"),
+        ({"_target_": "os.system", "command": "true"}, "not a class of mechint"),
+        ({"_target_": "mechint.runtime.files.write_json"}, "not a CheckpointLoader"),
         ({"_target_": "mechint.nowhere.Loader"}, "does not describe its model"),
         ({"_target_": "mechint.checkpoints.CheckpointLoader", "nonsense": 1}, "nonsense"),
         (None, "does not describe its model"),

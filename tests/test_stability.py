@@ -204,7 +204,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
         ),
         "trainer": MaskTrainer(batch_size=4),
         "visualizer": Visualizer([StabilityFigure()], dpi=40),
-        "stability": Stability(subset_draws=3, tokens=64),
+        "stability": Stability(subset_draws=3, tokens=64, budget=5),
         "controls": Controls(random_masks=3, permutations=2),
     }
 

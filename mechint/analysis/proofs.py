@@ -143,7 +143,7 @@ def spans_of_weights(masked: MaskedModel, keys: Where) -> Spans:
         for module in modules:
             for linear in linear_layers(module):
                 stack.enter_context(linear.register_forward_pre_hook(noise))
-        stack.enter_context(in_basis(masked, _unchanged(space, keys)).recording(record))
+        stack.enter_context(in_basis(masked, _unchanged(space, keys, masked.device)).recording(record))
         masked.model.base_model(input_ids=tokens, use_cache=False)
     return {
         (position, kind): [_span(head) for head in seen[position][number].double().cpu().transpose(0, 1)]
@@ -152,12 +152,12 @@ def spans_of_weights(masked: MaskedModel, keys: Where) -> Spans:
     }
 
 
-def _unchanged(space: ChannelSpace, keys: Where) -> Basis:
+def _unchanged(space: ChannelSpace, keys: Where, device: torch.device) -> Basis:
     """The channels themselves, seen where the keys of a basis are."""
     maps = []
     for position, kind in space.slices:
         layer = space.layers[position]
-        same = torch.eye(layer.width(kind)).expand(layer.num_kv_heads, -1, -1)
+        same = torch.eye(layer.width(kind), device=device).expand(layer.num_kv_heads, -1, -1)
         maps.append(Maps(same, same))
     return Basis.fixed(("channels", "channels"), keys, maps)
 

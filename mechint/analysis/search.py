@@ -101,7 +101,7 @@ class TargetSearch:
             run = self._run_one(fresh, kept / total, held_out, passed, attempt)
             runs.append(run)
             reached = self._reached(prepared, run, held_out)
-            log.info("%d units: %s %.4g on the data that decide", kept, self.kind, reached)
+            log.info("%d units: %s %.4g on the selection data", kept, self.kind, reached)
             if self._good(reached):
                 passed = run
             else:
@@ -179,7 +179,7 @@ class TargetSearch:
         attempt.describe(prepared, given.recipe, given.trainer, best.result.sparsity.target or 0.0)
         if passed is None:
             result.add_notes(
-                f"no mask reaches {self.kind} {self.value:g} on the data that decide; this is the largest that was "
+                f"no mask reaches {self.kind} {self.value:g} on the selection data; this is the largest mask "
                 "tried"
             )
         result.notes = list(dict.fromkeys([*result.notes, *best.result.notes]))

@@ -280,7 +280,7 @@ class Analysis:
     ) -> Proofs:
         """What can be shown of one mask alone, keep bool [U]: that weights carry its directions, and a second text."""
         started, kept = time.perf_counter(), self.method.units.to_channels(keep)
-        proofs = Proofs(carried=carried(prepared.masked, kept))
+        proofs = Proofs(carried=carried(prepared.masked, kept), missing=[])
         add_part(cost, "what the weights carry", started, 0)
         if second is None:
             proofs.missing = [MISSING_TRANSFER]

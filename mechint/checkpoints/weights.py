@@ -85,4 +85,9 @@ def _advice(directory: Path) -> str:
     for suffix in (".safetensors", ".gguf", ".pt", ".pth"):
         if found := sorted(directory.glob(f"*{suffix}")):
             return f"; if {found[0].name} is the checkpoint, give that file: checkpoint={found[0]}"
+    inside = sorted(directory.glob("*/config.json"), key=lambda config: config.stat().st_mtime)
+    if inside:  # as trainers leave them, the newest last
+        return f"; give the directory of one checkpoint, e.g. checkpoint={inside[-1].parent}"
+    if (directory / "zero_to_fp32.py").is_file():
+        return "; put DeepSpeed's parts together first: python zero_to_fp32.py . . --safe_serialization"
     return "; save the model there with save_pretrained"

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from mechint.comparison.runs import channels_frame, kept_frame, layers_frame, runs_frame
 from mechint.imports.old_results import quotations
@@ -21,6 +22,7 @@ from mechint.results import Result, RunFiles
 Kind = Literal["kv", "k", "v"]
 KINDS: tuple[Kind, ...] = ("kv", "k", "v")
 Bound = Literal["", "at most", "more than"]
+Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Variant:
         """The masks, by (layer, kind, head, channel)."""
         return kept_frame(self.channels)
 
-    @property
+    @cached_property
     def indices(self) -> list[int]:
         """The layers' numbers in the model."""
         return [int(index) for index in self.layers.index.unique("layer")]
@@ -130,15 +132,20 @@ class Variant:
         errors = Spread.of(self.numbers[f"{name}_se"] ** 2) if f"{name}_se" in self.numbers else None
         return None if errors is None else float(np.sqrt(errors.mean))
 
-    def sparsity(self, kind: Kind = "kv", weights: Mapping[int, float] | None = None) -> Spread:
+    @cached_property
+    def counts(self) -> dict[Kind, tuple[Counts, Counts]]:
+        """Channels kept and channels in all, [layers, runs] each."""
+        tables = {kind: self.layers.xs(kind, level="kind").unstack("run") for kind in KINDS}
+        return {kind: (table["kept"].to_numpy(), table["total"].to_numpy()) for kind, table in tables.items()}
+
+    def weights(self, layers: Mapping[int, float] | None) -> NDArray[np.float64]:
+        """A weight for each layer, [layers], from those by index; 0 elsewhere. None: 1 for all."""
+        return np.array([1.0 if layers is None else layers.get(index, 0.0) for index in self.indices])
+
+    def sparsity(self, kind: Kind = "kv", layers: Mapping[int, float] | None = None) -> Spread:
         """Fraction of channels removed, for each run; layers count by their channels and weights (None: all by 1)."""
-        table = self.layers.xs(kind, level="kind")
-        if weights is not None:
-            chosen = table[table.index.isin(weights, level="layer")]
-            factor = chosen.index.get_level_values("layer").map(weights)
-            table = chosen.mul(factor.to_numpy(dtype=float), axis=0)
-        sums = table.groupby(level="run")[["kept", "total"]].sum()
-        return Spread(tuple((1 - sums["kept"] / sums["total"]).tolist()))
+        (kept, total), weights = self.counts[kind], self.weights(layers)
+        return Spread(tuple((1 - weights @ kept / (weights @ total)).tolist()))
 
     def per_layer(self, column: str, kind: Kind) -> pd.DataFrame:
         """mean, min and max over runs of a column of the table of layers, by layer."""

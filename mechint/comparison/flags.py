@@ -8,6 +8,7 @@ from mechint.comparison.comparison import Variant
 from mechint.comparison.identity import options
 from mechint.errors import one_line
 from mechint.metrics.spread import Spread
+from mechint.reporting.report import shape_in_words
 
 # Options that are told by a sentence of their own, or follow from the data.
 TOLD_ELSEWHERE = frozenset({"evaluation_data", "data", "basis"})
@@ -108,14 +109,16 @@ def same_run_twice(variants: Sequence[Variant]) -> str | None:
 
 def different_shapes(variants: Sequence[Variant]) -> str | None:
     """Models of different depth, KV heads or width."""
-    if not (told := _where_they_differ(variants, shape_in_words)):
+    if not (
+        told := _where_they_differ(variants, lambda variant: shape_in_words(variant.runs[0].layer_masks))
+    ):
         return None
     how = (
         "layers are compared at equal relative depth, layer i of L being at (i + 0.5) / L"
         if len({len(variant.indices) for variant in variants}) > 1
         else "layers are compared by index, and shares rather than counts of channels"
     )
-    return f"Different models: {told}; {how}, and masks of different shape have no overlap."
+    return f"Different models: {told}. Here {how}, and masks of different shape have no overlap."
 
 
 def different_options(variants: Sequence[Variant]) -> str | None:
@@ -145,16 +148,6 @@ def uneven_seeds(variants: Sequence[Variant]) -> str | None:
     """Different numbers of runs."""
     told = _where_they_differ(variants, lambda variant: str(len(variant.runs)))
     return f"Different numbers of runs: {told}." if told else None
-
-
-def shape_in_words(variant: Variant) -> str:
-    """'5 layers of 32 K and 32 V channels in 4 KV heads'."""
-    heads = "/".join(str(n) for n in sorted({mask.k_mask.shape[0] for mask in variant.runs[0].layer_masks}))
-    k, v = (
-        "/".join(str(n) for n in sorted(variant.layers["total"].xs(kind, level="kind").unique()))
-        for kind in ("k", "v")
-    )
-    return f"{len(variant.indices)} layers of {k} K and {v} V channels in {heads} KV heads"
 
 
 def percent_range(spread: Spread, digits: int = 1) -> str:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from mechint.comparison.findings import with_spread
 from mechint.comparison.report import markdown_table
 from mechint.comparison.runs import BYTES_PER_ELEMENT
 from mechint.comparison.study import Study
-from mechint.metrics.spread import Spread
 from mechint.metrics.statistics import digits_for
 from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 CSV, MARKDOWN = "table.csv", "table.md"
 
-COLUMNS = (("loss", "loss", 4), ("loss_degradation_percent", "degradation [%]", 2), ("kl", "KL", 4))
-COLUMNS += (("faithfulness", "faithfulness", 3), ("top1_agreement", "top-1", 3))
+# Number, title, decimals at most.
+COLUMNS = (
+    ("loss", "loss", 4),
+    ("loss_degradation_percent", "degradation [%]", 2),
+    ("kl", "KL", 4),
+    ("faithfulness", "faithfulness", 3),
+    ("top1_agreement", "top-1", 3),
+)
 
 
 def study_table(study: Study) -> pd.DataFrame:
@@ -67,31 +72,24 @@ def _group(study: Study, group: str) -> list[str]:
     shared, curve = study.groups.loc[group], study.curve(group)
     agreeing = bool(curve["iou"].notna().any())
     columns = ["sparsity", "KV bytes/token", *(title for _, title, _ in COLUMNS), "n"]
-    columns += ["IoU of seeds (chance)", "kept by all / some seeds"] if agreeing else []
     rows = []
     for point in curve.to_dict("records"):
-        runs = study.runs[(study.runs["group"] == group) & (study.runs["sparsity"] == point["sparsity"])]
-        row: list[Any] = [percent(point["sparsity"], 2), f"{point['kv_bytes_per_token']:,.0f}"]
-        row += [_cell(Spread.of(runs[name]), digits, point.get(f"{name}_se")) for name, _, digits in COLUMNS]
-        row.append(point["n"])
-        rows.append([*row, *(_agreement(study, group, point["sparsity"]) if agreeing else [])])
+        row = [percent(point["sparsity"], 2), f"{point['kv_bytes_per_token']:,.0f}"]
+        row += [_cell(point, name, digits) for name, _, digits in COLUMNS]
+        row.append(str(point["n"]))
+        if agreeing:
+            found = study.agreements.get((group, point["sparsity"]))
+            always, sometimes = (found.histogram[-1], sum(found.histogram[1:-1])) if found else (0, 0)
+            row.append(f"{number(point['iou'], 3)} ({number(point['iou_chance'], 3)})" if found else ABSENT)
+            row.append(f"{always:,} / {sometimes:,}" if found else ABSENT)
+        rows.append(row)
     dense = f"Dense: loss {number(shared['dense_loss'])}, {shared['dense_kv_bytes']:,} KV bytes per token."
+    columns += ["IoU of seeds (chance)", "kept by all / some seeds"] if agreeing else []
     return [dense, "", *markdown_table(columns, rows)]
 
 
-def _cell(spread: Spread | None, digits: int, error: float | None) -> str:
-    if spread is None:
-        return ABSENT
-    if spread.n > 1 or error is None or pd.isna(error):
-        return with_spread(spread, digits)
-    decimals = digits_for(error, digits)
-    return f"{number(spread.mean, decimals)} ± {number(error, decimals)}"
-
-
-def _agreement(study: Study, group: str, sparsity: float) -> list[str]:
-    """'0.620 (0.110)' and '40 / 124'."""
-    found = study.agreements.get((group, sparsity))
-    if found is None:
-        return [ABSENT, ABSENT]
-    iou, chance = (number(s.mean if s else None, 3) for s in (found.iou, found.chance))
-    return [f"{iou} ({chance})", f"{found.histogram[-1]:,} / {sum(found.histogram[1:-1]):,}"]
+def _cell(point: dict[str, Any], name: str, most: int) -> str:
+    """'1.543 ± 0.065': a mean with its standard deviation over seeds, or for a single run its standard error."""
+    error = point[f"{name}_sd"] if point["n"] > 1 else point.get(f"{name}_se", math.nan)
+    digits = digits_for(error, most)
+    return number(point[name], digits) + (f" ± {number(error, digits)}" if error > 0 else "")

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from mechint.data.dataset import safe_title
@@ -13,6 +14,10 @@ from mechint.errors import UserError
 
 # Part of a split: bounds in rows or, with %, in per cent of all rows; negative ones count from the end.
 SLICE = re.compile(r"[\w.-]+\[(?P<first>-?\d+%?)?:(?P<last>-?\d+%?)?\]")
+
+
+# What `save_to_disk` leaves in a directory, for one split or several.
+SAVED = ("state.json", "dataset_dict.json")
 
 
 @dataclass(kw_only=True)
@@ -79,6 +84,16 @@ class HuggingFaceText(TextDataset):
         """The rows in stored order. Raises UserError if they cannot be reached or read."""
         if self.name is None:
             raise UserError("dataset=hf needs the name of a data set: give dataset.name=...")
+        if Path(self.name).is_file():
+            raise UserError(
+                f"dataset.name={self.name} is a file: give dataset.name={_kind(Path(self.name))} "
+                f"'dataset.data_files={self.name}'"
+            )
+        if isinstance(self.data_files, str) and Path(self.data_files).is_dir():
+            raise UserError(
+                f"dataset.data_files={self.data_files} is a directory: give dataset.name={self.data_files} without "
+                "data_files, or a glob of its files"
+            )
         try:
             import datasets
         except ImportError:
@@ -102,7 +117,11 @@ class HuggingFaceText(TextDataset):
         files = [self.data_files] if isinstance(self.data_files, str) else self.data_files or []
         if name == "tsv" or (name == "csv" and files and all(file.endswith(".tsv") for file in files)):
             name, options["delimiter"] = "csv", "\t"
-        stream = library.load_dataset(name, self.config_name, split=split.partition("[")[0], **options)
+        saved = name is not None and any((Path(name) / file).is_file() for file in SAVED)
+        if saved:
+            stream = self._saved(library, split.partition("[")[0])
+        else:
+            stream = library.load_dataset(name, self.config_name, split=split.partition("[")[0], **options)
         if "[" not in split:
             return stream
         slice_ = SLICE.fullmatch(split)
@@ -114,7 +133,7 @@ class HuggingFaceText(TextDataset):
         first, last = slice_["first"], slice_["last"]
         total = None
         if any(bound and ("%" in bound or "-" in bound) for bound in (first, last)):
-            total = _num_rows(stream, local=bool(files))
+            total = _num_rows(stream, local=saved or bool(files))
             if total is None:
                 raise UserError(
                     f"dataset.split={self.split}: the number of rows of {self.name} is not known before all are read; "
@@ -123,6 +142,17 @@ class HuggingFaceText(TextDataset):
         start, stop = _row(first, total, 0), _row(last, total, None)
         assert start is not None
         return stream.skip(start) if stop is None else stream.skip(start).take(max(0, stop - start))
+
+    def _saved(self, library: Any, split: str) -> Any:
+        """A split of what `save_to_disk` left."""
+        found = library.load_from_disk(self.name)
+        if isinstance(found, dict):
+            if split not in found:
+                raise UserError(
+                    f"{self.name} has no split {split!r}: give dataset.split= one of {', '.join(found)}"
+                )
+            found = found[split]
+        return found.to_iterable_dataset()
 
 
 def _columns(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -133,6 +163,12 @@ def _columns(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             found |= _columns(value, f"{prefix}{name}.")
     return found
+
+
+def _kind(file: Path) -> str:
+    """The name under which `datasets` reads a kind of file."""
+    suffix = file.name.removesuffix(".gz").removesuffix(".zst").rpartition(".")[2].lower()
+    return {"jsonl": "json", "ndjson": "json", "pq": "parquet", "txt": "text"}.get(suffix, suffix)
 
 
 def _num_rows(stream: Any, local: bool) -> int | None:

@@ -22,6 +22,21 @@ ROWS = {
 }
 
 
+# How files begin that are no text as they are, and what makes text of them.
+NO_TEXT = {
+    b"\x1f\x8b": "compressed: unpack it first (gunzip -k)",
+    b"\x28\xb5\x2f\xfd": "compressed: unpack it first (zstd -d)",
+    b"BZh": "compressed: unpack it first (bunzip2 -k)",
+    b"\xfd7zXZ": "compressed: unpack it first (xz -dk)",
+    b"PK\x03\x04": "a zip archive: unpack it first (unzip)",
+    b"%PDF-": "a PDF: take its text out first (pdftotext)",
+    b"\xff\xfe": "UTF-16: convert it (iconv -f utf-16 -t utf-8)",
+    b"\xfe\xff": "UTF-16: convert it (iconv -f utf-16 -t utf-8)",
+}
+
+# The beginning of a JSON array of objects.
+JSON_ARRAY = re.compile(r'\s*\[\s*\{\s*"')
+
 LONGEST_LINES = 1 << 16  # characters at the beginning that are looked at
 
 
@@ -75,6 +90,9 @@ def text_files(path: str) -> list[Path]:
     if root.is_dir():
         found = [file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and _visible(file, root)]
         problem = f"no {', '.join(SUFFIXES)} file below {path}: name the files with a glob"
+        rows = next((file for file in sorted(root.rglob("*")) if file.suffix.lower() in ROWS), None)
+        if rows is not None:
+            problem = f"{path} holds rows, not prose; {_read_rows(rows, rows.parent / f'*{rows.suffix}')}"
     else:
         # Path.glob takes no absolute patterns.
         found = [Path(name) for name in glob.glob(str(root), recursive=True)]  # noqa: PTH207
@@ -86,15 +104,18 @@ def text_files(path: str) -> list[Path]:
 
 
 def read_text(file: Path) -> str:
-    """The text of a UTF-8 file, line ends as they are. Raises UserError if it cannot be read, or holds rows."""
+    """The text of a UTF-8 file, line ends of Windows like all others. Raises UserError if it is no text, or rows."""
     kind = ROWS.get(file.suffix.lower())
     try:
-        text = file.read_bytes().decode("utf-8").removeprefix("\ufeff") if kind is None else ""
+        content = file.read_bytes() if kind is None else b""
+        for start, what in NO_TEXT.items():
+            if content.startswith(start):
+                raise UserError(f"{file} is {what}, and give what comes out")
+        if (place := content.find(0)) >= 0:
+            raise UserError(f"{file} is not text (byte {place} is zero); give another path")
+        text = content.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
         if kind or _is_json_lines(text):
-            raise UserError(
-                f"{file} holds rows, not prose; read them with dataset=hf dataset.name={kind or 'json'} "
-                f"dataset.data_files={file} dataset.text_column=COLUMN"
-            )
+            raise UserError(f"{file} holds rows, not prose; {_read_rows(file, file)}")
         return text
     except UnicodeDecodeError as error:
         raise UserError(
@@ -104,8 +125,16 @@ def read_text(file: Path) -> str:
         raise UserError(f"cannot read {file} ({error.strerror}): give a readable path") from None
 
 
+def _read_rows(file: Path, files: Path) -> str:
+    """How files of rows are read, for one of them and a glob of all."""
+    kind = ROWS.get(file.suffix.lower(), "json")
+    return f"read them with dataset=hf dataset.name={kind} 'dataset.data_files={files}' dataset.text_column=COLUMN"
+
+
 def _is_json_lines(text: str) -> bool:
-    """Whether the first lines are JSON objects."""
+    """Whether the first lines are JSON objects, or an array of them begins."""
+    if JSON_ARRAY.match(text):
+        return True
     lines = [line for line in text[:LONGEST_LINES].splitlines()[:3] if line.strip()]
     if not lines or not all(line.lstrip().startswith("{") for line in lines):
         return False

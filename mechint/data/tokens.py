@@ -79,6 +79,8 @@ class TokenFiles(Dataset):
             ) from None
         if not size:
             raise UserError(f"{file} is not a file of tokens (it is empty): give another dataset.path")
+        if other := _something_else(head):
+            raise UserError(f"{file} is {other}, not a file of tokens: give another dataset.path")
         if head.startswith(NUMPY_MAGIC):
             ids = _read_npy(file)
         elif len(head) == LLM_C_HEADER and int.from_bytes(head[:4], "little") in LLM_C_MAGIC:
@@ -104,12 +106,36 @@ class TokenFiles(Dataset):
 
 
 def _pair(directory: Path) -> tuple[Path, Path]:
-    """The files of both sides in a directory; those of the first kind where there are none of any."""
+    """The files of both sides in a directory; those of the first kind where there are no token files at all.
+
+    Raises UserError where token files have other names.
+    """
     for names in SIDES:
         files = (directory / names[0], directory / names[1])
         if any(file.is_file() for file in files):
             return files
+    others = sorted(file.name for file in directory.iterdir() if file.suffix in (".bin", ".npy"))
+    if others:
+        raise UserError(
+            f"{directory} has no train.bin and val.bin, but {', '.join(others[:4])}: give one file"
+        )
     return directory / SIDES[0][0], directory / SIDES[0][1]
+
+
+def _something_else(head: bytes) -> str | None:
+    """What a file is whose first bytes are those of no token file, None where they may be."""
+    if head.startswith(b"PK\x03\x04"):
+        return "an archive (.npz, .pt or .zip)"
+    if head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+        return "compressed"
+    try:
+        text = head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.start < len(head) - 3:  # no character that was cut
+            return None
+        text = head[: error.start].decode("utf-8")
+    readable = all(letter.isprintable() or letter in "\n\r\t" for letter in text)
+    return "text (for dataset=text)" if len(text) > 64 and readable else None
 
 
 def _read_npy(file: Path) -> np.ndarray:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure, SubFigure
-from matplotlib.font_manager import FontProperties, findfont
-from matplotlib.ft2font import FT2Font
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from mechint.comparison.comparison import Comparison, Variant
 from mechint.comparison.figures.looks import Look, variant_looks
@@ -70,13 +71,13 @@ def new_page(
     engine.set(h_pad=0.05, w_pad=0.05, hspace=0.03, wspace=0.02)
     head, below = parts(figure, [height / POINTS, body])
     whole = width * POINTS
-    for words, right, at, look in pieces:
-        head.text(right / whole, 1 - at / height, words, va="top", **look)
+    for words, right, at, style in pieces:
+        head.text(right / whole, 1 - at / height, words, va="top", **style)
     for mark, at in marks:
         ends = [(MARGIN + shift) / whole for shift in (0, 11, 22)]
-        line = Line2D(ends, [1 - at / height] * 3, color=mark.colour, linestyle=mark.dash, linewidth=1.4)
-        line.set(marker=mark.marker, markevery=[1], markersize=5, transform=head.transSubfigure)
-        head.add_artist(line)
+        drawn = Line2D(ends, [1 - at / height] * 3, color=mark.colour, linestyle=mark.dash, linewidth=1.4)
+        drawn.set(marker=mark.marker, markevery=[1], markersize=5, transform=head.transSubfigure)
+        head.add_artist(drawn)
     return figure, below
 
 
@@ -100,7 +101,8 @@ def comparison_page(
     facts = {variant.name: facts_of(variant) for variant in comparison.variants}
     rows = list(zip(*facts.values(), strict=True))
     shared = [len(set(row)) == 1 for row in rows]
-    told = [row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0]]
+    untold = ("", "basis channels")  # what goes without saying
+    told = [row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0] not in untold]
     common = " · ".join(f"{fact} each" if fact.endswith(" runs") else fact for fact in told)
     looks, key = variant_looks(comparison), []
     for variant in comparison.variants:
@@ -123,7 +125,7 @@ def facts_of(variant: Variant) -> list[str]:
         plural(len(variant.runs), "run"),
         shape_in_words(variant.runs[0].layer_masks),
         f"{mask.method}, {mask.ablation} ablation" if mask.method else "",
-        "" if bases == "channels" else f"basis {bases}",
+        f"basis {bases}",
         f"{on}, {data.evaluation_tokens:,} tokens" if measured and data.evaluation_tokens else on,
         f"data {', '.join(digests)}" if digests else "",
     ]
@@ -134,23 +136,11 @@ def several_runs(comparison: Comparison) -> bool:
     return any(len(variant.runs) > 1 for variant in comparison.variants)
 
 
-@cache
-def _font(bold: bool) -> FT2Font:
-    # an object of our own: matplotlib changes the size of those that it hands out
-    font = FT2Font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))
-    font.set_size(100, 72)
-    return font
-
-
-@cache
-def _advance(character: str, bold: bool) -> float:
-    """Width of one character at a size of one point, in points; letters are moved to whole dots, so a little more."""
-    return 1.08 * float(_font(bold).load_char(ord(character)).linearHoriAdvance) / 65536 / 100
-
-
+@lru_cache(4096)
 def width_of(words: str, size: float, bold: bool = False) -> float:
-    """Printed width of one line, in points."""
-    return size * sum(_advance(character, bold) for character in printable(words, 10_000))
+    """Printed width of one line, in points; letters are moved to whole dots, so a little more than their outlines."""
+    font = FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")
+    return 1.08 * float(TextPath((0, 0), printable(words, 10_000), size, prop=font).get_extents().x1)
 
 
 def wrapped(words: str, size: float, width: float, bold: bool = False) -> list[str]:
@@ -170,8 +160,6 @@ def shortened(words: str, size: float, width: float, bold: bool = False) -> str:
     line = printable(words, 10_000)
     if width_of(line, size, bold) <= width:
         return line
-    for kept in range(len(line) - 1, 0, -1):
-        short = f"{line[: kept - kept // 2]}…{line[len(line) - kept // 2 :]}"
-        if width_of(short, size, bold) <= width:
-            return short
-    return "…"
+    lengths = range(3, len(line))
+    fitting = bisect_right(lengths, width, key=lambda length: width_of(printable(words, length), size, bold))
+    return printable(words, lengths[fitting - 1]) if fitting else "…"

@@ -22,7 +22,8 @@ export function barChart(place, spec) {
 
 // Draws at the place's width, and again when that changes.
 function keepDrawn(place, spec, draw) {
-  const figure = element('figure', {}, element('figcaption', {}, spec.title));
+  const caption = element('figcaption', {}, spec.title);
+  const figure = element('figure', {}, caption);
   const save = element('button', { type: 'button', class: 'csv' }, 'SVG of this view');
   let drawing = element('div');
   figure.append(drawing, save);
@@ -40,12 +41,13 @@ function keepDrawn(place, spec, draw) {
     redraw();
   };
   save.addEventListener('click', () =>
-    saveFile(`${spec.title.replaceAll(/[^\w]+/g, '_')}.svg`, 'image/svg+xml', svgText(drawing)),
+    saveFile(`${shown.title.replaceAll(/[^\w]+/g, '_')}.svg`, 'image/svg+xml', svgText(drawing)),
   );
   new ResizeObserver(fit).observe(place);
   fit();
   return (next) => {
     shown = next;
+    caption.textContent = next.title;
     if (width) redraw();
   };
 }
