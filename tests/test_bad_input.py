@@ -208,8 +208,8 @@ DATA = [
     analyze("directory without text", "no .txt", "dataset=text", "dataset.path=d", put=bad.directory("d")),
     text("empty text", "is empty", b""),
     text("blank text", "is empty", b" \n\n "),
-    text("invalid UTF-8", "not UTF-8", b"good \xff\xfe bad" * 99),
-    text("binary as text", "not UTF-8", bytes(range(256)) * 9),
+    text("invalid UTF-8", "is not text", b"good \xff\xfe bad" * 99),
+    text("binary as text", "is not text", bytes(range(256)) * 9),
     text("one token", "only", b"a"),
     text("held-out share of 2", "evaluation_fraction", b"abc" * 999, "dataset.evaluation_fraction=2"),
     text("held-out share NaN", "evaluation_fraction", b"abc" * 999, "dataset.evaluation_fraction=nan"),
@@ -587,7 +587,7 @@ def parameters() -> Iterator[Any]:
         yield pytest.param(case, id=case.title.replace(" ", "-"), marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize("case", parameters())
+@pytest.mark.parametrize("case", list(parameters()))
 def test_bad_input_is_one_line_and_exit_code_2(
     case: Case,
     tmp_path: Path,

@@ -61,6 +61,7 @@ def test_help_has_the_programs_keys_and_groups_with_their_comments(name: str, pr
                 assert comment in text or f"{group}.{key}" in primary.comments  # what is said there counts
 
 
+@pytest.mark.slow
 def test_help_speaks_of_what_is_chosen(program: Program) -> None:
     text = program("analyze", "mask=hard_concrete trainer.batch_size=3 --help").out
     assert "mask=hard_concrete\n" in text

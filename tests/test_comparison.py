@@ -82,7 +82,7 @@ def test_overlapping_seeds_are_not_distinguished() -> None:
 def test_below_four_seeds_nothing_is_claimed(losses: tuple[list[float], list[float]]) -> None:
     comparison = comparison_of(seeds(losses[0]), seeds(losses[1]))
     assert comparison.differences["B"].metrics["loss"].verdict == "too few seeds"
-    assert "Below 4 runs a side nothing is claimed" in findings_text(comparison)
+    assert "With fewer than 4 runs on a side no difference is claimed" in findings_text(comparison)
 
 
 def test_the_summary_comes_first_and_is_short() -> None:

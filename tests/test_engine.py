@@ -52,6 +52,7 @@ def test_compiled_passes_are_used_for_learning_alone() -> None:
     assert masked._compiled is None
 
 
+@pytest.mark.slow
 def test_a_compiler_that_fails_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     masked = MaskedModel(tiny_model("llama"))
 

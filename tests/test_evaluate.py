@@ -7,6 +7,7 @@ import pytest
 from hydra_application import SMALL, experiment
 
 
+@pytest.mark.slow
 def test_a_saved_mask_is_measured_again_and_on_other_text(
     byte_model_directory: Path,
     tmp_path: Path,

@@ -85,6 +85,7 @@ def test_a_mask_lies_inside_the_one_that_was_good_enough_before(found: RunFiles)
                 assert bool((mask.v_mask <= larger.masks[layer].v_mask).all())
 
 
+@pytest.mark.slow
 def test_a_target_that_no_mask_reaches_is_said(settings: dict[str, Any], tmp_path: Path) -> None:
     run = analyze(output_dir=tmp_path / "run", **settings, target_kl=1e-9)
     assert any("no mask reaches kl 1e-09" in note for note in run.result.notes)

@@ -296,6 +296,7 @@ def compare(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=300)
 
 
+@pytest.mark.slow
 def test_the_experiment_reads_names_from_a_file(two_seeds: Path, tmp_path: Path) -> None:
     (tmp_path / "names.yaml").write_text(f"K=V^T: {two_seeds / '1'}\nBase line: {two_seeds / '0'}\n")
     done = compare(tmp_path, "variants=names.yaml", "baseline='Base line'", "output_dir=out", "dpi=40")
@@ -306,6 +307,7 @@ def test_the_experiment_reads_names_from_a_file(two_seeds: Path, tmp_path: Path)
     assert (tmp_path / "out" / "delta_heatmap.png").exists()
 
 
+@pytest.mark.slow
 def test_the_experiment_draws_a_tree(two_seeds: Path, tmp_path: Path) -> None:
     done = compare(tmp_path, f"tree={two_seeds}", "output_dir=out", "dpi=40")
     assert done.returncode == 0, done.stderr
@@ -314,6 +316,7 @@ def test_the_experiment_draws_a_tree(two_seeds: Path, tmp_path: Path) -> None:
     assert {"pareto.png", "table.csv", "table.md", "comparison.json"} <= names
 
 
+@pytest.mark.slow
 def test_nothing_to_do_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
     done = compare(tmp_path)
     assert done.returncode == 2
@@ -321,6 +324,7 @@ def test_nothing_to_do_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_compare_that_fails_leaves_no_directory(tmp_path: Path) -> None:
     done = compare(tmp_path, "variants={A: nothing, B: nowhere}", "output_dir=out/of/it")
     assert done.returncode == 2

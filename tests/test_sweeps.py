@@ -150,6 +150,7 @@ def test_a_job_that_fails_before_it_begins_leaves_its_error_too(
     assert failed["config"]["mask"]["key_sparsity"] == 7
 
 
+@pytest.mark.slow
 def test_another_grid_finds_finished_runs_and_never_replaces_one(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:
@@ -173,6 +174,7 @@ def test_another_grid_finds_finished_runs_and_never_replaces_one(
     assert result(analyze.directory / "out" / "1-2")["started"] >= started
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_where_it_stopped(
     analyze: Experiment, byte_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +287,7 @@ def test_directories_of_jobs(tmp_path: Path) -> None:
     assert job_name(tmp_path, 5, "a") == "5"  # done, but its masks are gone
 
 
+@pytest.mark.slow
 def test_one_load_and_one_dense_measurement_per_checkpoint(
     analyze: Experiment, byte_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -321,6 +324,7 @@ def test_one_load_and_one_dense_measurement_per_checkpoint(
     )
 
 
+@pytest.mark.slow
 def test_an_experiment_file_drives_a_batch_alone(analyze: Experiment, byte_model_directory: Path) -> None:
     (analyze.directory / "mine" / "experiment").mkdir(parents=True)
     (analyze.directory / "mine" / "experiment" / "nightly.yaml").write_text(
@@ -375,6 +379,7 @@ def test_what_cannot_be_swept_is_one_line_and_exit_code_2(
     assert "Traceback" not in ended.out
 
 
+@pytest.mark.slow
 def test_a_sweep_is_one_group_for_loggers_also_when_it_is_resumed(
     analyze: Experiment, byte_model_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

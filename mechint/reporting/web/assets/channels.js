@@ -59,7 +59,8 @@ export class Units {
     this.importance = this.members
       ? Float32Array.from(this.members, (group) => importance[group[0]])
       : importance;
-    this.descending = Float32Array.from(this.importance).sort().reverse();
+    this.order = ordered(this.importance); // the least important first
+    this.descending = Float32Array.from(this.order, (unit) => this.importance[unit]).reverse();
   }
 
   // The unit of a channel, and a unit's channels.
@@ -121,33 +122,26 @@ export function countBlocks(channels, kept) {
   });
 }
 
-// For each channel its rank among those kept or those removed, 0 to 1, in 256 steps: what a colour can show.
-export function shades(values, kept) {
-  const found = new Float32Array(values.length);
-  for (const side of [0, 1]) {
-    const chosen = [];
-    for (let i = 0; i < values.length; i += 1) if (kept[i] === side) chosen.push(values[i]);
-    const sorted = Float32Array.from(chosen).sort();
-    const last = Math.max(1, sorted.length - 1);
-    const steps = 255;
-    const edges = Float32Array.from(
-      { length: steps },
-      (_, step) => sorted[Math.ceil(((step + 1) / (steps + 1)) * last)],
-    );
-    for (let i = 0; i < values.length; i += 1) {
-      if (kept[i] === side) found[i] = sorted.length < 2 ? 1 : lower(edges, values[i]) / steps;
-    }
-  }
-  return found;
+// The numbers 0, 1, ... by their values, the least first; equal ones by number.
+export function ordered(values) {
+  return Uint32Array.from(values, (_, i) => i).sort((a, b) => values[a] - values[b] || a - b);
 }
 
-function lower(edges, value) {
-  let low = 0;
-  let high = edges.length;
-  while (low < high) {
-    const middle = (low + high) >> 1;
-    if (edges[middle] <= value) low = middle + 1;
-    else high = middle;
+// For each channel its rank among those kept or those removed, 0 to 1; equal values share the lowest. order: of values.
+export function shades(values, kept, order) {
+  const found = new Float32Array(values.length);
+  const sizes = [0, 0];
+  for (let i = 0; i < kept.length; i += 1) sizes[kept[i]] += 1;
+  const [next, rank, former] = [
+    [0, 0],
+    [0, 0],
+    [NaN, NaN],
+  ];
+  for (const i of order) {
+    const side = kept[i];
+    if (values[i] !== former[side]) [rank[side], former[side]] = [next[side], values[i]];
+    next[side] += 1;
+    found[i] = sizes[side] > 1 ? rank[side] / (sizes[side] - 1) : 1;
   }
-  return low;
+  return found;
 }

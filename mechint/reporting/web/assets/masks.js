@@ -98,11 +98,11 @@ export function showMasks(info, columns, state) {
         else if (b) numbers.second += 1;
       }
       const either = numbers.both + numbers.first + numbers.second;
+      const shared = fixed(either ? numbers.both / either : NaN, 3);
       byId('recount').textContent =
-        `Both keep ${count(numbers.both)} of ${count(channels.total)} channels, ` +
-        `only the first ${count(numbers.first)}, ` +
-        `only the second ${count(numbers.second)}: ` +
-        `${fixed(either ? numbers.both / either : NaN, 3)} of what either keeps is shared (IoU).`;
+        `Both keep ${count(numbers.both)} of ${count(channels.total)} channels, only the first ` +
+        `${count(numbers.first)}, only the second ${count(numbers.second)}: ${shared} of what either keeps is ` +
+        'shared (IoU).';
       // 'd' neither, 'c' only the second, 'b' only the first, 'a' both
       maps.push(makeMap('map', channels, paint, { k: 'K', v: 'V' }));
     } else {

@@ -1,6 +1,6 @@
 // The page of a run.
 
-import { Channels, Units, countBlocks, keptAt, shades } from './channels.js';
+import { Channels, Units, countBlocks, keptAt, ordered, shades } from './channels.js';
 import { barChart, lineChart } from './chart.js';
 import { readPage } from './data.js';
 import { byId, element, onTheme, setOptions } from './dom.js';
@@ -37,6 +37,12 @@ function runPage() {
   );
   let kept = columns.kept;
   let layerChart = null;
+  const orders = new Map(); // of columns, which never change
+
+  function orderOf(values) {
+    if (!orders.has(values)) orders.set(values, ordered(values));
+    return orders.get(values);
+  }
 
   function channelName(i) {
     const { block, head, channel } = channels.place(i);
@@ -117,7 +123,7 @@ function runPage() {
       map.paint = (i, kind) => (columns.frequency[i] ? [kind, columns.frequency[i] / info.seeds] : ['r', 0]);
     } else {
       const values = name === 'importance' ? columns.importance : (columns[name] ?? columns.importance);
-      const shade = shades(values, kept);
+      const shade = shades(values, kept, orderOf(values));
       map.paint = (i, kind) => [kept[i] ? kind : 'r', shade[i]];
     }
   }
@@ -259,10 +265,11 @@ function runPage() {
     showControls();
     if (has('keep')) recount();
     if (has('keep', 'colour')) colourMap();
-    if (has('keep', 'rows', 'cells')) arrangeMap();
+    if (has('rows', 'cells') || (has('keep') && state.get('rows') === 'kept')) arrangeMap();
     if (has('keep', 'unit')) select();
     if (has('keep', 'unit', 'colour', 'rows', 'cells')) map.draw();
-    if (has('keep', 'order', 'find')) table.arrange(kept);
+    if (has('order', 'find')) table.arrange(kept);
+    else if (has('keep')) table.show(kept);
   }
 
   fillControls();

@@ -103,6 +103,17 @@ export class UnitTable {
     }
   }
 
+  // What the slider keeps has changed: lines stay where they are, unless they are chosen or sorted by it.
+  show(kept) {
+    const byKept =
+      this.state.get('order').startsWith('kept') || parseFilter(this.state.get('find')).kept !== null;
+    if (byKept) this.arrange(kept);
+    else {
+      this.kept = kept;
+      this.draw();
+    }
+  }
+
   // Applies filter and order.
   arrange(kept) {
     this.kept = kept;
@@ -110,20 +121,14 @@ export class UnitTable {
     const words = parseFilter(state.get('find'));
     const [key, direction] = state.get('order').split('.');
     const column = columns.find((one) => one.key === key) ?? columns[0];
-    const [values, chosen] = [new Array(units.total), []];
-    for (let unit = 0; unit < units.total; unit += 1) {
-      if (!this.matches(unit, words)) continue;
-      values[unit] = column.get(unit, kept);
-      chosen.push(unit);
+    const chosen = [];
+    for (let i = units.total - 1; i >= 0; i -= 1) {
+      if (this.matches(units.order[i], words)) chosen.push(units.order[i]);
     }
-    const sign = direction === 'down' ? -1 : 1;
-    const lost = (value) => typeof value === 'number' && !known(value);
-    chosen.sort((a, b) => {
-      const [x, y] = [values[a], values[b]];
-      if (lost(x) || lost(y)) return lost(x) - lost(y) || a - b;
-      return x < y ? -sign : x > y ? sign : a - b;
-    });
-    this.chosen = chosen;
+    const asTheyAre = ['importance.down', 'rank.up'].includes(state.get('order'));
+    this.chosen = asTheyAre
+      ? chosen
+      : sortUnits(chosen, (unit) => column.get(unit, kept), direction === 'down');
     this.unknown = words.unknown;
     this.page = 0;
     this.draw();
@@ -206,6 +211,18 @@ export class UnitTable {
       ...chosen.map((unit) => columns.map((column) => exact(column, unit))),
     ]);
   }
+}
+
+// Units by a value; those without one come last, equal ones stay as they are.
+function sortUnits(chosen, get, descending) {
+  const sign = descending ? -1 : 1;
+  const keyed = chosen.map((unit) => [get(unit), unit]);
+  const lost = (value) => typeof value === 'number' && !known(value);
+  keyed.sort(([x], [y]) => {
+    if (lost(x) || lost(y)) return lost(x) - lost(y);
+    return x < y ? -sign : x > y ? sign : 0;
+  });
+  return keyed.map(([, unit]) => unit);
 }
 
 // "layer 3 v kept" as conditions; words that mean nothing are told.
