@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 @configuration.entry
 def main(config: DictConfig) -> None:
     """Compose, compare, say where to look."""
+    where = configuration.output_directory() if configuration.is_sweep() else directory(config)
+    if where.exists() and not where.is_dir():
+        raise UserError(f"output_dir={where} is a file; name a directory")
     if (config.variants is None) == (config.tree is None):
         raise UserError("give either 'variants={Baseline: DIR0, KV-Tying: DIR1}' or tree=DIR")
 
@@ -35,7 +38,7 @@ def main(config: DictConfig) -> None:
     from mechint.comparison.study_report import count_in_words
 
     output = Output(
-        directory=configuration.output_directory() if configuration.is_sweep() else directory(config),
+        directory=where,
         loggers=[configuration.build(sink) for sink in ((config.logger or {}).get("sinks") or {}).values()],
         config=configuration.plain_config(config),
         dpi=config.dpi,

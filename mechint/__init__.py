@@ -2,6 +2,7 @@
 
 analyze            learn and measure a mask for a checkpoint
 load_run           a finished run from its directory; run.masked_model() is its model under the mask
+compare_circuits   what the masks of several runs share, and what each does on the others' data
 evaluate           what a run's mask does on other data
 compare_variants   compare two or more variants of a model
 
@@ -19,9 +20,9 @@ On the command line: python experiments/analyze.py --help
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mechint.api import analyze, compare_variants, evaluate, load_run
+    from mechint.api import analyze, compare_circuits, compare_variants, evaluate, load_run
 
-__all__ = ["analyze", "compare_variants", "evaluate", "load_run"]
+__all__ = ["analyze", "compare_circuits", "compare_variants", "evaluate", "load_run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mechint.analysis import Controls, Stability
 from mechint.analysis.attempt import Outputs, RunOptions
+from mechint.analysis.between import Between, between
 from mechint.analysis.preparation import Inputs
 from mechint.analysis.saved import Evaluation, Run
 from mechint.analysis.search import Kind, TargetSearch
@@ -34,6 +35,8 @@ from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets
 from mechint.checkpoints import CheckpointLoader, ModelInMemory
+from mechint.circuits import CircuitStudy
+from mechint.circuits.gates import parse_gates
 from mechint.comparison.compare import Directories, read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
 from mechint.comparison.figures import (
@@ -56,6 +59,10 @@ from mechint.methods.method import MakeOptimizer, MaskMethod
 from mechint.methods.schedules import Schedule
 from mechint.metrics import KL, Metric
 from mechint.reporting import (
+    CircuitDiagram,
+    CircuitFigure,
+    CircuitHeads,
+    CircuitPatterns,
     ImportanceOverview,
     LayerImportance,
     NestedFigure,
@@ -66,6 +73,7 @@ from mechint.reporting import (
     SurvivalMap,
     Visualizer,
 )
+from mechint.results import RunFiles
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +103,9 @@ def analyze(
     visualizer: Visualizer | None = None,
     stability: Stability | None = None,
     controls: Controls | None = None,
+    circuit: CircuitStudy | None = None,
+    gates: Sequence[str] = (),
+    rival_of: str | Path | None = None,
     loggers: Sequence[Logger] = (),
     resume: bool = True,
 ) -> Run:
@@ -138,6 +149,9 @@ def analyze(
         "seeds": seeds,
         "stability": stability or Stability(),
         "controls": controls or Controls(),
+        "circuit": circuit or CircuitStudy(),
+        "gates": [gate.wording for gate in parse_gates(gates)],
+        "rival_of": None if rival_of is None else str(rival_of),
     }
     make_analysis(**settings).run(Path(output_dir), describe_settings(settings), RunOptions(resume=resume))
     return Run.read(output_dir)
@@ -171,6 +185,10 @@ def run_figures() -> list[RunFigure]:
         SparsityCurves(),
         StabilityFigure(),
         NestedFigure(),
+        CircuitFigure(),
+        CircuitHeads(),
+        CircuitPatterns(),
+        CircuitDiagram(),
         SurvivalMap(),
         RankFigure(),
     ]
@@ -203,6 +221,24 @@ def evaluate(
     return found.evaluate(dataset, device, dtype, batch_size, loader)
 
 
+def compare_circuits(
+    runs: Mapping[str, Run | str | Path],
+    output_dir: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Between:
+    """What the masks of several runs of one checkpoint share, and what each does on the others' data.
+
+    runs: name -> a run, or its directory; names are free. output_dir: where circuits.json and circuits.md go; None:
+    nowhere. Raises UserError for errors that you can fix.
+    """
+    found = between(runs, device, dtype)
+    if output_dir is not None:
+        found.write(Path(output_dir))
+    return found
+
+
 Runnable = Analysis | SeedStudy | NestedTargets | TargetSearch
 
 
@@ -219,6 +255,9 @@ def make_analysis(
     seeds: int = 1,
     stability: Stability | None = None,
     controls: Controls | None = None,
+    circuit: CircuitStudy | None = None,
+    gates: Any = (),
+    rival_of: str | None = None,
 ) -> Runnable:
     """The analysis for one target or several sparsities, from one seed or several.
 
@@ -232,6 +271,7 @@ def make_analysis(
     wanted = [f"{name}={value}" for name, value in given.items() if value is not None]
     if len(wanted) > 1:
         raise UserError(f"{' and '.join(wanted)}: give one target, and leave the others out")
+    parse_gates(gates)  # now, before anything is computed; they are judged by the configuration's wording
     stability = stability or Stability()
     targets = parse_targets(target_sparsity)
     if len(targets) > 1 and seeds != 1:
@@ -247,6 +287,8 @@ def make_analysis(
         target_sparsity=targets[-1],
         seed=seed,
         controls=controls or Controls(),
+        circuit=circuit,
+        rival_of=None if rival_of is None else RunFiles.read(rival_of),
     )
     if target_faithfulness is not None or target_kl is not None:
         if seeds != 1:

@@ -29,6 +29,10 @@ ROWS = STREAM[:-1].view(20, LENGTH)
 def model(sign: int) -> LlamaForCausalLM:
     """One that predicts text better (+1) or worse (-1) after the token, which it has learned to use so; 0: as it is."""
     model = tiny_llama()
+    with torch.no_grad():  # so that values matter
+        for name, weight in model.named_parameters():
+            if sign and ("v_proj" in name or "o_proj" in name or "lm_head" in name):
+                weight.mul_(5)
     embedding = model.model.embed_tokens.weight
     ids = torch.cat([torch.full((20, 1), BOS), ROWS], 1)
     optimizer = torch.optim.Adam([embedding], lr=0.3)
@@ -76,11 +80,19 @@ def test_a_loss_that_is_worse_after_the_token_is_said_with_both_numbers() -> Non
     assert note.endswith("dataset.bos=false leaves it out")
 
 
-def test_a_token_that_would_help_but_is_not_added_is_named() -> None:
-    (note,) = notes(model(1), NONE)
+def test_a_token_that_would_help_but_is_not_added_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses as measured: lower for the longer rows, which begin with the token."""
+
+    def measured(_: MaskedModel, rows: Tensor, counted: Tensor) -> Tensor:
+        assert counted.shape[1] == LENGTH - 1
+        return torch.linspace(1.0, 1.1, len(rows), dtype=torch.double) - 0.1 * (rows.shape[1] > LENGTH)
+
+    monkeypatch.setattr("mechint.analysis.beginning._losses", measured)
+    (note,) = notes(model(0), NONE)
     assert note.startswith(
         "the tokenizer has <s> but does not add it, and the dense model predicts better after"
     )
+    assert "(0.950 nats per token with it, 1.050 without, on " in note
     assert note.endswith("dataset.bos=true lets every row begin with it")
 
 

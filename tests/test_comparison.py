@@ -82,7 +82,7 @@ def test_overlapping_seeds_are_not_distinguished() -> None:
 def test_below_four_seeds_nothing_is_claimed(losses: tuple[list[float], list[float]]) -> None:
     comparison = comparison_of(seeds(losses[0]), seeds(losses[1]))
     assert comparison.differences["B"].metrics["loss"].verdict == "too few seeds"
-    assert "Below 4 runs a side nothing is claimed" in findings_text(comparison)
+    assert "With fewer than 4 runs on a side no difference is claimed" in findings_text(comparison)
 
 
 def test_the_summary_comes_first_and_is_short() -> None:
@@ -461,6 +461,8 @@ def test_variants_in_different_bases_are_flagged_and_their_masks_do_not_overlap(
     comparison = comparison_of(seeds([2.0]), seeds([2.0], basis=basis))
     [flag] = [flag for flag in comparison.flags if flag.startswith("Different bases")]
     assert "A channels; B principal, keys before the rotation" in flag
+    assert comparison.differences["B"].overlap is None
+    assert "directions of different bases" in findings_text(comparison)
 
 
 def test_directions_of_different_bases_have_no_overlap(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from mechint.learning import MaskTrainer
 from mechint.learning.recipe import Recipe
 from mechint.masking import MaskedModel
 from mechint.masking.ablation import ZERO, Ablation, MeanAblation
+from mechint.masking.prompt_ablations import CounterfactualAblation, MeanPerPositionAblation
 from mechint.methods import RandomOrder
 from mechint.methods.method import MaskMethod, ScoringMethod
 from mechint.metrics import Evaluator
@@ -49,6 +50,10 @@ SIZES = {
 }
 
 
+# Of these, keys that only tell positions apart.
+POSITIONS = {name: 2 if name == "rope" else 5 for name in SIZES}
+
+
 def small(name: str, seed: int = 0, **settings: Any) -> Planted:
     """A small planted model."""
     grouped = {"num_kv_heads": 2} if name == "grouped" else {}
@@ -72,12 +77,17 @@ def base() -> Planted:
     return small("induction")
 
 
-@pytest.mark.parametrize("ablation", [ZERO, MeanAblation()], ids=lambda ablation: ablation.name)
+@pytest.mark.parametrize(
+    "ablation",
+    [ZERO, MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation()],
+    ids=lambda ablation: ablation.name,
+)
 @pytest.mark.parametrize("name", SIZES)
 def test_planted_units_matter_and_no_others(name: str, ablation: Ablation) -> None:
     planted = small(name, seed=1, ablation=ablation)
-    # The constant value is its own mean.
-    assert planted.size == int(planted.truth.sum()) == SIZES[name] - (ablation.name == "mean")
+    # The constant value is its own mean, and positions are the same on every row.
+    inert = (ablation.name != "zero") + ablation.keeps_positions * POSITIONS[name]
+    assert planted.size == int(planted.truth.sum()) == SIZES[name] - inert
     noise = 1e-3 if name == "graded" else 1e-6
     assert planted.kl(planted.truth) < noise
     everything = torch.ones_like(planted.truth)

@@ -329,6 +329,7 @@ def seeds(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 def test_seeds_show_their_subspaces_and_learn_on_permuted_models_once(seeds: RunFiles) -> None:
     proofs, stability = seeds.result.proofs, seeds.result.stability
     assert proofs is not None
+    assert proofs.missing == ["transfer to a second text: name one with basis.second_text"]
     assert stability is not None
     assert stability.null is not None
     assert proofs.null is None
@@ -351,6 +352,9 @@ def test_seeds_show_their_subspaces_and_learn_on_permuted_models_once(seeds: Run
     ]
     assert seeds.result.random_masks is not None
     assert seeds.result.random_masks.count == 3
+    names = [part.name for part in seeds.result.cost.parts]
+    assert len(set(names)) == len(names)
+    assert {"necessity", "random subsets", "random masks", "permuted models", "subspaces"} <= set(names)
 
 
 def test_every_evaluation_number_has_its_error(seeds: RunFiles, proved: RunFiles) -> None:

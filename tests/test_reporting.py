@@ -24,6 +24,10 @@ from matplotlib.text import Text
 from mechint.errors import UserError
 from mechint.masking.masks import LayerMask
 from mechint.reporting import (
+    CircuitDiagram,
+    CircuitFigure,
+    CircuitHeads,
+    CircuitPatterns,
     Context,
     ImportanceOverview,
     LayerImportance,
@@ -73,6 +77,10 @@ FIGURES = [
     SparsityCurves(),
     StabilityFigure(),
     NestedFigure(),
+    CircuitFigure(),
+    CircuitHeads(),
+    CircuitPatterns(),
+    CircuitDiagram(),
     SurvivalMap(),
     RankFigure(),
 ]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from mechint.masking.ablation import ZERO, Ablation, MeanAblation
 from mechint.masking.weights import input_rows, output_projections
 from mechint.methods import (
     ActivationNorm,
+    Conductance,
     Fisher,
     Flap,
     GramGreedy,
@@ -32,6 +33,7 @@ from mechint.methods import (
     Wanda,
 )
 from mechint.methods.method import ScoringMethod
+from mechint.methods.scoring.conductance import through_channels
 from mechint.methods.scoring.gram_greedy import convex_slopes, removal_costs
 from mechint.methods.scoring.scorer import combine
 from mechint.metrics import KL, NLL, Evaluator, Metric
@@ -53,6 +55,7 @@ SCORERS: dict[str, Callable[..., ScoringMethod]] = {
     "fisher": Fisher,
     "snip": Snip,
     "integrated_gradients": lambda **options: IntegratedGradients(path_steps=2, **options),
+    "conductance": lambda **options: Conductance(path_steps=2, **options),
     "iterative_fisher": lambda **options: IterativeFisher(stages=3, sequences_per_stage=2, **options),
 }
 PASSES = dict.fromkeys(SCORERS, TOKENS) | {
@@ -60,6 +63,7 @@ PASSES = dict.fromkeys(SCORERS, TOKENS) | {
     "magnitude": 0,
     "snip": 2 * 12,  # one batch
     "integrated_gradients": 2 * TOKENS,  # one of them is of the dense model
+    "conductance": 3 * TOKENS,
     "iterative_fisher": 3 * 2 * 12,
 }
 RAW = ["magnitude", "act_norm", "think", "think_centered", "gram_greedy", "wanda", "flap"]
@@ -535,3 +539,54 @@ def test_impossible_settings_are_one_line(attempt: Callable[[], object]) -> None
     with pytest.raises(UserError) as error:
         attempt()
     assert "\n" not in str(error.value)
+
+
+def keeping(seen: dict[tuple[int, str], Tensor], position: int) -> Callable[..., Tensor]:
+    """A hook on GPT-2's projection of queries, keys and values that keeps keys and values with their gradients."""
+
+    def take(_: object, __: object, output: Tensor) -> Tensor:
+        query, key, value = output.split(32, dim=-1)
+        states = {"k": key.clone(), "v": value.clone()}
+        for kind, state in states.items():
+            state.retain_grad()
+            seen[position, kind] = state
+        return torch.cat([query, *states.values()], -1)
+
+    return take
+
+
+def test_conductance_is_the_change_of_the_loss_along_the_path() -> None:
+    masked = masked_model("gpt2")
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(3, 97, (4, 6), generator=generator)
+    paired = tokens.clone()
+    paired[:, 2] = (paired[:, 2] + 5).clamp_max(96)
+    answers = torch.randint(3, 97, (4, 6), generator=generator)
+    counted = torch.zeros(4, 6, dtype=torch.bool)
+    counted[:, -1] = True
+    batch = Batch(tokens, answers, counted, paired=paired)
+    total = through_channels(masked, batch, steps=2)
+    assert total.shape == (masked.space.num_channels,)
+    embed = masked.model.get_input_embeddings()
+    steps: list[dict[tuple[int, str], Tensor]] = []
+    for share in (0.0, 0.5, 1.0):
+        inputs = (embed(paired) + share * (embed(tokens) - embed(paired))).requires_grad_()  # type: ignore[operator]
+        seen: dict[tuple[int, str], Tensor] = {}
+        hooked = []
+        for position, layer in enumerate(masked.space.layers):
+            module = masked.model.get_submodule(layer.name).c_attn
+            hooked.append(module.register_forward_hook(keeping(seen, position)))  # type: ignore[operator]
+        logits = masked.model(inputs_embeds=inputs).logits
+        F.cross_entropy(logits[:, -1], answers[:, -1], reduction="sum").backward()
+        for handle in hooked:
+            handle.remove()
+        steps.append(seen)
+    expected = torch.zeros_like(total)
+    for position, kind in masked.space.slices:
+        flow = torch.zeros(32)
+        for before, after in pairwise(steps):
+            state = after[position, kind]
+            assert state.grad is not None
+            flow += (state.grad * (state - before[position, kind])).sum((0, 1)).detach()
+        masked.space.view(expected, position, kind).copy_(flow.view(4, 8))
+    torch.testing.assert_close(total, expected, rtol=1e-3, atol=1e-5)

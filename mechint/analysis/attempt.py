@@ -29,6 +29,8 @@ from mechint.analysis.describing import (
     started_result,
 )
 from mechint.analysis.preparation import Inputs, Preparation, Prepared
+from mechint.analysis.tasks import task_info
+from mechint.circuits.gates import judge_gates
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 from mechint.learning.resume import SavedStates
@@ -40,6 +42,7 @@ from mechint.masking.basis import Basis
 from mechint.metrics.evaluation import Measured, faithfulness, loss_degradation_percent
 from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles, save_masks
+from mechint.results.diagram import CircuitDrawing
 from mechint.results.directories import (
     Occupant,
     clear_run,
@@ -52,6 +55,7 @@ from mechint.results.identity import config_digest
 from mechint.results.mask_files import save_basis
 from mechint.results.result import RESULT, Cost, Metrics
 from mechint.results.sequences import save_sequences
+from mechint.results.units import UnitMeanings
 from mechint.results.verdict import judge
 from mechint.runtime import distributed
 from mechint.runtime.signals import Interrupted, Interruption
@@ -139,6 +143,7 @@ class Attempt:
         result.dataset = dataset_info(data)
         result.mask = mask_info(recipe)
         result.leakage = leakage_info(data)
+        result.task = task_info(data)
         without_effect = settings_without_effect(recipe, prepared.masked, trainer, target)
         result.notes = [*checkpoint.notes, *data.notes, *without_effect]
 
@@ -182,9 +187,11 @@ class Attempt:
             files.append(save_evidence(outcome.evidence, self.directory, identity))
         history, of_channel = list(outcome.history), units.of_channel
         result.verdict = judge(result, history)
+        judge_gates(result, result.config.get("gates"))
         end_result(result, "done")
         energy = None if outcome.basis is None else outcome.basis.energy
-        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel, energy)
+        told = (CircuitDrawing.read(self.directory), UnitMeanings.read(self.directory))
+        run = RunFiles(self.directory, result, masks, history, outcome.evidence, of_channel, energy, *told)
         _export_if_room(run)
         drawn = self.outputs.visualizer.draw_if_room(run)
         self._report(files, drawn)
@@ -278,6 +285,7 @@ def record_failure(directory: Path, config: Record, error: BaseException) -> Non
 def child_config(config: Record, directory: Path, **changes: Any) -> Record:
     """The configuration of a run that is part of another, in a directory of its own."""
     told = {**config, **changes}
+    told.pop("gates", None)  # the whole is judged by them, not its parts
     basis = told.get("basis")
     if isinstance(basis, dict) and basis.get("proofs"):  # of the whole, once
         told["basis"] = {**basis, "proofs": False}

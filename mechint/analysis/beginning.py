@@ -59,7 +59,7 @@ def beginning_notes(checkpoint: Checkpoint, masked: MaskedModel, data: TokenData
         )
     return (
         f"the tokenizer has {name} but does not add it, and the dense model predicts better after it ({found}); "
-        "dataset.bos=true lets every row begin with it",
+        "dataset.bos=true makes every row begin with it",
     )
 
 

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mechint.analysis.preparation import Prepared
+from mechint.data.batch import Batch
 from mechint.data.packing import even_rows
 from mechint.errors import UserError
-from mechint.masking import Units
+from mechint.masking import MaskedModel, Units
 from mechint.masking.ablation import Ablation
 from mechint.masking.random_masks import matched_random_masks
+from mechint.masking.space import KINDS
 from mechint.metrics.evaluation import Evaluator, faithfulness, resampled, standard_error
+from mechint.metrics.gradients import unit_gradients
 from mechint.metrics.metric import KL, NLL
 from mechint.metrics.spread import Spread
 from mechint.results.result import RandomMasks
 
 FEWEST_ROWS = 4
+
+Match = Literal["counts", "norms"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +35,8 @@ class Controls:
     evaluation tokens that each is measured on, at most. budget: together they see at most this fraction of the tokens
     that learning saw, with fewer tokens each, but no fewer than four sequences. permutations: on how many models with
     permuted weights the same method runs where `stability.null_control` or `basis.proofs` asks for it; each takes as
-    long as learning the run's own mask.
+    long as learning the run's own mask. match: random masks have the same `counts` alone, or the `norms` as well: as
+    many units of every quarter of a head's units by the norm of their activations.
 
     Raises UserError for values out of range.
     """
@@ -38,8 +45,13 @@ class Controls:
     tokens: int = 4096
     budget: float = 0.25
     permutations: int = 3
+    match: Match = "counts"
 
     def __post_init__(self) -> None:
+        if self.match not in get_args(Match):
+            raise UserError(
+                f"controls.match={self.match} is not known; use one of {', '.join(get_args(Match))}"
+            )
         if self.random_masks < 0 or self.tokens < 1 or not self.budget > 0:
             raise UserError(
                 "controls.random_masks must be at least 0, controls.tokens at least 1 and controls.budget above 0"
@@ -72,7 +84,8 @@ class Controls:
         rows = torch.from_numpy(even_rows(len(data), count))
         chosen, documents = data[rows], prepared.data.evaluation_documents
         generator = torch.Generator().manual_seed(seed)
-        masks = matched_random_masks(units, keep, self.random_masks, generator)
+        norms = activation_norms(prepared.masked, units, chosen, at_once) if self.match == "norms" else None
+        masks = matched_random_masks(units, keep, self.random_masks, generator, norms)
         evaluator = Evaluator(prepared.masked, chosen, ablation, at_once)
         gates = [units.to_channels(mask) for mask in (torch.zeros_like(keep.cpu()), keep.cpu(), *masks)]
         values = evaluator([None, *gates], [NLL, KL])  # [3 + masks, 2, M]
@@ -87,6 +100,7 @@ class Controls:
         of_random = Spread(tuple(kl[1:]))
         return RandomMasks(
             count=self.random_masks,
+            match=self.match,
             tokens=chosen.size,
             sequences=len(chosen),
             kl=kl[1:],
@@ -104,3 +118,25 @@ class Controls:
             faithfulness_of_mask_se=standard_error(sampled[:, 0]),
             p=(1 + sum(value <= kl[0] for value in kl[1:])) / (1 + self.random_masks),
         )
+
+
+@torch.no_grad()
+def activation_norms(masked: MaskedModel, units: Units, batch: Batch, at_once: int) -> Tensor:
+    """Root of the sum of squares of every unit's activations over a batch, without padding, float [U]."""
+    space = masked.space
+    squares = torch.zeros(space.num_channels, dtype=torch.double, device=masked.device)
+    there: Tensor | None = None
+
+    def record(position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        for kind, states in zip(KINDS, (key, value), strict=True):
+            wide = states.double().square()  # [B, G, T, C]
+            if there is not None:
+                wide = wide * there[:, None, :, None]
+            space.view(squares, position, kind).add_(wide.sum((0, 2)))
+
+    with masked.recording(record):
+        for start in range(0, len(batch), at_once):
+            part = batch[start : start + at_once].to(masked.device)
+            there = part.attention_mask
+            masked.hidden(part)
+    return unit_gradients(units, squares[None])[0].sqrt().float().cpu()

@@ -338,9 +338,13 @@ def cost_of(training: Training) -> Cost:
 
 
 def add_part(cost: Cost, name: str, started: float, tokens: int) -> None:
-    """Add what a part of a run took that began at a time of `time.perf_counter`."""
-    part = CostPart(name=name, seconds=time.perf_counter() - started, tokens=tokens)
-    cost.parts = [*cost.parts, part]
+    """Add what a part of a run took that began at a time of `time.perf_counter`; parts of one name are one part."""
+    seconds = time.perf_counter() - started
+    for part in cost.parts:
+        if part.name == name:
+            part.seconds, part.tokens = (part.seconds or 0.0) + seconds, part.tokens + tokens
+            return
+    cost.parts = [*cost.parts, CostPart(name=name, seconds=seconds, tokens=tokens)]
 
 
 def _parts(training: Training) -> list[CostPart]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from mechint.analysis.beginning import beginning_notes
+from mechint.analysis.tasks import solved
 from mechint.checkpoints import Checkpoint, CheckpointLoader
 from mechint.data import Dataset, TokenData
 from mechint.masking import MaskedModel
@@ -109,6 +110,7 @@ class Preparation:
         )
         masked = before.masked if before else MaskedModel(checkpoint.model)
         check_routing(masked, data.evaluation.tokens[:1].to(masked.device))
+        data = solved(data, masked)
         data = replace(data, notes=(*data.notes, *beginning_notes(checkpoint, masked, data)))
         self._prepared = Prepared(checkpoint, masked, data, before._baselines if before else {})
         self._model_key, self._data_key = model_key, data_key

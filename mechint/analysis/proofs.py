@@ -13,6 +13,7 @@ from torch import Tensor
 from mechint.analysis.null import kl_recovered
 from mechint.analysis.preparation import Inputs, Prepared
 from mechint.data import Dataset, PythonDocs, TextFiles
+from mechint.data.dataset import RunningText
 from mechint.data.leakage import measure_leakage
 from mechint.data.token_data import TokenData
 from mechint.errors import UserError
@@ -72,6 +73,8 @@ def load_second_text(inputs: Inputs, prepared: Prepared, wanted: str) -> TokenDa
     Raises UserError where it cannot be read, or is the run's own evaluation text.
     """
     own, checkpoint = prepared.data.evaluation, prepared.checkpoint
+    if not isinstance(inputs.dataset, RunningText):
+        raise UserError("basis.second_text is for runs on text; a task has paraphrases instead")
     settings: dict[str, Any] = {
         "sequence_length": own.length,
         "calibration_tokens": own.length,  # of no use here

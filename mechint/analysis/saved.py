@@ -14,23 +14,33 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mechint.analysis.describing import dataset_info
 from mechint.analysis.preparation import Prepared
+from mechint.analysis.tasks import solved
 from mechint.checkpoints import Checkpoint, CheckpointLoader
+from mechint.circuits.study import learn_constants
 from mechint.data import Dataset, TokenData
 from mechint.data.batch import Batch
+from mechint.data.bos import find_beginning
+from mechint.data.tasks.encoding import Prompt, PromptError, encode, make_batch
 from mechint.errors import UserError, one_line
 from mechint.masking import MaskedModel
 from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation
 from mechint.masking.masks import flat_keep
+from mechint.masking.optimal_ablation import OptimalAblation
+from mechint.masking.prompt_ablations import CounterfactualAblation
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
-from mechint.metrics.metric import NLL
+from mechint.metrics.metric import LOGIT_DIFF, NLL
 from mechint.reporting.web.notebook import in_notebook
 from mechint.results import RunFiles
 from mechint.results.mask_files import load_basis
-from mechint.results.result import DatasetInfo, Metrics, Section
+from mechint.results.result import DatasetInfo, Metrics
+from mechint.results.section import Section
 from mechint.runtime.device import pick_device
 
 Part = TypeVar("Part")
+
+# Constants of the optimal ablation are not saved; they are learned again, for the mask as it ended.
+OPTIMAL_STEPS, OPTIMAL_PROMPTS = 20, 12
 
 # Sequences at once where nothing says how many memory holds.
 AT_ONCE = 8
@@ -84,6 +94,20 @@ class UnderMask:
         batch = Batch(tokens=tokens[:, :-1], answers=tokens[:, 1:])
         return Evaluator(self.masked, batch).mean(None, NLL)  # no other gates than those of the block
 
+    def logit_diff(self, prompt: str, right: str, wrong: str) -> float:
+        """log P(right) - log P(wrong) after a prompt, in nats, by the first tokens in which the answers differ.
+
+        Raises UserError for a checkpoint without a tokenizer, and for answers that cannot be told apart.
+        """
+        if self.tokenizer is None:
+            raise UserError("the checkpoint has no tokenizer; call `model` with token ids")
+        try:
+            added = find_beginning(self.tokenizer, "auto").tokens
+            asked = encode(Prompt(prompt, prompt, (right,), (wrong,)), self.tokenizer, added)
+        except PromptError as error:
+            raise UserError(f"{right!r} and {wrong!r} cannot be held against each other: {error}") from error
+        return Evaluator(self.masked, make_batch([asked])).mean(None, LOGIT_DIFF)
+
     def _tokens(self, text: str) -> Tensor:
         if self.tokenizer is None:
             raise UserError(
@@ -102,19 +126,26 @@ class Run(RunFiles):
 
     @contextmanager
     def masked_model(
-        self, device: str = "auto", dtype: str = "auto", loader: CheckpointLoader | None = None
+        self,
+        device: str = "auto",
+        dtype: str = "auto",
+        loader: CheckpointLoader | None = None,
+        ablation: Ablation | None = None,
     ) -> Iterator[UnderMask]:
         """The run's checkpoint, loaded, with the run's mask applied inside the block.
 
-        Removed units become what they became in the run. loader: None as in the run; `ModelInMemory(model, tokenizer)`
-        where the run's model was an object in memory. Raises UserError where the checkpoint is not there any more or
-        has changed.
+        ablation: what removed units become; None: what they became in the run, and under counterfactual ablation, for
+        which free text has no paired prompts, their mean over the calibration prompts. loader: None as in the run;
+        `ModelInMemory(model, tokenizer)` where the run's model was an object in memory. Raises UserError where the
+        checkpoint is not there any more or has changed.
         """
-        checkpoint = self._load(device, dtype, loader)
+        checkpoint = self.load_checkpoint(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
-            view, kept, ablation = self._mask(masked, checkpoint)
-            with view.gated(kept.to(masked.device).float(), ablation):
+            if ablation is None and self.result.mask.ablation == CounterfactualAblation.name:
+                ablation = MeanAblation()
+            view, kept, ready = self.mask_on(masked, checkpoint, ablation)
+            with view.gated(kept.to(masked.device).float(), ready):
                 yield UnderMask(checkpoint.model, checkpoint.tokenizer, view)
         finally:
             masked.close()
@@ -132,11 +163,15 @@ class Run(RunFiles):
         batch_size: sequences that go through the model at once. loader: as for `masked_model`. Raises UserError as
         `masked_model`.
         """
-        checkpoint = self._load(device, dtype, loader)
+        checkpoint = self.load_checkpoint(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
-            view, kept, ablation = self._mask(masked, checkpoint)
-            data = self._own_data(checkpoint) if dataset is None else _tokens_of(dataset, checkpoint, 0)
+            view, kept, ablation = self.mask_on(masked, checkpoint)
+            data = (
+                self.own_data(checkpoint, masked)
+                if dataset is None
+                else _tokens_of(dataset, checkpoint, masked, 0)
+            )
             measured = Prepared(checkpoint, view, data).measure(kept, ablation, batch_size)
         finally:
             masked.close()
@@ -150,7 +185,8 @@ class Run(RunFiles):
             faithfulness_se=measured.faithfulness_se,
         )
 
-    def _load(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
+    def load_checkpoint(self, device: str, dtype: str, loader: CheckpointLoader | None) -> Checkpoint:
+        """The run's checkpoint. Raises UserError where it is not there any more or has changed."""
         recorded = self.result.checkpoint
         if loader is None and recorded.format == "memory":
             raise UserError(
@@ -166,25 +202,30 @@ class Run(RunFiles):
             )
         return checkpoint
 
-    def _mask(self, masked: MaskedModel, checkpoint: Checkpoint) -> tuple[MaskedModel, Tensor, Ablation]:
+    def mask_on(
+        self, masked: MaskedModel, checkpoint: Checkpoint, ablation: Ablation | None = None
+    ) -> tuple[MaskedModel, Tensor, Ablation]:
         """The model in the mask's coordinates, its kept channels bool [N], and what removed ones become."""
         view = in_basis(masked, load_basis(masked.space, self.directory))
         kept = flat_keep(view.space, self.masks)
-        kinds: dict[str, type[Ablation]] = {kind.name: kind for kind in (ZeroAblation, MeanAblation)}
-        name = self.result.mask.ablation
-        if name not in kinds:
-            raise UserError(f"{self.directory} was run with ablation={name}, which needs its prompts")
-        ablation = kinds[name]()
-        if name != ZeroAblation.name:
-            calibration = self._own_data(checkpoint).calibration
-            learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
-            ablation = ablation.fit(view, learned_on, AT_ONCE)
-        return view, kept, ablation
+        wanted = self._recorded_ablation() if ablation is None else ablation
+        if wanted.name == ZeroAblation.name:
+            return view, kept, wanted
+        calibration = self.own_data(checkpoint, masked).calibration
+        learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
+        return view, kept, fitted(wanted, view, learned_on, kept)
 
-    def _own_data(self, checkpoint: Checkpoint) -> TokenData:
+    def ablation_for(self, view: MaskedModel, calibration: Batch, kept: Tensor) -> Ablation:
+        """What removed units become in this run, for a mask kept, bool [N], that may be another run's."""
+        return fitted(self._recorded_ablation(), view, calibration, kept)
+
+    def _recorded_ablation(self) -> Ablation:
+        return self._recorded("ablation", Ablation)  # type: ignore[type-abstract]
+
+    def own_data(self, checkpoint: Checkpoint, masked: MaskedModel) -> TokenData:
         """The tokens that the run had. Raises UserError where they are not the same any more."""
         dataset = self._recorded("dataset", Dataset)  # type: ignore[type-abstract]
-        data = _tokens_of(dataset, checkpoint, self.result.seed or 0)
+        data = _tokens_of(dataset, checkpoint, masked, self.result.seed or 0)
         if data.evaluation_digest != self.result.dataset.evaluation_digest:
             raise UserError(
                 f"the data of {self.directory} have changed since the run; run the analysis again"
@@ -202,6 +243,14 @@ class Run(RunFiles):
             ) from error
 
 
+def fitted(ablation: Ablation, view: MaskedModel, calibration: Batch, kept: Tensor) -> Ablation:
+    """An ablation that knows its calibration data; constants that are learned serve the mask kept, bool [N]."""
+    ready = ablation.fit(view, calibration, AT_ONCE)
+    if isinstance(ready, OptimalAblation):
+        return learn_constants(view, calibration[:OPTIMAL_PROMPTS], kept, ready, OPTIMAL_STEPS, AT_ONCE)
+    return ready
+
+
 def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:
     """An object of class `kind` from its recorded settings, {_target_: class path, setting: plain value}.
 
@@ -217,7 +266,8 @@ def _made(node: Mapping[str, Any], kind: type[Part]) -> Part:
     return made(**{key: value for key, value in node.items() if not key.startswith("_")})
 
 
-def _tokens_of(dataset: Dataset, checkpoint: Checkpoint, seed: int) -> TokenData:
-    return dataset.load(
+def _tokens_of(dataset: Dataset, checkpoint: Checkpoint, masked: MaskedModel, seed: int) -> TokenData:
+    data = dataset.load(
         checkpoint.tokenizer, checkpoint.name, checkpoint.vocab_size, checkpoint.max_positions, seed
     )
+    return solved(data, masked.in_channels())

@@ -119,7 +119,12 @@ class TargetSearch:
         # Not drawn: most of them were only tried, and the directory above shows the one that was chosen.
         outputs = replace(fresh.outputs.copy(), visualizer=Visualizer([]))
         single = fresh.another(
-            target_sparsity=sparsity, recipe=recipe, within=passed, held_out=held_out, outputs=outputs
+            target_sparsity=sparsity,
+            recipe=recipe,
+            within=passed,
+            held_out=held_out,
+            outputs=outputs,
+            circuit=None,
         )
         directory = attempt.directory / f"search_{density:.4f}"
         config, options = attempt.result.config, attempt.options
@@ -201,6 +206,7 @@ class TargetSearch:
         worth = units.of_channels(flat_importance(units.space, best.masks))
         cost, basis = total_cost(runs), load_basis(units.space, best.directory)
         target = best.result.sparsity.target or 0.0
+        result.circuit = given.study_saved(prepared, basis, keep, worth, cost, attempt.directory)
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, best.history))
 
     def _achieved(self, run: RunFiles) -> float | None:

@@ -31,6 +31,7 @@ from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.methods.method import importance
 from mechint.results import Result, RunFiles
+from mechint.results.circuit import seed_scores
 from mechint.results.mask_files import load_basis
 from mechint.results.result import Cost, Proofs
 from mechint.runtime.seeds import deterministic, seed_everything
@@ -118,6 +119,9 @@ class SeedStudy:
         evidence, target, worth = assessment.evidence, first.target_sparsity, importance(scores)
         basis = prepared.masked.basis
         attempt.result.basis = basis_info(basis, units.space, recipe)
+        attempt.result.circuit = first.study_circuit(prepared, keep, scores, cost, attempt.directory)
+        if attempt.result.circuit is not None:
+            attempt.result.circuit.seeds = seed_scores([run.result.circuit for run in runs])
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, evidence=evidence))
 
     def _in_first_basis(self, prepared: Prepared, run: RunFiles) -> Prepared:

@@ -32,6 +32,9 @@ from mechint.analysis.proofs import (
     load_second_text,
     transfer_of,
 )
+from mechint.analysis.rivals import rival_info
+from mechint.circuits import CircuitStudy
+from mechint.circuits.drawing import draw
 from mechint.data.batch import Batch
 from mechint.data.token_data import TokenData
 from mechint.errors import UserError
@@ -40,12 +43,14 @@ from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
 from mechint.masking.ablation import ZERO
+from mechint.masking.basis import Basis
 from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
 from mechint.methods.bases import ChannelBasis
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod, importance
 from mechint.metrics.evaluation import Evaluator
 from mechint.results import Result, RunFiles
+from mechint.results.circuit import CircuitInfo
 from mechint.results.mask_files import load_basis
 from mechint.results.result import Cost, Proofs, RandomMasks
 from mechint.runtime.seeds import deterministic, seed_everything
@@ -61,7 +66,8 @@ class Analysis:
     target_sparsity: fraction of units removed, in [0, 1). seed: of which calibration sequences are drawn and of every
     random draw of the method. within: a run whose kept units are the only ones that this run may keep, and whose basis
     this run begins with. basis_seed: of the calibration sequences that a basis is fitted to; None: as `seed`. held_out:
-    calibration sequences, the last ones, that nothing is learned from.
+    calibration sequences, the last ones, that nothing is learned from. circuit: what is measured on tasks.
+    rival_of: a run whose kept units cost something here.
 
     Raises UserError for values out of range.
     """
@@ -76,6 +82,8 @@ class Analysis:
     within: RunFiles | None = field(default=None, repr=False)
     basis_seed: int | None = None
     held_out: int = 0
+    circuit: CircuitStudy | None = None
+    rival_of: RunFiles | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.target_sparsity < 1:
@@ -149,8 +157,18 @@ class Analysis:
         )
         within = None if self.within is None else flat_keep(space, self.within.masks)
         recipe.method.prepare(view, self.target_sparsity, generator, within)
+        if self.rival_of is not None:
+            self._avoid(self.rival_of)
         recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
         return prepared.seen_in(view)
+
+    def _avoid(self, other: RunFiles) -> None:
+        """Let units cost something that another run keeps. Raises UserError where the method cannot."""
+        method = self.method
+        if not (isinstance(method, LearnedMethod) and method.avoidable):
+            raise UserError("rival_of needs a method that can avoid units: mask=topk or mask=ensemble")
+        kept = flat_keep(method.units.space, other.masks)
+        method.avoided = method.units.of_channels(kept.float()) > 0  # type: ignore[misc]
 
     def calibration(self, prepared: Prepared) -> Batch:
         """The sequences that this run may learn from."""
@@ -214,6 +232,9 @@ class Analysis:
         add_part(cost, "measuring", started, 4 * prepared.data.evaluation.size)
         if finishing := finishing_info(training, self.recipe.objective.name):
             result.finishing = finishing
+        if self.rival_of is not None:
+            result.rival = rival_info(self.rival_of, units, keep)
+        result.circuit = self.study_circuit(prepared, keep, scores, cost, attempt.directory)
         result.random_masks = self.random_masks(prepared, keep, cost)
         result.basis = basis_info(prepared.masked.basis, units.space, self.recipe)
         result.binarization_gap = None  # there is none for methods that only score
@@ -236,6 +257,69 @@ class Analysis:
             prepared.masked.basis,
             training.history,
         )
+
+    def study_circuit(
+        self, prepared: Prepared, keep: Tensor, ranking: Tensor, cost: Cost, directory: Path
+    ) -> CircuitInfo | None:
+        """What a mask keep, bool [U], and a ranking [U] are worth as circuits of the data's task; None without one.
+
+        What single units do is written into the directory.
+        """
+        if self.circuit is None or prepared.data.task is None:
+            return None
+        log.info("measuring the circuit on the task %s", prepared.data.task.name)
+        study, method, calibration = self.circuit, self.method, self.calibration(prepared)
+        started = time.perf_counter()
+        info = self.trainer.fit(
+            lambda size: study.measure(
+                prepared.masked,
+                prepared.data,
+                method.units,
+                keep,
+                ranking,
+                self.recipe.ablation,
+                calibration,
+                size,
+                method.selection,
+                self.seed,
+            )
+        )
+        meanings = study.explain(
+            prepared.masked, prepared.data, method.units, keep, ranking, prepared.checkpoint.tokenizer
+        )
+        if meanings is not None:
+            meanings.write(directory)
+        draw(
+            prepared.masked,
+            prepared.data.evaluation,
+            method.units,
+            keep,
+            ranking,
+            self.recipe.ablation,
+            prepared.checkpoint.tokenizer,
+        ).write(directory)
+        add_part(cost, "circuit", started, 0)
+        return info
+
+    def study_saved(
+        self,
+        prepared: Prepared,
+        basis: Basis | None,
+        keep: Tensor,
+        ranking: Tensor,
+        cost: Cost,
+        directory: Path,
+    ) -> CircuitInfo | None:
+        """The same for a mask that other runs have found, in their basis."""
+        if self.circuit is None or prepared.data.task is None:
+            return None
+        seen, recipe, calibration = (
+            prepared.seen_in(in_basis(prepared.masked, basis)),
+            self.recipe,
+            self.calibration(prepared),
+        )
+        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(seen.masked, calibration, size))
+        return self.study_circuit(seen, keep, ranking, cost, directory)
 
     def random_masks(self, prepared: Prepared, keep: Tensor, cost: Cost) -> RandomMasks | None:
         """Matched random masks beside the mask, keep bool [U]; None where none are asked for."""
@@ -280,7 +364,7 @@ class Analysis:
     ) -> Proofs:
         """What can be shown of one mask alone, keep bool [U]: that weights carry its directions, and a second text."""
         started, kept = time.perf_counter(), self.method.units.to_channels(keep)
-        proofs = Proofs(carried=carried(prepared.masked, kept))
+        proofs = Proofs(carried=carried(prepared.masked, kept), missing=[])
         add_part(cost, "what the weights carry", started, 0)
         if second is None:
             proofs.missing = [MISSING_TRANSFER]

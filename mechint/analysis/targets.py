@@ -80,6 +80,7 @@ class NestedTargets:
         result.binarization_gap = None
         basis, cost = load_basis(units.space, last.directory), total_cost(runs)
         result.basis, result.random_masks = last.result.basis, last.result.random_masks
+        result.circuit = highest.study_saved(prepared, basis, keep, ranking, cost, attempt.directory)
         result.proofs = proofs_of_several(last.result.proofs, recipe)
         measured = measured_by(last)
         assert measured is not None, "runs of this version keep their sequences"
@@ -92,7 +93,7 @@ class NestedTargets:
         recipe.method.finishing_trials = self._part(number, recipe.method.finishing_trials)
         recipe.basis.proofs = False  # of one target only
         recipe.steps = max(1, self._part(number, recipe.steps))
-        return self.analysis.another(target_sparsity=self.targets[number], recipe=recipe)
+        return self.analysis.another(target_sparsity=self.targets[number], recipe=recipe, circuit=None)
 
     def _part(self, number: int, whole: int) -> int:
         """One target's part of steps or trials: for n targets in the ratio n + 1 : n + 2 : ... : 2n."""

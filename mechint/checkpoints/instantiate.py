@@ -178,9 +178,9 @@ def _check_report(
     if inside := [name for name in unused if _belongs_to_a_layer(name, model) and not _ignored(name, ignore)]:
         ends = dict.fromkeys(".".join(name.split(".")[-2:]) for name in inside)
         raise UserError(
-            f"{source} has {_tensors(inside)} in its layers that {class_name} does not use, e.g. {inside[0]}, and "
-            "computes something else without: check its config.json, merge an adapter first, or, if that changes "
-            f"nothing, give 'model.ignore=[{','.join(list(ends)[:8])}]'"
+            f"{source} has {_tensors(inside)} in its layers that {class_name} does not use, e.g. {inside[0]}; "
+            "without them it would compute something else. Check its config.json, merge an adapter first, or, if they "
+            f"change nothing, give 'model.ignore=[{','.join(list(ends)[:8])}]'"
         )
     if unused:
         return (f"not used by {class_name}: {_tensors(unused)} of the checkpoint, e.g. {unused[0]}",)

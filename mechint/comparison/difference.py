@@ -124,7 +124,8 @@ def _place(baseline: Variant, variant: Variant, title: str, ours: Weights, their
         kind: _claim(baseline.sparsity(kind, ours), variant.sparsity(kind, theirs)) for kind in KINDS
     }
     kept = None
-    if all(np.array_equal(*(side.counts[kind][1][:, 0] for side in (baseline, variant))) for kind in KINDS):
+    totals = [[side.counts[kind][1][:, 0].tolist() for kind in KINDS] for side in (baseline, variant)]
+    if totals[0] == totals[1]:
         ours_kept, theirs_kept = (
             float(((side.weights(layers) > 0) @ side.counts["kv"][0]).mean())
             for side, layers in ((baseline, ours), (variant, theirs))
@@ -169,9 +170,12 @@ def _overlap(baseline: Variant, variant: Variant) -> tuple[Overlap | None, str]:
     """The overlap of two variants' masks, or why there is none."""
     if not baseline.kept.index.equals(variant.kept.index):
         return None, "their layers, KV heads or channels differ in number, so channels cannot be matched"
-    runs = (*baseline.runs, *variant.runs)
-    files = [run.directory / BASIS for run in runs]
-    bases = {hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"" for path in files}
+    bases = {
+        (name, hashlib.sha256(path.read_bytes()).digest() if path.exists() else b"")
+        for side in (baseline, variant)
+        for name, run in zip(side.numbers["basis"], side.runs, strict=True)
+        for path in [run.directory / BASIS]
+    }
     if len(bases) > 1:
         return (
             None,

@@ -38,7 +38,7 @@ def key_findings(comparison: Comparison) -> tuple[Section, ...]:
         ("what the masks cost", costs),
         ("where they remove", places),
         ("overlap of the masks", overlaps),
-        ("what the runs can tell", certainty),
+        ("how certain the differences are", certainty),
     ]
     for name, difference in comparison.differences.items():
         for title, part in parts:
@@ -127,7 +127,7 @@ def costs(
         missing = " and ".join(side.name for side in (baseline, variant) if side.spread("loss") is None)
         yield f"No numbers to compare: nothing was measured for {missing}."
     elif not comparison.comparable_loss:
-        yield "Measured on different data, so not compared. Each for itself:"
+        yield "Measured on different data, so not compared. Each on its own:"
         for side in (baseline, variant):
             known = [(m, spread) for m in METRICS if m.name in told and (spread := side.spread(m.name))]
             numbers = (f"{metric.title} {with_spread(spread, metric.digits)}" for metric, spread in known)
@@ -263,7 +263,8 @@ def certainty(_: Comparison, baseline: Variant, variant: Variant, __: Difference
     """How far the runs can tell a difference between variants from one between seeds."""
     n, m = len(baseline.runs), len(variant.runs)
     yield f"{baseline.name} has {plural(n, 'run')} and {variant.name} {m}. " + (
-        f"Below {FEWEST_SEEDS} runs a side nothing is claimed; repeat with more seeds, e.g. -m seed=0,1,2,3."
+        f"With fewer than {FEWEST_SEEDS} runs on a side no difference is claimed; repeat with more seeds, e.g. "
+        "-m seed=0,1,2,3."
         if min(n, m) < FEWEST_SEEDS
         else "A difference is called higher or lower where Welch's t test, adjusted for everything tested here "
         "(Holm), has p of at most 0.05: at most one comparison in twenty claims any difference where there is none. "

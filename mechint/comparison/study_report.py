@@ -17,8 +17,14 @@ from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 CSV, MARKDOWN = "table.csv", "table.md"
 
-COLUMNS = (("loss", "loss", 4), ("loss_degradation_percent", "degradation [%]", 2), ("kl", "KL", 4))
-COLUMNS += (("faithfulness", "faithfulness", 3), ("top1_agreement", "top-1", 3))
+# Number, title, decimals at most.
+COLUMNS = (
+    ("loss", "loss", 4),
+    ("loss_degradation_percent", "degradation [%]", 2),
+    ("kl", "KL", 4),
+    ("faithfulness", "faithfulness", 3),
+    ("top1_agreement", "top-1", 3),
+)
 
 
 def study_table(study: Study) -> pd.DataFrame:

@@ -65,6 +65,9 @@ def build_analysis(config: DictConfig) -> Any:
         seeds=config.seeds,
         stability=build(config.stability),
         controls=build(config.controls),
+        circuit=build(config.circuit),
+        rival_of=config.rival_of,
+        gates=OmegaConf.to_container(config.gates) if isinstance(config.gates, ListConfig) else config.gates,
     )
 
 

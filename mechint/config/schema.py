@@ -38,6 +38,8 @@ class AnalyzeSchema:
     dtype: str
     output_dir: str | None
     resume: bool
+    rival_of: str | None
+    gates: Any  # a list of conditions, e.g. "faithfulness >= 0.9"
     model: Any = field(metadata=PART)
     dataset: Any = field(metadata=PART)
     optimizer: Any = field(metadata=PART)
@@ -50,6 +52,7 @@ class AnalyzeSchema:
     trainer: Any = field(metadata=PART)
     stability: Any = field(metadata=PART)
     controls: Any = field(metadata=PART)
+    circuit: Any = field(metadata=PART)
     logger: Any = None  # logger=[] chooses none
     checkpoint_glob: str | None = None  # sweep=checkpoints
 

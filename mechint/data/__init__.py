@@ -2,6 +2,7 @@
 
 documents (python_docs, text, huggingface) -> two sides (splits) -> one stream of tokens a side (tokenise,
 byte_counts) -> rows of T+1 tokens (packing) -> TokenData. Files of ready tokens (tokens) join at the stream.
+Prompts with right and wrong answers (tasks) have a way of their own to the same TokenData.
 """
 
 from mechint.data.batch import Batch

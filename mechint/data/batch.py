@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+# The positions of a batch that count, or all that are not padding.
+Positions = Literal["counted", "all"]
+
+# Fills up where a position has fewer right or wrong answers than another.
+NO_TOKEN = -1
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,9 +21,10 @@ class Batch:
     """B sequences of T tokens; also a whole data set, of which `batch[numbers]` is a part.
 
     tokens: LongTensor [B, T], what the model reads. answers: LongTensor [B, T], the token that should follow at each
-    position; None where nobody asks. counted: bool [B, T], the positions that count; None: all. attention_mask: bool
-    [B, T], False at padding; None: there is none. foils: LongTensor [B, T], a wrong answer to hold against the right
-    one. paired: LongTensor [B, T], the prompt that each sequence is a clean version of.
+    position, or [B, T, A] where any of several is right, the rest NO_TOKEN; None where nobody asks. counted: bool
+    [B, T], the positions that count; None: all. attention_mask: bool [B, T], False at padding; None: there is none.
+    foils: like answers, wrong ones to hold against the right ones. paired: LongTensor [B, T], the prompt that each
+    sequence is a clean version of.
     """
 
     tokens: Tensor
@@ -61,12 +69,17 @@ class Batch:
         """How many positions count in all."""
         return int(self.positions.sum())
 
-    def mean(self, values: Tensor) -> Tensor:
-        """Mean of values [B, T] over the positions that count of every sequence, [B], in the values' precision."""
-        if self.counted is None:
+    def at(self, positions: Positions) -> Tensor | None:
+        """The positions that count, or all that are not padding, bool [B, T]; None: every one."""
+        return self.counted if positions == "counted" else self.attention_mask
+
+    def mean(self, values: Tensor, positions: Positions = "counted") -> Tensor:
+        """Mean of values [B, T] over the positions of every sequence, [B], in the values' precision."""
+        chosen = self.at(positions)
+        if chosen is None:
             return values.mean(1)
-        counted = self.counted.to(values.device)
-        return torch.where(counted, values, 0).sum(1) / counted.sum(1)
+        chosen = chosen.to(values.device)
+        return torch.where(chosen, values, 0).sum(1) / chosen.sum(1)
 
     def rows(self) -> Tensor:
         """Running text again as rows [B, T + 1]."""

@@ -33,21 +33,8 @@ class Sides(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-@dataclass(kw_only=True)
 class Dataset(ABC):
-    """A source of calibration and evaluation tokens.
-
-    sequence_length: inputs per row; None = 256, or the model's positions where there are fewer.
-    calibration_tokens, evaluation_tokens: most predicted tokens of each kind.
-    bos: whether rows begin with the tokenizer's beginning-of-text token; auto: if the tokenizer adds it.
-    allow_overlap: whether to continue if much of the evaluation text also occurs in the calibration text.
-    """
-
-    sequence_length: int | None = None
-    calibration_tokens: int = 131_072
-    evaluation_tokens: int = 65_536
-    bos: bool | str = "auto"
-    allow_overlap: bool = False
+    """A source of calibration and evaluation tokens."""
 
     @property
     @abstractmethod
@@ -55,9 +42,6 @@ class Dataset(ABC):
         """A short name for results and figures, made of letters, digits, '.', '_' and '-'."""
 
     @abstractmethod
-    def sides(self, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Sides:
-        """The tokens of both sides, in two streams that share no text."""
-
     def load(
         self,
         tokenizer: PreTrainedTokenizerBase | None,
@@ -71,6 +55,37 @@ class Dataset(ABC):
         Raises UserError if a setting is impossible, the source cannot be read or holds too little, or the
         tokenizer is missing or does not fit the vocabulary.
         """
+
+
+@dataclass(kw_only=True)
+class RunningText(Dataset):
+    """Calibration and evaluation tokens cut from two streams.
+
+    sequence_length: inputs per row; None = 256, or the model's positions where there are fewer.
+    calibration_tokens, evaluation_tokens: most predicted tokens of each kind.
+    bos: whether rows begin with the tokenizer's beginning-of-text token; auto: if the tokenizer adds it.
+    allow_overlap: whether to continue if much of the evaluation text also occurs in the calibration text.
+    """
+
+    sequence_length: int | None = None
+    calibration_tokens: int = 131_072
+    evaluation_tokens: int = 65_536
+    bos: bool | str = "auto"
+    allow_overlap: bool = False
+
+    @abstractmethod
+    def sides(self, tokenizer: PreTrainedTokenizerBase | None, seed: int) -> Sides:
+        """The tokens of both sides, in two streams that share no text."""
+
+    def load(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer_name: str,
+        vocab_size: int,
+        max_positions: int | None,
+        seed: int,
+    ) -> TokenData:
+        """Rows cut from both streams, with a beginning of text before each where the tokenizer has one."""
         length = self._row_length(max_positions)
         begin = find_beginning(tokenizer, self.bos)
         calibration, evaluation, notes = self.sides(tokenizer, seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechint.data.dataset import Dataset, Sides
+from mechint.data.dataset import RunningText, Sides
 from mechint.data.splits import Document, DocumentSplit
 from mechint.data.tokenise import DocumentEncoder
 from mechint.errors import UserError
@@ -22,7 +22,7 @@ POOL = 4
 
 
 @dataclass(kw_only=True)
-class TextDataset(Dataset):
+class TextDataset(RunningText):
     """A dataset made of documents. evaluation_fraction: fraction of them held out for evaluation, to 1/1000."""
 
     evaluation_fraction: float = 0.1

@@ -11,6 +11,24 @@ from mechint.data.leakage import Leakage
 
 
 @dataclass(frozen=True, eq=False)
+class Task:
+    """What is asked of a model in prompts, beside the prompts themselves.
+
+    paraphrases: the same question in other words; None where there are none. needed_accuracy: of the dense model, below
+    which there is nothing to find. example: the first evaluation prompt, as text: clean, corrupted, right, wrong.
+    accuracy: of the dense model on all prompts of every side, left_out: how many of these it gets wrong, which are then
+    left out; None before it was asked.
+    """
+
+    name: str
+    paraphrases: Batch | None
+    needed_accuracy: float
+    example: dict[str, str]
+    accuracy: dict[str, float] | None = None
+    left_out: dict[str, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class TokenData:
     """Rows of tokens to learn masks on, and other rows to measure them on.
 
@@ -35,6 +53,8 @@ class TokenData:
     """How much of the evaluation text also occurs in the calibration text; None where it was not measured."""
     notes: tuple[str, ...] = ()
     """Facts that a reader of the numbers must know."""
+    task: Task | None = None
+    """What prompts ask; None for running text."""
 
     @property
     def calibration_tokens(self) -> int:

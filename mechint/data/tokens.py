@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mechint.data.dataset import Dataset, Sides, safe_title
+from mechint.data.dataset import RunningText, Sides, safe_title
 from mechint.data.packing import TokenStream
 from mechint.errors import UserError
 
@@ -28,7 +28,7 @@ LLM_C_MAGIC = {20240520: "uint16", 20240801: "uint32"}
 
 
 @dataclass(kw_only=True)
-class TokenFiles(Dataset):
+class TokenFiles(RunningText):
     """Token ids, memory-mapped: flat files, .npy files (`np.save`), and files with llm.c's header.
 
     path: a directory with train.bin (calibration) and val.bin (evaluation), or one file, whose last 10 % is

@@ -106,6 +106,7 @@ class Learner:
         self.optimizer.zero_grad()
         if self.basis is not None and self.basis_optimizer is not None:
             self.basis.step(self.basis_optimizer, self._updates * place, self._updates * self._recipe.steps)
+        self._recipe.ablation.step()
         self.switched_on = now
         return metrics
 
@@ -132,6 +133,7 @@ class Learner:
                 *([channels], [slope]) if penalty is None else ([channels, penalty], [slope, None])
             )
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"]]
+        gradients += [constants.grad for constants in recipe.ablation.learned]
         distributed.average(gradient for gradient in gradients if gradient is not None)
         return loss
 
@@ -161,6 +163,7 @@ class Learner:
             "batches": self.batches.state_dict(),
             "generator": self.generator.get_state(),
             "switched_on": self.switched_on.cpu().clone(),
+            "ablation": self._recipe.ablation.state_dict(),
             "basis": None if self.basis is None else self.basis.state_dict(),
             "basis_optimizer": None
             if self.basis_optimizer is None
@@ -174,6 +177,7 @@ class Learner:
         if self.basis is not None and self.basis_optimizer is not None:
             self.basis.load_state_dict(state_dict["basis"])
             self.basis_optimizer.load_state_dict(state_dict["basis_optimizer"])
+        self._recipe.ablation.load_state_dict(state_dict["ablation"])
         self.generator.set_state(state_dict["generator"])
         self.switched_on = state_dict["switched_on"].to(self.switched_on.device)
 

@@ -35,7 +35,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UserError(f"steps={self.steps} must be at least 1")
-        if not self.objective.differentiable:
-            raise UserError(f"objective={self.objective.name} has no gradient; use kl or nll")
+        if not (self.objective.differentiable and self.objective.minimised):
+            raise UserError(
+                f"{self.objective.name} is no loss to learn by; use objective=kl, nll, logit_diff or accuracy, the "
+                "last two by a surrogate"
+            )
         self.make_optimizer = self.make_optimizer or type(self.method).make_optimizer
         self.schedule = self.schedule or type(self.basis).schedule or type(self.method).schedule

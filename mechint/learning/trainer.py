@@ -183,8 +183,10 @@ class MaskTrainer:
                     self._dense_bytes,
                     partial(self._rate, method),
                 )
+                looked = self.fit(lambda size: method.look(Evaluator(masked, batch, recipe.ablation, size)))
                 run = self._learn(learner, recipe.steps, on_step, saver)
-        run.scores = method.scores()
+                run.tokens += looked
+        run.scores = method.final_scores() if isinstance(method, LearnedMethod) else method.scores()
         run.tokens += recipe.basis.passes * run.batch_size * calibration.length
         if len(selection):
             self.fit(

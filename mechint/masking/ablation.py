@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,11 +23,13 @@ class Ablation(ABC):
     """Replaces the activations that a mask removes.
 
     name: as in `ablation=`. carries_input: whether the replacement still depends on the sequence itself, so that a
-    layer without any kept unit may pass something on.
+    layer without any kept unit may pass something on. keeps_positions: whether it still tells positions apart, so that
+    units that only do that are not missed.
     """
 
     name: ClassVar[str]
     carries_input: ClassVar[bool] = False
+    keeps_positions: ClassVar[bool] = False
 
     def fit(self, masked: MaskedModel, calibration: Batch, at_once: int) -> Ablation:
         """The ablation with everything that it needs to know of calibration data; itself where that is nothing."""
@@ -40,6 +42,21 @@ class Ablation(ABC):
     def constant(self, masked: MaskedModel) -> Tensor | None:
         """What removed units' coordinates [N] become where that is the same everywhere; None: zero."""
         return None
+
+    @property
+    def learned(self) -> Sequence[Tensor]:
+        """Tensors that are learned together with the mask; none for most ablations."""
+        return []
+
+    def step(self) -> None:  # noqa: B027
+        """Update what is learned by the gradient that a backward pass left in it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes from step to step, as tensors, numbers and containers of them."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # noqa: B027
+        """Continue from a state."""
 
     @property
     def identity(self) -> Hashable:
@@ -82,12 +99,17 @@ class MeanAblation(Ablation):
 
     def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill]:
         """Every coordinate's mean, [G, C]."""
-        assert self._means is not None, "means are measured by `fit`"
-        parts = masked.space.parts(self._means)
+        parts = masked.space.parts(self.states)
         if masked.basis is None:
             return parts
         maps = masked.basis.maps
         return [(part.unsqueeze(-2) @ one.read).squeeze(-2) for part, one in zip(parts, maps, strict=True)]
+
+    @property
+    def states(self) -> Tensor:
+        """The means of keys and values themselves, float [N]."""
+        assert self._means is not None, "means are measured by `fit`"
+        return self._means
 
     def constant(self, masked: MaskedModel) -> Tensor:
         """The means [N]."""

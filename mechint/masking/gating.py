@@ -54,20 +54,24 @@ class _Gated(torch.autograd.Function):
         return states * factor + _wide(fill).to(states.dtype) * (1 - factor)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         states, gate, fill = ctx.saved_tensors
         below = gradient * gate.to(gradient.dtype).unsqueeze(-2) if ctx.needs_input_grad[0] else None
+        of_fill = None
+        if ctx.needs_input_grad[2]:  # constants [G, C] that are learned
+            through = gradient.sum(-2, dtype=fill.dtype) * (1 - gate)  # [B, G, C]
+            of_fill = through.sum(0)
         if not ctx.needs_input_grad[1]:
-            return below, None, None
+            return below, None, of_fill
         summed = (
             (-2,) if gate.ndim == 3 else (0, -2)
         )  # over positions, and sequences where they share the gate
         if fill is not None and fill.ndim == 4:
-            return below, (gradient * (states - fill)).sum(summed, dtype=gate.dtype), None
+            return below, (gradient * (states - fill)).sum(summed, dtype=gate.dtype), of_fill
         of_gate = (gradient * states).sum(summed, dtype=gate.dtype)
         if fill is not None:
             of_gate -= fill * gradient.sum(summed, dtype=gate.dtype)
-        return below, of_gate, None
+        return below, of_gate, of_fill
 
 
 def _wide(fill: Tensor) -> Tensor:

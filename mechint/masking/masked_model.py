@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from mechint.data.batch import Batch
 from mechint.masking.ablation import ZERO, Ablation
-from mechint.masking.attention import LayerGate, hooks
+from mechint.masking.attention import Hook, LayerGate, hooks
 from mechint.masking.basis import Basis, Maps
 from mechint.masking.head import Head, WholeLogits, find_head
 from mechint.masking.layers import find_layers
@@ -78,6 +78,13 @@ class MaskedModel:
         with self.gated(gates, ablation, batch):
             return decoder(**_inputs(batch), use_cache=False).last_hidden_state
 
+    def hidden_of_embeddings(self, embeddings: Tensor, batch: Batch) -> Tensor:
+        """Final hidden states of the dense model, as `hidden`, for other input embeddings [B, T, D]."""
+        inputs = {name: value for name, value in _inputs(batch).items() if name != "input_ids"}
+        if isinstance(self.head, WholeLogits):
+            return self.model(inputs_embeds=embeddings, **inputs, use_cache=False).logits
+        return self.model.base_model(inputs_embeds=embeddings, **inputs, use_cache=False).last_hidden_state
+
     @contextmanager
     def gated(
         self, gates: Tensor | None, ablation: Ablation = ZERO, batch: Batch | None = None
@@ -89,32 +96,48 @@ class MaskedModel:
         if gates is None:
             yield
             return
+        layers = self._gates(gates, ablation, batch)
+        with hooks(list(zip(self._modules, layers, strict=True))):
+            yield
+
+    @contextmanager
+    def recording(
+        self,
+        recorder: Recorder,
+        gates: Tensor | None = None,
+        ablation: Ablation = ZERO,
+        batch: Batch | None = None,
+    ) -> Iterator[None]:
+        """Call `recorder` with every layer's (position, query, key, value) inside the block.
+
+        In a basis they are in its coordinates, and queries in those that leave products with keys the same. gates,
+        ablation, batch: as for `gated`; keys and values are those that attention sees under them.
+        """
+        maps = [None, None] * len(self._modules) if self.basis is None else self.basis.maps
+        before = self.basis is not None and self.basis.keys == "before_rope"
+        watching = [
+            _Recording(i, recorder, before, maps[2 * i], maps[2 * i + 1]) for i in range(len(self._modules))
+        ]
+        found: Sequence[Hook] = watching
+        if gates is not None:
+            found = [
+                _InTurn(gate, watch)
+                for gate, watch in zip(self._gates(gates, ablation, batch), watching, strict=True)
+            ]
+        with hooks(list(zip(self._modules, found, strict=True))):
+            yield
+
+    def _gates(self, gates: Tensor, ablation: Ablation, batch: Batch | None) -> list[LayerGate]:
+        """What gates every layer, for gates [N] or [B, N]."""
         parts = self.space.parts(gates)
         made = ablation.fills(self, Batch(self.no_tokens) if batch is None else batch)
         fills: Sequence[Tensor | None] = [None] * len(parts) if made is None else made
         maps: Sequence[Maps | None] = [None] * len(parts) if self.basis is None else self.basis.maps
         before = self.basis is not None and self.basis.keys == "before_rope"
-        layers = [
+        return [
             LayerGate(parts[i], parts[i + 1], fills[i], fills[i + 1], maps[i], maps[i + 1], before)
             for i in range(0, len(parts), len(KINDS))
         ]
-        with hooks(list(zip(self._modules, layers, strict=True))):
-            yield
-
-    @contextmanager
-    def recording(self, recorder: Recorder) -> Iterator[None]:
-        """Call `recorder` with every layer's (position, query, key, value) inside the block, changing nothing.
-
-        In a basis they are in its coordinates, and queries in those that leave products with keys the same.
-        """
-        maps = [None, None] * len(self._modules) if self.basis is None else self.basis.maps
-        before = self.basis is not None and self.basis.keys == "before_rope"
-        pairs = [
-            (module, _Recording(i, recorder, before, maps[2 * i], maps[2 * i + 1]))
-            for i, module in enumerate(self._modules)
-        ]
-        with hooks(pairs):
-            yield
 
     def in_channels(self) -> MaskedModel:
         """The same with gates and recorded states of the channels themselves."""
@@ -142,6 +165,20 @@ class MaskedModel:
     def close(self) -> None:
         """Give the model back its own attention implementation."""
         restore_attention(self.model, self.implementation)
+
+
+class _InTurn:
+    """Gates one layer's states and then hands them on."""
+
+    def __init__(self, gate: LayerGate, then: _Recording) -> None:
+        self._gate, self._then = gate, then
+
+    def before_rotation(self, states: str, values: Tensor) -> Tensor:
+        """The gated states before they are rotated."""
+        return self._then.before_rotation(states, self._gate.before_rotation(states, values))
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        return self._then(module, query, *self._gate(module, query, key, value))
 
 
 class _Recording:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from mechint.masking.units import Units
 
+# Where the bands of a place's units by size end, as shares of them.
+BANDS = (0.25, 0.5, 0.75, 1.0)
+
 
 def places(units: Units) -> Tensor:
     """The layer, KV head and kind of every unit as one number, LongTensor [U]; units of K and V have a kind of their
@@ -16,9 +19,17 @@ def places(units: Units) -> Tensor:
     return torch.unique(torch.stack([units.layer, units.head, kind], 1), dim=0, return_inverse=True)[1]
 
 
-def matched_random_masks(units: Units, keep: Tensor, count: int, generator: torch.Generator) -> list[Tensor]:
-    """Random masks bool [U] with the same counts per layer, KV head and kind as keep, bool [U]."""
+def matched_random_masks(
+    units: Units, keep: Tensor, count: int, generator: torch.Generator, sizes_of: Tensor | None = None
+) -> list[Tensor]:
+    """Random masks bool [U] with the same counts per layer, KV head and kind as keep, bool [U].
+
+    sizes_of: a size of every unit, float [U]; counts are then also the same in every
+    quarter of a place's units by size.
+    """
     place = places(units)
+    if sizes_of is not None:
+        place = len(BANDS) * place + _band(place, sizes_of.cpu())
     quotas = torch.bincount(place[keep.cpu()], minlength=int(place.max()) + 1)
     masks = []
     for _ in range(count):
@@ -31,3 +42,13 @@ def matched_random_masks(units: Units, keep: Tensor, count: int, generator: torc
         mask[order] = rank < quotas[place[order]]
         masks.append(mask)
     return masks
+
+
+def _band(place: Tensor, sizes_of: Tensor) -> Tensor:
+    """Which quarter of the units of its place a unit is in, by size, LongTensor [U]."""
+    order = torch.argsort(sizes_of, stable=True)
+    order = order[torch.argsort(place[order], stable=True)]
+    sizes = torch.bincount(place)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[place[order]]
+    return rank * len(BANDS) // sizes[place]

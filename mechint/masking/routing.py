@@ -71,7 +71,7 @@ def restore_attention(model: PreTrainedModel, implementation: str) -> None:
 
 
 # What a user whose model is refused can do.
-LISTED = "give one of a family that mechint/checkpoints/README.md lists"
+LISTED = "use a family that mechint/checkpoints/README.md lists"
 
 _SOFTMAX = {"softmax", "Softmax", "logsumexp", "scaled_dot_product_attention"}
 

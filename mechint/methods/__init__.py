@@ -3,6 +3,7 @@
 from mechint.methods.bases import ChannelBasis, LearnedBasis, PrincipalBasis
 from mechint.methods.learned.annealed_sigmoid import AnnealedSigmoid
 from mechint.methods.learned.edge_popup import EdgePopup
+from mechint.methods.learned.ensemble import Ensemble
 from mechint.methods.learned.hard_concrete import HardConcrete
 from mechint.methods.learned.leank import LeanK
 from mechint.methods.learned.topk import TopK
@@ -15,6 +16,7 @@ from mechint.methods.schedules import (
     LinearSchedule,
 )
 from mechint.methods.scoring.act_norm import ActivationNorm
+from mechint.methods.scoring.conductance import Conductance
 from mechint.methods.scoring.energy import Energy
 from mechint.methods.scoring.flap import Flap, Wanda
 from mechint.methods.scoring.gradient_scores import Fisher, Snip, Taylor
@@ -29,11 +31,13 @@ __all__ = [
     "ActivationNorm",
     "AnnealedSigmoid",
     "ChannelBasis",
+    "Conductance",
     "ConstantSchedule",
     "CosineSchedule",
     "CubicSchedule",
     "EdgePopup",
     "Energy",
+    "Ensemble",
     "ExponentialSchedule",
     "Fisher",
     "Flap",

@@ -246,12 +246,15 @@ def fisher_moments(
         with hooks(list(zip(modules, leaves, strict=True))), torch.enable_grad():
             hidden = masked.hidden(Batch(batch.tokens, attention_mask=batch.attention_mask))
             answers = _draw(masked, hidden.detach(), generator)
-            asked = Batch(batch.tokens, answers=answers)
+            asked = Batch(batch.tokens, answers=answers, counted=_asked_positions(batch))
             NLL.per_position(hidden, asked, None, masked.head).sum().backward()
+        there = batch.attention_mask
         found = [
-            _moments(leaf.states[kind], leaf.leaves[kind].grad) for leaf in leaves for kind in ("k", "v")
+            _moments(leaf.states[kind], leaf.leaves[kind].grad, there)
+            for leaf in leaves
+            for kind in ("k", "v")
         ]
-        count += batch.tokens.numel()
+        count += batch.tokens.numel() if there is None else int(there.sum())
         if totals is None:
             totals = found
         else:
@@ -263,9 +266,17 @@ def fisher_moments(
     return [Moments(m.states / count, m.gradients / count, m.mean / count) for m in totals]
 
 
-def _moments(states: Tensor, gradient: Tensor | None) -> Moments:
+def _asked_positions(batch: Batch) -> Tensor | None:
+    """Of prompts only the answers matter; of running text every position does."""
+    return batch.counted if batch.foils is not None else batch.attention_mask
+
+
+def _moments(states: Tensor, gradient: Tensor | None, there: Tensor | None) -> Moments:
+    """there: bool [B, T], the positions that are not padding; None: all."""
     assert gradient is not None
     x, g = (t.double().transpose(0, 1).flatten(1, 2) for t in (states, gradient))  # [G, B * T, C]
+    if there is not None:
+        x, g = x[:, there.flatten()], g[:, there.flatten()]
     return Moments(x.mT @ x, g.mT @ g, x.sum(1))
 
 

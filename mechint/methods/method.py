@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class MaskMethod(ABC):
             self.pools = self.pools.within(self.units.of_channels(within))
         self.start(masked.device, generator)
 
+    @property
+    def selection(self) -> Literal["signed", "absolute"]:
+        """Whether scores have a sign, so that units that do harm come last, or are sizes."""
+        return "signed"
+
     @abstractmethod
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """Make fresh scores."""
@@ -94,12 +99,15 @@ class LearnedMethod(MaskMethod):
 
     has_learning_rate: whether the method has a learning rate and its course of its own, as published recipes do.
     follows_schedule: whether the sparsity schedule concerns the method before the end. changing: names of the
-    attributes, tensors all, that a step changes and that a saved state holds.
+    attributes, tensors all, that a step changes and that a saved state holds. avoidable: whether units can be made to
+    cost something; avoided: which do, bool [U].
     """
 
     has_learning_rate: ClassVar[bool] = False
     follows_schedule: ClassVar[bool] = True
     changing: ClassVar[tuple[str, ...]] = ()
+    avoidable: ClassVar[bool] = False
+    avoided: ClassVar[Tensor | None] = None
 
     @abstractmethod
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -132,6 +140,14 @@ class LearnedMethod(MaskMethod):
         """The final gates [U] as the forward pass has them, without noise; None where they are the hard mask."""
         return None
 
+    def look(self, calibration: Evaluator) -> int:
+        """See calibration data before the first step; return how many tokens went through the model."""
+        return 0
+
+    def final_scores(self) -> Tensor:
+        """The scores [U] after the last step, from which the mask is made."""
+        return self.scores()
+
     def warm_start(self, worth: Tensor) -> None:
         """Begin with an estimate of what every unit is worth, [U], positive; methods may do without."""
 
@@ -162,6 +178,11 @@ class ScoringMethod(MaskMethod):
 
     passes_per_row: int = 1
     stages: int = 0
+
+    @property
+    def selection(self) -> Literal["signed", "absolute"]:
+        """Most scores are sizes."""
+        return "absolute"
 
     def start(self, device: torch.device, generator: torch.Generator) -> None:
         """Nothing is known before `score`."""

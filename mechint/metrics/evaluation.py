@@ -16,7 +16,7 @@ from mechint.masking.masked_model import MaskedModel
 from mechint.metrics.chunked import chunks
 from mechint.metrics.dense_outputs import DenseOutputs
 from mechint.metrics.gradients import sequence_gradients
-from mechint.metrics.metric import KL, NLL, TOP1, Asked, Metric
+from mechint.metrics.metric import KL, NLL, TOP1, Asked, Metric, wanted_positions
 from mechint.runtime import distributed
 
 # So many masks share one pass of the dense model and its logits; their hidden states are held at the same time.
@@ -125,19 +125,24 @@ class Evaluator:
         """Values [masks, metrics, B] from final hidden states [B, T, D]; logits exist for a few positions at a time."""
         head, asked = self.masked.head, Asked.of(batch, self.masked.device)
         states = [state for state in hidden if state is not None]
-        positions = batch.tokens.numel()
-        found = torch.empty(len(hidden), len(metrics), positions, dtype=torch.double, device=states[0].device)
-        for chunk in chunks(positions, head.vocab_size(states[0])):
-            dense_logits = None if dense is None else head(dense.flatten(0, 1)[chunk]).float()  # [P, V]
+        size = batch.tokens.numel()
+        places = wanted_positions(batch, [metric.positions for metric in metrics], states[0].device)
+        found = torch.zeros(len(hidden), len(metrics), size, dtype=torch.double, device=states[0].device)
+        for chunk in chunks(size if places is None else len(places), head.vocab_size(states[0])):
+            here = chunk if places is None else places[chunk]
+            dense_logits = None if dense is None else head(dense.flatten(0, 1)[here]).float()  # [P, V]
             for number, state in enumerate(states):
-                logits = dense_logits if state is dense else head(state.flatten(0, 1)[chunk]).float()
+                logits = dense_logits if state is dense else head(state.flatten(0, 1)[here]).float()
                 assert logits is not None
                 for place, metric in enumerate(metrics):
-                    found[number, place, chunk] = metric.at(logits, dense_logits, asked[chunk], False)[
-                        0
-                    ].double()
-        flat = found.view(-1, *batch.tokens.shape)
-        return torch.stack([batch.mean(values) for values in flat]).view(len(hidden), len(metrics), -1)
+                    values = metric.at(logits, dense_logits, asked[here], False)[0]
+                    found[number, place, here] = values.double()
+        shaped = found.view(len(hidden), len(metrics), *batch.tokens.shape)
+        means = [
+            torch.stack([batch.mean(values, metric.positions) for values in shaped[:, place]])
+            for place, metric in enumerate(metrics)
+        ]
+        return torch.stack(means, 1)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """Figures and report of a run, made from its saved files only."""
 
+from mechint.reporting.circuit import CircuitFigure
+from mechint.reporting.circuit_pictures import CircuitDiagram, CircuitHeads, CircuitPatterns
 from mechint.reporting.context import Context
 from mechint.reporting.layer_importance import LayerImportance
 from mechint.reporting.nested import NestedFigure
@@ -11,6 +13,10 @@ from mechint.reporting.stability import StabilityFigure
 from mechint.reporting.visualizer import RunFigure, Visualizer
 
 __all__ = [
+    "CircuitDiagram",
+    "CircuitFigure",
+    "CircuitHeads",
+    "CircuitPatterns",
     "Context",
     "ImportanceOverview",
     "LayerImportance",

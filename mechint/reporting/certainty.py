@@ -107,7 +107,7 @@ def necessity(found: NecessityInfo) -> str:
         + (f": {plural(idle, 'unit')} may not be needed where the others are kept" if idle else "")
         + f". The median rise is {number(found.rise.median, 4)} nats per token, the largest "
         f"{number(found.rise.max, 4)} (over {found.tokens:,} evaluation tokens). Two units that do the same "
-        "work look unneeded one by one."
+        "work each look unneeded on their own."
     )
 
 
@@ -121,7 +121,7 @@ def inertness(found: InertnessInfo) -> str:
         "equivalent": f"The removed units are inert beside the kept ones: adding back random subsets of any size "
         f"changes the KL by less than {share} of what as many kept units are worth",
         "unclear": "Whether the removed units are inert is not shown: the mean change when random subsets are added "
-        "back is neither told from none nor shown to be small",
+        "back can neither be told from zero nor is it shown to be small",
         "lowers": "The removed units are not inert: adding them back lowers the KL",
         "raises": "The removed units are not inert: adding them back raises the KL, they disturb what is kept",
         "mixed": "The removed units are not inert: adding them back raises or lowers the KL, depending on how many",
@@ -165,7 +165,7 @@ def null_control(null: NullControl, recovered: Sequence[float | None]) -> str:
         )
     if here is not None and mean is not None and here >= mean:
         text += (
-            " That is no less: a model whose weights are in random places is reproduced as well by so few units, so "
+            " This is no less: a model whose weights are in random places is reproduced as well by so few units, so "
             "the share alone is no evidence that the mask found learned structure."
         )
     if null.difference is not None and null.interval:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mechint.reporting.circuit import interval
 from mechint.reporting.wording import measured, number
 from mechint.results.result import MODELS, DatasetInfo, Metrics, Result
 
@@ -31,10 +32,29 @@ def summary_lines(result: Result, output_dir: Path) -> list[str]:
         ),
         f"KL to dense: masked {measured(metrics.masked.kl, metrics.masked.kl_se)}, complement "
         f"{measured(metrics.complement.kl, metrics.complement.kl_se)}{chance}",
+        *circuit_lines(result),
         *(f"not the mask that learning arrives at: {reason}" for reason in verdict),
         f"report: {output_dir / 'circuit_analysis_report.md'}",
         f"figures: {output_dir}",
     ]
+
+
+def circuit_lines(result: Result) -> list[str]:
+    """What a run on a task found, and how its gates went."""
+    circuit, verdict, lines = result.circuit, result.verdict, []
+    if circuit is not None and result.task is not None:
+        differences = ", ".join(
+            f"{name} {number(getattr(circuit, name).logit_diff, 3)}" for name in ("dense", "empty", "masked")
+        )
+        lines.append(
+            f"task {result.task.name}, {circuit.ablation} ablation: logit difference {differences}; faithfulness "
+            f"{number(circuit.faithfulness, 3)}{interval(circuit.faithfulness_interval)}, "
+            f"CMD {number(circuit.cmd.value, 3)}"
+        )
+    if verdict is not None and verdict.overall is not None:
+        told = ", ".join(f"{gate.gate} {'PASS' if gate.passed else 'FAIL'}" for gate in verdict.gates)
+        lines.append(f"gates: {told}: {verdict.overall}")
+    return lines
 
 
 def evaluation_table(data: DatasetInfo, metrics: Metrics, faithful: float | None) -> str:

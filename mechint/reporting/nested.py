@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
@@ -22,6 +22,9 @@ from mechint.results.result import NestedPoint
 
 MASKED, COMPLEMENT, RANDOM = ACCENT["K"], QUIET, ACCENT["V"]
 WIDTH, HEIGHT = 9.6, 3.0  # inches
+
+# Width of a label as a share of an axis.
+ROOM = 0.13
 
 
 class NestedFigure:
@@ -111,18 +114,24 @@ def curve(
     places, heights, bars = zip(*shown, strict=True)
     look: dict[str, Any] = {"marker": "o", "markersize": 3.5, "linewidth": 1.2, "capsize": 2}
     axes.errorbar(places, heights, yerr=bars, color=colour, label=label, **look)
-    for place, height in zip(places, heights, strict=True) if written else ():
-        write(axes, number(height, 3), (place, height), (0, -9), ha="center", size=6.5)
+    labelled = with_room(places) if written else []
+    for place, height in zip(places, heights, strict=True):
+        if place in labelled:
+            write(axes, number(height, 3), (place, height), (0, -9), ha="center", size=6.5)
+
+
+def with_room(places: Sequence[float]) -> list[float]:
+    """The places, from the last one on, whose labels do not run into each other."""
+    room = ROOM * max(places[-1] - places[0], 1e-9)
+    chosen = [places[-1]]
+    for place in reversed(places[:-1]):
+        if chosen[-1] - place > room:
+            chosen.append(place)
+    return chosen
 
 
 def sparsity_axis(axes: Axes, points: list[NestedPoint]) -> None:
     """Ticks at the sparsities reached, as far as their labels have room."""
-    reached = [point.achieved for point in points]
-    room = 0.09 * max(reached[-1] - reached[0], 1e-9)
-    ticks = [reached[-1]]
-    for value in reversed(reached[:-1]):
-        if ticks[-1] - value > room:
-            ticks.append(value)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_major_locator(FixedLocator(with_room([point.achieved for point in points])))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
     axes.set_xlabel("sparsity: units removed")

@@ -14,6 +14,8 @@ from mechint.masking.masks import LayerMask
 from mechint.metrics.statistics import digits_for
 from mechint.reporting import finding, wording
 from mechint.reporting.certainty import certainty, proofs_in_words, seeds_in_words, signed
+from mechint.reporting.circuit import CircuitFigure, circuit_facts, interval
+from mechint.reporting.circuit_pictures import CircuitDiagram, CircuitHeads, CircuitPatterns
 from mechint.reporting.context import KINDS, Context
 from mechint.reporting.layer_importance import LayerImportance, layer_stems
 from mechint.reporting.nested import NestedFigure
@@ -58,7 +60,18 @@ REMOVED_VALUES = {
     "direction": "one direction of the value; a cache can hold the kept coordinates only, and the way back belongs "
     "into the output projection",
 }
-LINKED = (ImportanceOverview, NestedFigure, RankFigure, SparsityCurves, StabilityFigure, SurvivalMap)
+LINKED = (
+    CircuitDiagram,
+    CircuitFigure,
+    CircuitHeads,
+    CircuitPatterns,
+    ImportanceOverview,
+    NestedFigure,
+    RankFigure,
+    SparsityCurves,
+    StabilityFigure,
+    SurvivalMap,
+)
 
 
 def write_report(context: Context, drawn: Sequence[Path]) -> Path:
@@ -76,7 +89,7 @@ def write_report(context: Context, drawn: Sequence[Path]) -> Path:
         *("seconds", "byte_size", "enumeration", "plural"),
     ):
         environment.filters[name] = getattr(wording, name)
-    environment.filters["signed"] = signed
+    environment.filters |= {"signed": signed, "interval": interval}
     path = context.run.directory / FILENAME
     with write_atomically(path) as temporary:
         temporary.write_text(
@@ -118,6 +131,7 @@ def told(context: Context, drawn: Sequence[Path]) -> dict[str, Any]:
         "picture": picture,
         "limits": [measure.in_words() for measure in verdict.MEASURES],
         "verdicts": verdict,
+        **circuit_facts(context),
     }
 
 

@@ -123,6 +123,7 @@ def write_lines(axes: Axes, lines: Sequence[tuple[str, dict[str, Any]]], down: f
 
 
 TITLE_SIZE, LINE_SIZE, LEADING = 11.5, 8.5, 1.55
+LONGEST = 130  # characters of a line that is not broken; a longer one loses its middle
 
 
 def headline(figure: Figure, place: SubplotSpec, title: str, lines: Sequence[str]) -> None:
@@ -136,7 +137,7 @@ def headline(figure: Figure, place: SubplotSpec, title: str, lines: Sequence[str
 
 def wrapped(lines: Sequence[str], width: float) -> list[str]:
     """Lines of a heading, broken where they would be longer than `width` inches."""
-    characters = max(30, int(width * POINTS / (0.57 * LINE_SIZE)))
+    characters = min(LONGEST, max(30, int(width * POINTS / (0.57 * LINE_SIZE))))
     joined = [type(line)(line.replace(" ± ", "\u00a0±\u00a0")) for line in lines]
     return [type(line)(part) for line in joined for part in textwrap.wrap(line, characters)]
 
@@ -200,7 +201,7 @@ def _font_characters() -> frozenset[int]:
     return frozenset(get_font(findfont(FontProperties(family="DejaVu Sans"))).get_charmap())
 
 
-def printable(text: str, longest: int = 130) -> str:
+def printable(text: str, longest: int = LONGEST) -> str:
     """One line that the font can draw: other characters become '?', and a long text loses its middle."""
     line = " ".join(text.split())
     line = "".join(character if ord(character) in _font_characters() else "?" for character in line)

@@ -27,6 +27,10 @@ LOCK = ".lock"
 # Figures of a run, without their suffixes.
 FIGURES = (
     "*_importance",
+    "circuit",
+    "circuit_diagram",
+    "circuit_heads",
+    "circuit_patterns",
     "effective_rank",
     "layers_contact_sheet",
     "nested_sparsities",
@@ -43,6 +47,8 @@ RUN_FILES = (
     "basis.safetensors",
     "channels.csv",
     "necessity.csv",
+    "circuit.json",
+    "units.json",
     "circuit_analysis_report.md",
     "report.html",
     "stability.safetensors",

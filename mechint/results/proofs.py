@@ -99,8 +99,8 @@ def proof_facts(result: Result) -> list[ProofFact]:
         found.append(
             ProofFact(
                 "carried",
-                "of {count} kept directions, the one that the weights carry least has {value} of its norm in what they "
-                "can make; {beside} have less than all of it",
+                "of {count} kept directions, the one that lies least in the span of the weights has {value} of its "
+                "norm there; {beside} have less than all of it",
                 carried.lowest,
                 None,
                 carried.outside,

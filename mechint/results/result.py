@@ -12,10 +12,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from mechint.errors import one_line
-from mechint.runtime.files import parse_json, plain, read_text, write_json
+from mechint.results.circuit import CircuitInfo, GateResult, RivalInfo, TaskInfo
+from mechint.results.section import Section
+from mechint.runtime.files import parse_json, read_text, write_json
 from mechint.runtime.processes import has_died
 
 # The one file of a run that other programs read.
@@ -39,17 +41,6 @@ NEEDED = ("checkpoint", "mask", "sparsity", "channels", "layers", "metrics")
 
 class UnreadableResult(ValueError):
     """A result.json that says nothing: damaged, cut short, foreign or too new. The text is one line."""
-
-
-class Section(BaseModel):
-    """A part of result.json."""
-
-    model_config = ConfigDict(extra="allow", validate_assignment=True, protected_namespaces=())
-
-    def as_json(self) -> dict[str, Any]:
-        """What the file holds: the fields that were set, with null for NaN and infinity."""
-        content: dict[str, Any] = plain(self.model_dump(exclude_unset=True))
-        return content
 
 
 class CheckpointInfo(Section):
@@ -203,12 +194,14 @@ class FinishingInfo(Section):
 class RandomMasks(Section):
     """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
 
-    kl: of each of them; kl_of_mask: of the run's mask on the same tokens. faithfulness: likewise. kl_sd: over the
-    masks. kl_gain: kl_mean - kl_of_mask, with its standard error over sequences. p: share of all masks, the run's
-    included, whose KL is at most that of the run's. sequences: how many the tokens are.
+    match: `norms` where they are matched by the norms of activations as well. kl: of each of them; kl_of_mask: of the
+    run's mask on the same tokens. faithfulness: likewise. kl_sd: over the masks. kl_gain: kl_mean - kl_of_mask, with
+    its standard error over sequences. p: share of all masks, the run's included, whose KL is at most that of the
+    run's. sequences: how many the tokens are.
     """
 
     count: int = 0
+    match: str = "counts"
     tokens: int = 0
     sequences: int | None = None
     kl: list[float] = Field(default_factory=list)
@@ -280,7 +273,8 @@ class Verdict(Section):
 
     kept, removed: how much of what the dense model does the kept and the removed units do alone, by the worst measure;
     kept_by, removed_by: the measures that give it. above_chance: whether the mask beats matched random masks.
-    not_learned: why it is less than what learning arrives at.
+    not_learned: why it is less than what learning arrives at. gates: conditions that were fixed before the run, and
+    overall GO where all of them hold; None where there are none.
     """
 
     kept: Grade | None = None
@@ -289,6 +283,8 @@ class Verdict(Section):
     removed_by: list[str] = Field(default_factory=list)
     above_chance: bool | None = None
     not_learned: list[str] = Field(default_factory=list)
+    overall: Literal["GO", "NO_GO"] | None = None
+    gates: list[GateResult] = Field(default_factory=list)
 
 
 class BinarizationGap(Section):
@@ -719,6 +715,9 @@ class Result(Section):
     cost: Cost = Field(default_factory=Cost)
     stability: StabilityInfo | None = None
     nested: list[NestedPoint] | None = None
+    task: TaskInfo | None = None
+    circuit: CircuitInfo | None = None
+    rival: RivalInfo | None = None
     old_tool: OldToolLosses | None = None
     not_logged: list[str] = Field(default_factory=list)
 

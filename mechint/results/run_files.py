@@ -12,9 +12,11 @@ from torch import Tensor
 from mechint.errors import UserError, one_line
 from mechint.masking.masks import LayerMask, MaskSet
 from mechint.masking.space import KINDS
+from mechint.results.diagram import CircuitDrawing
 from mechint.results.evidence import Evidence, load_evidence
 from mechint.results.mask_files import load_energy, load_masks
 from mechint.results.result import RESULT, LayerInfo, ModelName, Result, UnreadableResult
+from mechint.results.units import UnitMeanings
 from mechint.runtime.files import parse_json, read_text, write_atomically
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class RunFiles:
     history: the lines of metrics.jsonl, one dict per logged step; empty where the method takes no steps.
     evidence: what several seeds say of every channel; None for a run of one seed. units: the unit of every channel,
     LongTensor [N] in the order of `channels_frame`, where the model is at hand. energy: what each direction is worth to
-    the basis that chose it, float [N] in that order; None for channels.
+    the basis that chose it, float [N] in that order; None for channels. drawing, meanings: what pictures of a circuit
+    are drawn from, and what its units do; None for runs without a task.
     """
 
     directory: Path
@@ -43,6 +46,8 @@ class RunFiles:
     evidence: Evidence | None = None
     units: Tensor | None = None
     energy: Tensor | None = None
+    drawing: CircuitDrawing | None = None
+    meanings: UnitMeanings | None = None
 
     @classmethod
     def read(cls, directory: str | Path) -> Self:
@@ -67,6 +72,8 @@ class RunFiles:
             _read_history(directory / "metrics.jsonl"),
             load_evidence(directory) if result.stability else None,
             energy=load_energy(directory),
+            drawing=CircuitDrawing.read(directory),
+            meanings=UnitMeanings.read(directory),
         )
 
     def __repr__(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -35,11 +35,13 @@ class Induction:
     2. loud values that no output reads (activation norms),
     3. loud queries on keys that are the same at all positions, which softmax ignores (products of norms),
     4. two values that cancel, though each alone is worth more than most planted units (knock-outs, gradients),
-    5. a value that is always the same: planted under zero ablation, inert under mean ablation,
+    5. a value that is always the same: planted under zero ablation, inert under all others,
     6. heads whose queries, keys and values are all live and loud, but which write where nothing reads (products of
        norms, of weights or activations).
 
-    The truth holds for the mean KL over all positions. A seed decides distractors, places and rows.
+    Keys that only tell positions apart are inert where the ablation does so, too: `mean_per_position`, and
+    `counterfactual`, under which every row is paired with the next one. The truth holds for the mean KL over all
+    positions. A seed decides distractors, places and rows.
 
     num_tokens: how many different tokens there are. distinct: how many a row shows before it repeats them. skew: token
     t is drawn in proportion to t^-skew, so that units differ in worth. sharpness: the attention score of a match, in
@@ -93,7 +95,7 @@ class Induction:
         blueprint = self.draw(generator, ablation)
         masked = MaskedModel(self.build(blueprint))
         rows, evaluation = (
-            Batch.of_rows(self.rows(count, generator))
+            beside_the_next(Batch.of_rows(self.rows(count, generator)))
             for count in (self.calibration_rows, self.evaluation_rows)
         )
         ablation = ablation.fit(masked, rows, at_once=64)
@@ -133,6 +135,8 @@ class Induction:
         stream = Stream(self.num_tokens, self.num_positions)
         blueprint = Blueprint(stream, 2, self.num_heads, self.num_kv_heads, self.head_dim)
         self.previous_token_keys(blueprint, generator)
+        if ablation.keeps_positions:  # the same on every row
+            blueprint.planted[:] = False
         self.induction_keys(blueprint)
         self.values(blueprint)
         self.cancelling_pair(blueprint, generator)
@@ -247,6 +251,11 @@ class Induction:
     def shuffle(self, blueprint: Blueprint, generator: torch.Generator) -> None:
         """Move everything to random places."""
         blueprint.shuffle(generator, keys=True)
+
+
+def beside_the_next(batch: Batch) -> Batch:
+    """Every row paired with the next one, which has other tokens."""
+    return replace(batch, paired=batch.tokens.roll(-1, 0))
 
 
 def any_of_unit(of_channel: Tensor, channels: Tensor, num_units: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -94,7 +94,7 @@ def draw_cells(axes: Axes, places: Sequence[Place], limit: float, wide: float) -
     """A row for K + V, K and V, a column per place; numbers where cells are wide enough for them."""
     values = np.array([[100 * place.sparsity[kind].difference for place in places] for kind in KINDS])
     cell = wide * POINTS / len(places)
-    look = {"cmap": COLOURS, "vmin": -limit, "vmax": limit, "edgecolors": "white"}
+    look: dict[str, Any] = {"cmap": COLOURS, "vmin": -limit, "vmax": limit, "edgecolors": "white"}
     axes.pcolormesh(range(len(places)), range(len(ROWS)), values, linewidth=min(0.8, cell / 12), **look)
     if cell >= NUMBERED_FROM:
         for (row, column), value in np.ndenumerate(values):

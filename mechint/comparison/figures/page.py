@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from types import MappingProxyType
@@ -70,13 +71,13 @@ def new_page(
     engine.set(h_pad=0.05, w_pad=0.05, hspace=0.03, wspace=0.02)
     head, below = parts(figure, [height / POINTS, body])
     whole = width * POINTS
-    for words, right, at, look in pieces:
-        head.text(right / whole, 1 - at / height, words, va="top", **look)
+    for words, right, at, style in pieces:
+        head.text(right / whole, 1 - at / height, words, va="top", **style)
     for mark, at in marks:
         ends = [(MARGIN + shift) / whole for shift in (0, 11, 22)]
-        line = Line2D(ends, [1 - at / height] * 3, color=mark.colour, linestyle=mark.dash, linewidth=1.4)
-        line.set(marker=mark.marker, markevery=[1], markersize=5, transform=head.transSubfigure)
-        head.add_artist(line)
+        drawn = Line2D(ends, [1 - at / height] * 3, color=mark.colour, linestyle=mark.dash, linewidth=1.4)
+        drawn.set(marker=mark.marker, markevery=[1], markersize=5, transform=head.transSubfigure)
+        head.add_artist(drawn)
     return figure, below
 
 
@@ -100,7 +101,8 @@ def comparison_page(
     facts = {variant.name: facts_of(variant) for variant in comparison.variants}
     rows = list(zip(*facts.values(), strict=True))
     shared = [len(set(row)) == 1 for row in rows]
-    told = [row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0]]
+    untold = ("", "basis channels")  # what goes without saying
+    told = [row[0] for row, same in zip(rows[:-1], shared, strict=False) if same and row[0] not in untold]
     common = " · ".join(f"{fact} each" if fact.endswith(" runs") else fact for fact in told)
     looks, key = variant_looks(comparison), []
     for variant in comparison.variants:
@@ -123,7 +125,7 @@ def facts_of(variant: Variant) -> list[str]:
         plural(len(variant.runs), "run"),
         shape_in_words(variant.runs[0].layer_masks),
         f"{mask.method}, {mask.ablation} ablation" if mask.method else "",
-        "" if bases == "channels" else f"basis {bases}",
+        f"basis {bases}",
         f"{on}, {data.evaluation_tokens:,} tokens" if measured and data.evaluation_tokens else on,
         f"data {', '.join(digests)}" if digests else "",
     ]
@@ -156,8 +158,8 @@ def wrapped(words: str, size: float, width: float, bold: bool = False) -> list[s
 def shortened(words: str, size: float, width: float, bold: bool = False) -> str:
     """The text on one line of at most `width` points; a longer one loses its middle."""
     line = printable(words, 10_000)
-    kept = len(line)
-    while kept and width_of(line, size, bold) > width:
-        kept -= 1
-        line = printable(words, max(3, kept))
-    return line
+    if width_of(line, size, bold) <= width:
+        return line
+    lengths = range(3, len(line))
+    fitting = bisect_right(lengths, width, key=lambda length: width_of(printable(words, length), size, bold))
+    return printable(words, lengths[fitting - 1]) if fitting else "…"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.figure import SubFigure
@@ -93,7 +93,7 @@ class Profiles:
                 places, spreads["min"], spreads["max"], color=look.colour, alpha=0.18, linewidth=0
             )
         marker = look.marker if len(places) <= DOTTED_UP_TO else ""
-        style = {"markersize": 4.2, "markeredgecolor": "white", "markeredgewidth": 0.5}
+        style: dict[str, Any] = {"markersize": 4.2, "markeredgecolor": "white", "markeredgewidth": 0.5}
         axes.plot(
             places, spreads["mean"], color=look.colour, linewidth=1.3, marker=marker, clip_on=False, **style
         )

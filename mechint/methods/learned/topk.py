@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.methods.method import LearnedMethod
+from mechint.methods.scoring.integrated_gradients import IntegratedGradients
+from mechint.methods.scoring.scorer import scores_of
+from mechint.metrics.evaluation import Evaluator
+
+StartFrom = Literal["nothing", "integrated_gradients"]
 
 
 @dataclass(kw_only=True)
@@ -24,16 +29,29 @@ class TopK(LearnedMethod):
     Scores are counted from the threshold, so that with weight decay an early verdict fades and a unit that has
     become useful comes back. Straight-through: Bengio et al. 2013; top-k masks: Ramanujan et al. 2020. A finishing pass
     follows.
+
+    start_from: what scores start from: `nothing`, or `integrated_gradients` of the KL on the first `start_sequences`
+    calibration sequences, as in arXiv 2510.06811. avoid_weight: what keeping a unit costs, in the objective's own
+    measure, that the run named by `rival_of` keeps.
     """
 
     meaning: ClassVar[str] = "learned score, counted from the threshold between kept and removed"
     changing: ClassVar[tuple[str, ...]] = ("_scores", "_keep")
+    avoidable: ClassVar[bool] = True
 
     perturbed: float = 0.15
+    start_from: StartFrom = "nothing"
+    start_sequences: int = 32
+    avoid_weight: float = 0.01
     finishing_trials: int = 60
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.start_from not in get_args(StartFrom):
+            choices = ", ".join(get_args(StartFrom))
+            raise UserError(f"mask.start_from={self.start_from} is not known; use one of {choices}")
+        if self.start_sequences < 1:
+            raise UserError(f"mask.start_sequences={self.start_sequences} must be at least 1")
         if not 0 <= self.perturbed <= 1:
             raise UserError(
                 f"mask.perturbed={self.perturbed} must lie in [0, 1]; it is a share of the kept units, e.g. 0.15"
@@ -45,6 +63,20 @@ class TopK(LearnedMethod):
         noise = torch.randn(self.units.count, generator=generator)
         self._scores = (1e-3 * noise).to(device).requires_grad_()
         self._keep = self.hard_mask(0.0)
+
+    def look(self, calibration: Evaluator) -> int:
+        """Integrated gradients, where scores start from them."""
+        if self.start_from == "nothing":
+            return 0
+        found, tokens = scores_of(IntegratedGradients(), self, calibration, self.start_sequences)
+        self.warm_start(found)
+        return tokens
+
+    def penalty(self, share: float) -> Tensor | None:
+        """What the kept units cost that another mask keeps."""
+        if self.avoided is None:
+            return None
+        return self.avoid_weight * (self._gates * self.avoided.to(self._gates.device)).sum()
 
     def warm_start(self, worth: Tensor) -> None:
         """Scores by the order of magnitude of a unit's worth, counted from the target's threshold and in [-1, 1]."""
@@ -71,6 +103,7 @@ class TopK(LearnedMethod):
             shape = (2, sequences, self.units.count)
             chosen, gate = torch.rand(shape, generator=self._generator).to(gates.device)
             gates = torch.where(self._keep & (chosen < self.perturbed), gate, gates)
+        self._gates = self._keep + (self._scores - self._scores.detach())
         return gates + (self._scores - self._scores.detach())
 
     def switched_on(self, gates: Tensor) -> Tensor:

@@ -47,6 +47,11 @@ class IntegratedGradients(ScoringMethod):
 
         self.passes_per_row = self.path_steps
 
+    @property
+    def selection(self) -> Literal["signed", "absolute"]:
+        """As asked for."""
+        return "signed" if self.signed else "absolute"
+
     def score(self, calibration: Evaluator) -> int:
         """S passes over all sequences, with `kl` the one of the dense model forward only."""
         masked, metric = calibration.masked, NLL if self.path_objective == "nll" else KL

@@ -15,7 +15,7 @@ from mechint.metrics.evaluation import Evaluator
 class RandomOrder(ScoringMethod):
     """K and V units in a random order: scores uniform on [0, 1), drawn from the run's seed."""
 
-    meaning: ClassVar[str] = "a random number, which says nothing of the unit"
+    meaning: ClassVar[str] = "a random number, which says nothing about the unit"
 
     def score(self, calibration: Evaluator) -> int:
         """Draw; no token goes through the model."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from mechint.errors import UserError
 from mechint.masking.space import KINDS
 from mechint.masking.units import Units
-from mechint.methods.method import ScoringMethod
+from mechint.methods.method import MaskMethod, ScoringMethod
 from mechint.metrics.evaluation import Evaluator
 
 Normalise = Literal["none", "zscore"]
@@ -49,6 +49,18 @@ class ChannelScorer(ScoringMethod):
     @abstractmethod
     def score_channels(self, calibration: Evaluator, channels: Tensor) -> int:
         """Write the scores of all channels into `channels` [N]; return how many tokens went through the model."""
+
+
+def scores_of(
+    scorer: ScoringMethod, method: MaskMethod, calibration: Evaluator, sequences: int
+) -> tuple[Tensor, int]:
+    """The scores [U] that a scorer gives another method's units on the first calibration sequences, and the tokens that
+    went through the model.
+    """
+    scorer.units, scorer.pools = method.units, method.pools
+    scorer.start(calibration.masked.device, torch.Generator().manual_seed(0))
+    tokens = scorer.score(replace(calibration, batch=calibration.batch[:sequences]))
+    return scorer.scores(), tokens
 
 
 def sum_by_kind(units: Units, channels: Tensor) -> Tensor:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from mechint.data.batch import Batch
 from mechint.masking.weights import OutputProjection, recording_heads
 from mechint.metrics.evaluation import Evaluator
 
@@ -27,6 +28,17 @@ class RunningMeans:
     def __getitem__(self, key: Hashable) -> Tensor:
         """The mean [...] of what was added under a key."""
         return self._sums[key] / self._counts[key]
+
+
+def without_padding(batch: Batch, at_once: int) -> Iterator[Tensor]:
+    """The tokens [B, T] of a batch's sequences, at most so many together and only those of one length."""
+    if batch.attention_mask is None:
+        yield from batch.tokens.split(at_once)
+        return
+    lengths = batch.attention_mask.sum(1)
+    for length in lengths.unique():
+        rows = lengths == length
+        yield from batch.tokens[rows][batch.attention_mask[rows]].view(-1, int(length)).split(at_once)
 
 
 @torch.no_grad()
@@ -51,7 +63,6 @@ def observe(
         on_heads(position, outputs.float())
 
     with masked.recording(states), recording_heads(projections, heads):
-        for start in range(0, len(batch), calibration.at_once):
-            tokens = batch.tokens[start : start + calibration.at_once].to(masked.device)
-            masked.model.base_model(input_ids=tokens, use_cache=False)
+        for tokens in without_padding(batch, calibration.at_once):
+            masked.model.base_model(input_ids=tokens.to(masked.device), use_cache=False)
     return len(batch) * batch.length

@@ -1,0 +1,365 @@
+"""One mask and the ranking behind it, measured as the circuit literature measures circuits."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from mechint.circuits import scores
+from mechint.circuits.meaning import explain
+from mechint.circuits.scores import GRID, faithfulness_of, interval_of, kept_at
+from mechint.data import TokenData
+from mechint.data.batch import Batch
+from mechint.errors import UserError
+from mechint.masking import MaskedModel, Units
+from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation
+from mechint.masking.optimal_ablation import OptimalAblation
+from mechint.masking.prompt_ablations import CounterfactualAblation, MeanPerPositionAblation
+from mechint.masking.random_masks import places
+from mechint.metrics.evaluation import Evaluator, resampled
+from mechint.metrics.gradients import gate_gradient
+from mechint.metrics.metric import ACCURACY, KL, LOGIT_DIFF, Metric
+from mechint.results.circuit import (
+    AblationScores,
+    Area,
+    CircuitInfo,
+    CircuitPoint,
+    Incompleteness,
+    Minimality,
+    ParaphraseScores,
+    TaskScores,
+)
+from mechint.results.units import UnitMeanings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+ABLATIONS: dict[str, type[Ablation]] = {
+    kind.name: kind
+    for kind in (
+        ZeroAblation,
+        MeanAblation,
+        MeanPerPositionAblation,
+        CounterfactualAblation,
+        OptimalAblation,
+    )
+}
+
+METRICS: list[Metric] = [LOGIT_DIFF, ACCURACY, KL]
+
+# A circuit does as well as the dense model where its logit difference is within this share of it.
+CLOSE = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitStudy:
+    """What is measured of a mask on a task's evaluation prompts.
+
+    shares: of the units, ascending, that the circuits of the curve keep: the highest-ranked ones. ablations: the mask
+    is scored under each. prompts: at most so many evaluation prompts. optimal_steps: of learning constants for a mask
+    under the optimal ablation; each sees `optimal_prompts` calibration prompts. knockouts:
+    random parts of the circuit that are removed from circuit and model. minimality_parts: at most so many of the
+    circuit's parts (kept keys, or values, of a KV head) are removed alone, on `minimality_prompts` prompts.
+    explained_units: how many of the kept units that rank highest units.json tells of.
+
+    Raises UserError for values out of range.
+    """
+
+    shares: Sequence[float] = GRID
+    ablations: Sequence[str] = tuple(ABLATIONS)
+    prompts: int = 64
+    optimal_steps: int = 20
+    optimal_prompts: int = 12
+    knockouts: int = 5
+    minimality_parts: int = 32
+    minimality_prompts: int = 16
+    explained_units: int = 24
+
+    metric: ClassVar[str] = LOGIT_DIFF.name
+
+    def __post_init__(self) -> None:
+        shares = list(self.shares)
+        if len(shares) < 2 or shares != sorted(set(shares)) or not shares[0] > 0 or not shares[-1] <= 1:
+            raise UserError("circuit.shares must be at least two ascending shares of the units in (0, 1]")
+        for name in self.ablations:
+            if name not in ABLATIONS:
+                raise UserError(f"circuit.ablations: {name} is not known; use some of {', '.join(ABLATIONS)}")
+        for name in ("prompts", "optimal_prompts", "minimality_prompts"):
+            if getattr(self, name) < 2:
+                raise UserError(f"circuit.{name}={getattr(self, name)} must be at least 2")
+        for name in ("optimal_steps", "knockouts", "minimality_parts", "explained_units"):
+            if getattr(self, name) < 0:
+                raise UserError(f"circuit.{name}={getattr(self, name)} must be at least 0; 0 leaves it out")
+
+    def measure(
+        self,
+        masked: MaskedModel,
+        data: TokenData,
+        units: Units,
+        keep: Tensor,
+        ranking: Tensor,
+        ablation: Ablation,
+        calibration: Batch,
+        at_once: int,
+        selection: Literal["signed", "absolute"],
+        seed: int,
+    ) -> CircuitInfo | None:
+        """Measure a mask keep, bool [U], and the ranking [U], higher first, of all units; None without a task.
+
+        ablation: fitted. calibration: prompts that other ablations are fitted to.
+        """
+        if data.task is None:
+            return None
+        started = time.perf_counter()
+        prompts = data.evaluation[: self.prompts]
+        bench = _Bench(masked, prompts, units, ablation, at_once)
+        keep = keep.cpu()
+        info = CircuitInfo(
+            metric=self.metric, prompts=len(prompts), ablation=ablation.name, selection=selection
+        )
+        order = torch.argsort(ranking.cpu(), descending=True, stable=True)
+        kept = [kept_at(share, units.count) for share in self.shares]
+        circuits = [torch.zeros_like(keep).index_fill_(0, order[:count], True) for count in kept]
+        self._curve(info, bench, keep, circuits, kept)
+        info.ablations = [
+            self._under(name, bench, keep, info, calibration, at_once) for name in self.ablations
+        ]
+        generator = torch.Generator().manual_seed(seed)
+        if self.knockouts and keep.any():
+            info.incompleteness = self._knock_out(bench, keep, generator)
+        if self.minimality_parts and keep.any():
+            info.minimality = self._minimality(bench, keep, generator)
+        if data.task.paraphrases is not None:
+            info.paraphrase = _paraphrase(
+                _Bench(masked, data.task.paraphrases[: self.prompts], units, ablation, at_once), keep
+            )
+        info.seconds = time.perf_counter() - started
+        return info
+
+    def explain(
+        self,
+        masked: MaskedModel,
+        data: TokenData,
+        units: Units,
+        keep: Tensor,
+        ranking: Tensor,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> UnitMeanings | None:
+        """What the highest-ranked kept units do on the prompts that minimality is measured on; None without any."""
+        if not self.explained_units:
+            return None
+        order = torch.argsort(ranking.cpu(), descending=True, stable=True)
+        chosen = [number for number in order.tolist() if keep[number]][: self.explained_units]
+        if not chosen or data.task is None:
+            return None
+        return explain(masked, data.evaluation[: self.minimality_prompts], units, chosen, tokenizer)
+
+    def _curve(
+        self, info: CircuitInfo, bench: _Bench, keep: Tensor, circuits: list[Tensor], kept: list[int]
+    ) -> None:
+        """The four models, and circuits of every size with their complements."""
+        nothing = torch.zeros_like(keep)
+        values = bench([None, nothing, keep, ~keep, *circuits, *(~one for one in circuits)])
+        info.dense, info.empty, info.masked, info.complement = (task_scores(one) for one in values[:4])
+        draws = resampled(values[:, 0], bench.prompts.positions)  # [draws, models]
+        means = values.mean(-1)  # [models, metrics]
+        dense, empty = means[0, 0], means[1, 0]
+        faithful = faithfulness_of(dense, empty, means[:, 0])  # [models]
+        drawn = faithfulness_of(draws[:, :1], draws[:, 1:2], draws)  # [draws, models]
+        info.faithfulness, info.completeness = float(faithful[2]), float(faithful[3])
+        info.faithfulness_interval = interval_of(drawn[:, 2])
+        count, shares = len(circuits), list(self.shares)
+        first, last = slice(4, 4 + count), slice(4 + count, None)
+        info.curve = [
+            CircuitPoint(
+                share=share,
+                kept=kept[place],
+                faithfulness=float(faithful[first][place]),
+                faithfulness_interval=interval_of(drawn[:, first][:, place]),
+                completeness=float(faithful[last][place]),
+                completeness_interval=interval_of(drawn[:, last][:, place]),
+                logit_diff=float(means[first][place, 0]),
+                accuracy=float(means[first][place, 1]),
+                kl=float(means[first][place, 2]),
+            )
+            for place, share in enumerate(shares)
+        ]
+        for name, score, log_scale in (
+            ("cpr", scores.cpr, False),
+            ("cmd", scores.cmd, False),
+            ("cpr_log", scores.cpr, True),
+            ("cmd_log", scores.cmd, True),
+        ):
+            value, spread = (
+                score(shares, faithful[first], log_scale),
+                score(shares, drawn[:, first], log_scale),
+            )
+            setattr(info, name, Area(value=float(value), interval=interval_of(spread)))
+        info.within_10_percent = fewest_within(
+            kept, [float(value) for value in means[first][:, 0]], float(dense)
+        )
+
+    def _under(
+        self, name: str, bench: _Bench, keep: Tensor, info: CircuitInfo, calibration: Batch, at_once: int
+    ) -> AblationScores:
+        """The mask under one of the ablations."""
+        if name == bench.ablation.name and name != OptimalAblation.name:
+            return AblationScores(
+                ablation=name,
+                empty=info.empty,
+                masked=info.masked,
+                complement=info.complement,
+                faithfulness=info.faithfulness,
+                faithfulness_interval=info.faithfulness_interval,
+                completeness=info.completeness,
+            )
+        nothing, masked = torch.zeros_like(keep), bench.masked
+        fitted = ABLATIONS[name]().fit(masked, calibration, at_once)
+        if isinstance(fitted, OptimalAblation):
+            learned = calibration[: self.optimal_prompts]
+            rows = []
+            for gates in (nothing, keep, ~keep):
+                constants = learn_constants(
+                    masked, learned, bench.units.to_channels(gates), fitted, self.optimal_steps, at_once
+                )
+                rows.append(bench.under(constants)([gates])[0])
+            values = torch.stack([bench([None])[0], *rows])
+        else:
+            values = bench.under(fitted)([None, nothing, keep, ~keep])
+        draws = resampled(values[:, 0], bench.prompts.positions)
+        means = values[:, 0].mean(-1)
+        faithful = faithfulness_of(means[0], means[1], means)
+        return AblationScores(
+            ablation=name,
+            empty=task_scores(values[1]),
+            masked=task_scores(values[2]),
+            complement=task_scores(values[3]),
+            faithfulness=float(faithful[2]),
+            faithfulness_interval=interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2])),
+            completeness=float(faithful[3]),
+        )
+
+    def _knock_out(self, bench: _Bench, keep: Tensor, generator: torch.Generator) -> Incompleteness:
+        """Remove random halves of the circuit from it and from the whole model."""
+        halves = [keep & (torch.rand(len(keep), generator=generator) < 0.5) for _ in range(self.knockouts)]
+        nothing = torch.zeros_like(keep)
+        gates = [None, nothing, *(keep & ~half for half in halves), *(~half for half in halves)]
+        means = bench(gates)[:, 0].mean(-1)
+        faithful = faithfulness_of(means[0], means[1], means[2:]).view(2, -1)
+        differences = (faithful[0] - faithful[1]).abs()
+        return Incompleteness(
+            draws=self.knockouts, mean=float(differences.mean()), max=float(differences.max())
+        )
+
+    def _minimality(self, bench: _Bench, keep: Tensor, generator: torch.Generator) -> Minimality:
+        """Remove parts of the circuit one at a time."""
+        place = places(bench.units)
+        parts = place[keep].unique()
+        tested = parts[torch.randperm(len(parts), generator=generator)[: self.minimality_parts]]
+        few = _Bench(
+            bench.masked, bench.prompts[: self.minimality_prompts], bench.units, bench.ablation, bench.at_once
+        )
+        kl = few([keep, *(keep & (place != part) for part in tested)])[:, METRICS.index(KL)]  # [masks, M]
+        changes = resampled(kl[1:] - kl[0], few.prompts.positions)  # [draws, parts]
+        low, high = torch.quantile(changes, torch.tensor([0.025, 0.975], dtype=changes.dtype), dim=0)
+        needed, harmful = int((low > 0).sum()), int((high < 0).sum())
+        return Minimality(
+            parts=len(parts),
+            tested=len(tested),
+            prompts=len(few.prompts),
+            needed=needed,
+            harmful=harmful,
+            share_needed=needed / len(tested),
+        )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """Prompts that masks are measured on, by METRICS."""
+
+    masked: MaskedModel
+    prompts: Batch
+    units: Units
+    ablation: Ablation
+    at_once: int
+
+    def __call__(self, gates: Sequence[Tensor | None]) -> Tensor:
+        """Numbers of every prompt, double [masks, metrics, M], for masks bool [U]; None is the dense model.
+
+        Masks that keep everything are the dense model, and equal ones are measured once.
+        """
+        keys = [None if gate is None or bool(gate.all()) else gate.numpy().tobytes() for gate in gates]
+        different = dict(zip(keys, gates, strict=True))
+        asked = [None if key is None else self.units.to_channels(gate) for key, gate in different.items()]  # type: ignore[arg-type]
+        found = Evaluator(self.masked, self.prompts, self.ablation, self.at_once)(asked, METRICS)
+        numbers = {key: place for place, key in enumerate(different)}
+        return found[[numbers[key] for key in keys]]
+
+    def under(self, ablation: Ablation) -> _Bench:
+        """The same under another ablation."""
+        return _Bench(self.masked, self.prompts, self.units, ablation, self.at_once)
+
+
+def task_scores(values: Tensor) -> TaskScores:
+    """Means and quantiles over prompts of METRICS, [metrics, M]."""
+    logit_diff, accuracy, kl = values
+    return TaskScores(
+        logit_diff=float(logit_diff.mean()),
+        accuracy=float(accuracy.mean()),
+        kl=float(kl.mean()),
+        kl_median=float(kl.quantile(0.5)),
+        kl_p95=float(kl.quantile(0.95)),
+    )
+
+
+def fewest_within(kept: Sequence[int], values: Sequence[float], dense: float) -> int | None:
+    """The fewest kept units from which on every circuit's number lies within 10 % of the dense model's; None: none."""
+    found = None
+    for count, value in sorted(zip(kept, values, strict=True), reverse=True):
+        if abs(value - dense) > CLOSE * abs(dense):
+            break
+        found = count
+    return found
+
+
+def learn_constants(
+    masked: MaskedModel, batch: Batch, gates: Tensor, start: OptimalAblation, steps: int, at_once: int
+) -> OptimalAblation:
+    """The constants that serve one hard mask, bool [N], best, by the KL from the dense model on a batch."""
+    constants = start.fresh()
+    batch = batch.to(masked.device)
+    dense: dict[int, Tensor] = {}
+
+    def wished(part: Tensor) -> Tensor:
+        first = int(part[0])
+        if first not in dense:
+            dense[first] = masked.hidden(batch[part])
+        return dense[first]
+
+    fixed = gates.float().to(masked.device)
+    for _ in range(steps):
+        gate_gradient(masked, batch, fixed, KL, constants, wished, at_once)
+        constants.step()
+    return constants
+
+
+def _paraphrase(bench: _Bench, keep: Tensor) -> ParaphraseScores:
+    """The mask on paraphrases."""
+    values = bench([None, torch.zeros_like(keep), keep])
+    draws = resampled(values[:, 0], bench.prompts.positions)
+    means = values.mean(-1)
+    return ParaphraseScores(
+        prompts=len(bench.prompts),
+        faithfulness=float(faithfulness_of(means[0, 0], means[1, 0], means[2, 0])),
+        faithfulness_interval=interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2])),
+        kl=float(means[2, 2]),
+        accuracy=float(means[2, 1]),
+    )

@@ -1,0 +1,203 @@
+"""What all tasks have in common."""
+
+from __future__ import annotations
+
+import random
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
+
+import numpy as np
+
+from mechint.data.bos import find_beginning
+from mechint.data.dataset import Dataset
+from mechint.data.tasks.encoding import Encoded, Lexicon, Prompt, PromptError, encode, make_batch
+from mechint.data.token_data import Task, TokenData, digest_of_rows
+from mechint.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Side = Literal["calibration", "evaluation", "paraphrase"]
+SIDES: tuple[Side, ...] = ("calibration", "evaluation", "paraphrase")
+
+# Of what is drawn for a prompt, so many times the prompts wanted at most.
+ATTEMPTS = 30
+
+# Fewer prompts on a side tell nothing.
+FEWEST = 8
+
+Item = TypeVar("Item")
+
+
+@dataclass(kw_only=True)
+class TaskDataset(Dataset):
+    """Prompts with right and wrong answers, and a corrupted prompt beside each.
+
+    calibration_prompts, evaluation_prompts, paraphrase_prompts: how many on each side, before those are left out that
+    the dense model gets wrong. needed_accuracy: of the dense model on evaluation prompts; with less there is no
+    behaviour to find a circuit of. bos: as for text.
+
+    Words and templates of the calibration side occur on no other side. The seed draws calibration prompts alone;
+    evaluation prompts are always the same.
+    """
+
+    name: ClassVar[str]
+
+    calibration_prompts: int = 192
+    evaluation_prompts: int = 96
+    paraphrase_prompts: int = 48
+    needed_accuracy: float = 0.7
+    bos: bool | str = "auto"
+
+    def __post_init__(self) -> None:
+        for side, least in zip(SIDES, (FEWEST, FEWEST, 0), strict=True):
+            count = getattr(self, f"{side}_prompts")
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise UserError(f"dataset.{side}_prompts={count} must be a whole number of at least {least}")
+        if not 0 <= self.needed_accuracy <= 1:
+            raise UserError(f"dataset.needed_accuracy={self.needed_accuracy} must lie in [0, 1], e.g. 0.7")
+
+    @property
+    def title(self) -> str:
+        """The task's name."""
+        return self.name
+
+    @abstractmethod
+    def encoded(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        vocab_size: int,
+        beginning: Sequence[int],
+        side: Side,
+        generator: random.Random,
+    ) -> list[Encoded]:
+        """The prompts of one side, as many as there should and can be. Raises UserError."""
+
+    def load(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        tokenizer_name: str,
+        vocab_size: int,
+        max_positions: int | None,
+        seed: int,
+    ) -> TokenData:
+        """The prompts for one checkpoint, whether or not it gets them right."""
+        begin = find_beginning(tokenizer, self.bos)
+        found: dict[Side, list[Encoded]] = {}
+        for side in SIDES:
+            drawn = random.Random(f"{side} {seed if side == 'calibration' else 0}")
+            found[side] = self.encoded(tokenizer, vocab_size, begin.tokens, side, drawn)
+        everything = [prompt for side in SIDES for prompt in found[side]]
+        self._check(found, everything, tokenizer_name, vocab_size, max_positions)
+        evaluation = make_batch(found["evaluation"])
+        assert evaluation.paired is not None
+        rows = np.concatenate([evaluation.tokens.numpy(), evaluation.paired.numpy()])
+        return TokenData(
+            name=self.title,
+            tokenizer=tokenizer_name,
+            calibration=make_batch(found["calibration"]),
+            evaluation=evaluation,
+            evaluation_bytes=None,
+            evaluation_digest=digest_of_rows(rows),
+            bos=begin.tokens,
+            notes=begin.notes(tokenizer),
+            task=Task(
+                name=self.name,
+                paraphrases=make_batch(found["paraphrase"]) if found["paraphrase"] else None,
+                needed_accuracy=self.needed_accuracy,
+                example=_as_text(found["evaluation"][0], tokenizer),
+            ),
+        )
+
+    def _check(
+        self,
+        found: dict[Side, list[Encoded]],
+        everything: Sequence[Encoded],
+        tokenizer_name: str,
+        vocab_size: int,
+        max_positions: int | None,
+    ) -> None:
+        for side in ("calibration", "evaluation"):
+            if len(found[side]) < FEWEST:
+                raise UserError(
+                    f"dataset {self.title} has {len(found[side])} usable {side} prompts "
+                    f"with tokenizer {tokenizer_name}, and it takes {FEWEST}; use another task for this model"
+                )
+        highest = max(max(*p.clean, *p.corrupted, *p.right, *p.wrong) for p in everything)
+        if highest >= vocab_size:
+            raise UserError(
+                f"tokenizer {tokenizer_name} gives token id {highest}, but the checkpoint's vocabulary has only "
+                f"{vocab_size} entries: give the checkpoint's own tokenizer with model.tokenizer=DIRECTORY"
+            )
+        longest = max(len(prompt.clean) for prompt in everything)
+        if max_positions is not None and longest > max_positions:
+            raise UserError(
+                f"prompts of dataset {self.title} have up to {longest} tokens, more than the {max_positions} positions "
+                "of the checkpoint; use another task for this model"
+            )
+
+
+@dataclass(kw_only=True)
+class TextTask(TaskDataset):
+    """A task whose prompts are drawn as text, of words that the model's tokenizer cuts into equally many tokens."""
+
+    @abstractmethod
+    def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
+        """An endless stream of prompts of one side."""
+
+    def encoded(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        vocab_size: int,
+        beginning: Sequence[int],
+        side: Side,
+        generator: random.Random,
+    ) -> list[Encoded]:
+        """As many different prompts as are wanted, or as can be drawn; unusable ones are drawn again."""
+        if tokenizer is None:
+            raise UserError(
+                f"dataset {self.title} is text, and the checkpoint comes without a tokenizer: give "
+                "model.tokenizer=DIRECTORY or hub id, or use dataset=induction"
+            )
+        wanted = getattr(self, f"{side}_prompts")
+        found: dict[tuple[int, ...], Encoded] = {}
+        stream = self.draw(Lexicon(tokenizer), side, generator)
+        for _ in range(ATTEMPTS * wanted):
+            if len(found) == wanted:
+                break
+            try:
+                prompt = encode(next(stream), tokenizer, beginning)
+            except PromptError:
+                continue
+            found[prompt.clean] = prompt
+        return list(found.values())
+
+
+def part_of(items: Sequence[Item], side: Side) -> list[Item]:
+    """The items of one side: every other one is the calibration side's, and the rest the other sides'."""
+    return list(items[0::2] if side == "calibration" else items[1::2])
+
+
+def require_words(found: Sequence[object], needed: int, what: str, title: str) -> None:
+    """Raise UserError where a tokenizer cuts too few of a task's words alike."""
+    if len(found) < needed:
+        raise UserError(
+            f"dataset {title} needs {needed} {what} of one token length on each side, and this tokenizer has "
+            f"{len(found)}; use another task for this model"
+        )
+
+
+def _as_text(prompt: Encoded, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
+    """A prompt for a reader; token ids where there is no tokenizer."""
+
+    def text(ids: Sequence[int]) -> str:
+        return " ".join(map(str, ids)) if tokenizer is None else str(tokenizer.decode(list(ids)))
+
+    return {
+        "clean": text(prompt.clean),
+        "corrupted": text(prompt.corrupted),
+        "right": " | ".join(text([token]) for token in prompt.right),
+        "wrong": " | ".join(text([token]) for token in prompt.wrong),
+    }

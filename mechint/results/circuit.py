@@ -1,0 +1,179 @@
+"""The sections of result.json that tell of tasks, circuits and gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from mechint.results.section import Section
+
+
+class TaskInfo(Section):
+    """The task that prompts ask, and what the dense model makes of it.
+
+    accuracy: of the dense model on all prompts of a side; left_out: how many of these it got wrong, which are not used.
+    prompts: how many are used. example: the first evaluation prompt.
+    """
+
+    name: str
+    prompts: dict[str, int] = Field(default_factory=dict)
+    accuracy: dict[str, float] = Field(default_factory=dict)
+    left_out: dict[str, int] = Field(default_factory=dict)
+    example: dict[str, str] = Field(default_factory=dict)
+
+
+class TaskScores(Section):
+    """What a model does on the task: means over prompts. kl_median, kl_p95: over prompts, of the KL from the dense
+    model at the answer, in nats.
+    """
+
+    logit_diff: float | None = None
+    accuracy: float | None = None
+    kl: float | None = None
+    kl_median: float | None = None
+    kl_p95: float | None = None
+
+
+class AblationScores(Section):
+    """One mask under one ablation: the task's scores of four models, and faithfulness of the logit difference.
+
+    completeness: faithfulness of the complement, 0 where nothing of the behaviour is left outside of the circuit.
+    """
+
+    ablation: str
+    empty: TaskScores = Field(default_factory=TaskScores)
+    masked: TaskScores = Field(default_factory=TaskScores)
+    complement: TaskScores = Field(default_factory=TaskScores)
+    faithfulness: float | None = None
+    faithfulness_interval: list[float] | None = None
+    completeness: float | None = None
+
+
+class CircuitPoint(Section):
+    """The circuit of the `kept` units that rank highest. share: of all units, as asked for."""
+
+    share: float
+    kept: int
+    faithfulness: float | None = None
+    faithfulness_interval: list[float] | None = None
+    completeness: float | None = None
+    completeness_interval: list[float] | None = None
+    logit_diff: float | None = None
+    accuracy: float | None = None
+    kl: float | None = None
+
+
+class Area(Section):
+    """A number over the whole curve with its 95 % interval over prompts."""
+
+    value: float | None = None
+    interval: list[float] | None = None
+
+
+class Incompleteness(Section):
+    """|faithfulness of the circuit without K - of the model without K| over random parts K of the circuit (Wang et al.
+    2022).
+    """
+
+    draws: int = 0
+    mean: float | None = None
+    max: float | None = None
+
+
+class Minimality(Section):
+    """Kept units of one KV head's keys, or values, removed together, one such part at a time.
+
+    needed: the KL rises, and the 95 % interval of its change over prompts lies above 0. harmful: it falls likewise.
+    """
+
+    parts: int = 0
+    tested: int = 0
+    prompts: int = 0
+    needed: int = 0
+    harmful: int = 0
+    share_needed: float | None = None
+
+
+class ParaphraseScores(Section):
+    """The same mask on the same question in other words."""
+
+    prompts: int = 0
+    faithfulness: float | None = None
+    faithfulness_interval: list[float] | None = None
+    kl: float | None = None
+    accuracy: float | None = None
+
+
+class SeedScores(Section):
+    """The numbers of each seed's own mask, in the order of the seeds."""
+
+    faithfulness: list[float | None] = Field(default_factory=list)
+    kl: list[float | None] = Field(default_factory=list)
+    cmd: list[float | None] = Field(default_factory=list)
+
+
+class CircuitInfo(Section):
+    """What a mask is worth as a circuit of a task, under the ablation that it was learned with.
+
+    faithfulness: of the logit difference, 1 as the dense model and 0 as the empty one; above 1 is no success.
+    completeness: faithfulness of the complement. ablations: the same mask under all ablations.
+    selection: whether units are ranked by a signed score, those that do harm last, or by a size. within_10_percent: the
+    fewest units of the curve whose logit difference lies within 10 % of the dense model's, from there on.
+    """
+
+    metric: str = "logit_diff"
+    prompts: int = 0
+    ablation: str = "zero"
+    selection: Literal["signed", "absolute"] = "signed"
+    faithfulness: float | None = None
+    faithfulness_interval: list[float] | None = None
+    completeness: float | None = None
+    dense: TaskScores = Field(default_factory=TaskScores)
+    empty: TaskScores = Field(default_factory=TaskScores)
+    masked: TaskScores = Field(default_factory=TaskScores)
+    complement: TaskScores = Field(default_factory=TaskScores)
+    ablations: list[AblationScores] = Field(default_factory=list)
+    curve: list[CircuitPoint] = Field(default_factory=list)
+    cpr: Area = Field(default_factory=Area)
+    cmd: Area = Field(default_factory=Area)
+    cpr_log: Area = Field(default_factory=Area)
+    cmd_log: Area = Field(default_factory=Area)
+    within_10_percent: int | None = None
+    incompleteness: Incompleteness | None = None
+    minimality: Minimality | None = None
+    paraphrase: ParaphraseScores | None = None
+    seeds: SeedScores | None = None
+    seconds: float | None = None
+
+
+def seed_scores(circuits: Sequence[CircuitInfo | None]) -> SeedScores:
+    """The numbers of several seeds' masks."""
+    known = [circuit for circuit in circuits if circuit is not None]
+    return SeedScores(
+        faithfulness=[circuit.faithfulness for circuit in known],
+        kl=[circuit.masked.kl for circuit in known],
+        cmd=[circuit.cmd.value for circuit in known],
+    )
+
+
+class RivalInfo(Section):
+    """What a mask shares with that of the run that it was to differ from.
+
+    shared: kept channels in common; iou: over those that either keeps; chance: its expectation for random masks with
+    the same counts in every layer, kind and KV head.
+    """
+
+    of: str
+    shared: int = 0
+    iou: float | None = None
+    chance: float | None = None
+
+
+class GateResult(Section):
+    """One gate: its wording, the number it asks for, and whether that passes. value: None where it was not measured."""
+
+    gate: str
+    value: float | None = None
+    passed: bool = False

@@ -1,0 +1,78 @@
+"""circuit.json: what the pictures of a circuit are drawn from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from mechint.errors import UserError, one_line
+from mechint.results.section import Section
+from mechint.runtime.files import parse_json, read_text, write_json
+
+FILENAME = "circuit.json"
+
+
+class HeadNode(Section):
+    """A KV head with kept units; layer: its index. k_kept, v_kept: kept channels or directions."""
+
+    layer: int
+    head: int
+    k_kept: int = 0
+    v_kept: int = 0
+
+
+class ReadEdge(Section):
+    """What kept values of one head write is read by kept keys, by queries for them, or by kept values of a later one.
+
+    score: |R W| / (|R| |W|) with Frobenius norms, R the rows of the reading weights, W the columns of the writing ones
+    (composition score, Elhage et al. 2021).
+    """
+
+    source: tuple[int, int]
+    target: tuple[int, int]
+    kind: Literal["k", "q", "v"]
+    score: float
+
+
+class Pattern(Section):
+    """Attention of one query head on one prompt, [T][T], in the dense and in the masked model."""
+
+    layer: int
+    query_head: int
+    dense: list[list[float]]
+    masked: list[list[float]]
+
+
+class CircuitDrawing(Section):
+    """Nodes and the strongest edges of a circuit, and attention patterns on one prompt.
+
+    chance: the median score of all edges there could be between these heads.
+    """
+
+    nodes: list[HeadNode] = Field(default_factory=list)
+    edges: list[ReadEdge] = Field(default_factory=list)
+    chance: float | None = None
+    tokens: list[str] = Field(default_factory=list)
+    patterns: list[Pattern] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    def write(self, directory: Path) -> Path:
+        """Write circuit.json, atomically."""
+        path = directory / FILENAME
+        write_json(path, self.as_json())
+        return path
+
+    @classmethod
+    def read(cls, directory: Path) -> CircuitDrawing | None:
+        """What a run wrote; None where it wrote nothing. Raises UserError where the file is damaged."""
+        path = directory / FILENAME
+        if not path.exists():
+            return None
+        try:
+            return cls.model_validate(parse_json(read_text(path)))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{path} cannot be read ({one_line(error, 160)}); run the analysis again"
+            ) from error

@@ -1,0 +1,431 @@
+"""Scores of circuits, gates, ablations that know prompts, and a whole run on a task."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import tiny_model
+
+from mechint import analyze, compare_circuits
+from mechint.analysis.chance import Controls, activation_norms
+from mechint.circuits import CircuitStudy, scores
+from mechint.circuits.gates import Gate, judge_gates, parse_gates
+from mechint.circuits.study import fewest_within, learn_constants
+from mechint.data.batch import NO_TOKEN, Batch
+from mechint.data.tasks import GenderedPronoun, InductionTask
+from mechint.errors import UserError
+from mechint.learning import MaskTrainer
+from mechint.masking import (
+    CounterfactualAblation,
+    MaskedModel,
+    MeanAblation,
+    MeanPerPositionAblation,
+    OptimalAblation,
+    make_units,
+)
+from mechint.masking.gating import gated
+from mechint.masking.random_masks import matched_random_masks, places
+from mechint.methods import Fisher, TopK
+from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
+from mechint.metrics.gradients import gate_gradient
+from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
+from mechint.reporting.closing import summary_lines
+from mechint.results.circuit import CircuitInfo, TaskScores
+from mechint.results.result import Result, Verdict
+
+# --- scores
+
+
+def test_areas_are_those_of_the_benchmark() -> None:
+    """Numbers worked out from its formula by other means: trapezoids over k, of f and of |1 - f|."""
+    shares = [0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0]
+    faithfulness = torch.tensor([0.0, -0.1, 0.1, 0.3, 0.5, 0.8, 1.1, 1.3, 1.05, 1.0], dtype=torch.double)
+    assert float(scores.cpr(shares, faithfulness)) == pytest.approx(1.05695, abs=1e-9)
+    assert float(scores.cmd(shares, faithfulness)) == pytest.approx(0.11705, abs=1e-9)
+    ones = torch.ones(10, dtype=torch.double)
+    assert float(scores.cpr(shares, ones)) == pytest.approx(0.999, abs=1e-12)
+    assert float(scores.cmd(shares, ones)) == 0
+    assert float(scores.cpr(shares, ones, log=True)) == pytest.approx(1, abs=1e-12)
+    ramp = torch.tensor([math.log(share) for share in shares], dtype=torch.double)
+    assert float(scores.cpr(shares, ramp, log=True)) == pytest.approx(math.log(0.001) / 2, abs=1e-9)
+
+
+def test_counts_are_rounded_down_and_float_noise_does_not_decide() -> None:
+    assert [scores.kept_at(share, 11_520) for share in (0.001, 0.002, 0.1, 1.0)] == [11, 23, 1152, 11_520]
+    assert scores.kept_at(0.29, 100) == 29  # 0.29 * 100 is a little less than 29
+
+
+def test_faithfulness_is_a_ratio_of_means_and_may_leave_the_unit_interval() -> None:
+    dense, empty = torch.tensor(4.0), torch.tensor(-1.0)
+    found = scores.faithfulness_of(dense, empty, torch.tensor([4.0, -1.0, 1.5, 6.5, -2.0]))
+    torch.testing.assert_close(found, torch.tensor([1.0, 0.0, 0.5, 1.5, -0.2]))
+
+
+def test_the_smallest_circuit_that_does_is_one_from_which_on_all_larger_ones_do() -> None:
+    assert fewest_within([1, 2, 4, 8], [3.0, 1.0, 3.1, 3.0], dense=3.0) == 4
+    assert fewest_within([1, 2, 4, 8], [3.0, 2.9, 3.1, 9.0], dense=3.0) is None
+
+
+# --- metrics at answers
+
+
+def asked(answers: list[list[int]], foils: list[list[int]]) -> Batch:
+    """Sequences of two positions of which the last counts."""
+    counted = torch.tensor([[False, True]] * len(answers))
+    wide = [torch.tensor([[row, row] for row in part]) for part in (answers, foils)]
+    return Batch(torch.zeros(len(answers), 2, dtype=torch.long), wide[0], counted, foils=wide[1])
+
+
+def test_several_answers_count_together() -> None:
+    logits = torch.tensor([[[9.0] * 5, [0.0, 1.0, 2.0, 3.0, 4.0]]]).repeat(2, 1, 1)
+    batch = asked([[1, 3], [4, NO_TOKEN]], [[2, 4], [0, 1]])
+    p = logits[0, 1].softmax(0)
+    expected = [(p[1] + p[3]).log() - (p[2] + p[4]).log(), p[4].log() - (p[0] + p[1]).log()]
+    found = LOGIT_DIFF.per_sequence(logits, batch, None)
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert ACCURACY.per_sequence(logits, batch, None).tolist() == [0, 1]
+    nll = NLL.per_sequence(logits, batch, None)
+    torch.testing.assert_close(nll, -torch.stack([(p[1] + p[3]).log(), p[4].log()]))
+
+
+@pytest.mark.parametrize(
+    "metric", [LOGIT_DIFF, NLL, LogitDifferenceGap(), AccuracySurrogate()], ids=lambda metric: metric.name
+)
+def test_gradients_at_answers_are_those_of_autograd(metric: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 2, 5, generator=generator, requires_grad=True)
+    dense = torch.randn(2, 2, 5, generator=generator)
+    batch = asked([[1, 3], [4, NO_TOKEN]], [[2, 4], [0, 1]])
+    (slope,) = torch.autograd.grad(metric.mean(logits, batch, dense), logits)
+    p = logits.log_softmax(-1)[:, 1]
+    right = torch.stack([p[0, [1, 3]].logsumexp(0), p[1, 4]])
+    difference = right - torch.stack([p[0, [2, 4]].logsumexp(0), p[1, [0, 1]].logsumexp(0)])
+    expected = {
+        "logit_diff": difference,
+        "nll": -right,
+        "logit_diff_gap": (difference - LOGIT_DIFF.per_sequence(dense, batch, None)).abs(),
+        "logistic_loss": (1 + (-difference).exp()).log(),
+    }[metric.name].mean()
+    torch.testing.assert_close(metric.mean(logits, batch, dense), expected)
+    torch.testing.assert_close(slope, torch.autograd.grad(expected, logits)[0], rtol=1e-4, atol=1e-6)
+    assert slope[:, 0].abs().max() == 0  # of the position that does not count
+
+
+def test_a_metric_of_answers_refuses_running_text() -> None:
+    rows = torch.randint(3, 97, (2, 9), generator=torch.Generator().manual_seed(0))
+    masked = MaskedModel(tiny_model("llama"))
+    with pytest.raises(UserError, match="needs right and wrong answers"):
+        Evaluator(masked, Batch.of_rows(rows))([None], [LOGIT_DIFF])
+
+
+# --- ablations
+
+
+def pairs(count: int = 5, length: int = 9) -> Batch:
+    """Prompts beside others with the same last token."""
+    generator = torch.Generator().manual_seed(4)
+    tokens, paired = (torch.randint(3, 97, (count, length), generator=generator) for _ in range(2))
+    paired[:, -1] = tokens[:, -1]
+    counted = torch.zeros(count, length, dtype=torch.bool)
+    counted[:, -1] = True
+    answers, foils = (torch.randint(3, 97, (count, length), generator=generator) for _ in range(2))
+    return Batch(tokens, answers, counted, foils=foils, paired=paired)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2"])
+def test_the_empty_model_does_as_on_the_paired_prompt_under_counterfactual_ablation(name: str) -> None:
+    masked, batch = MaskedModel(tiny_model(name)), pairs()
+    ablation = CounterfactualAblation().fit(masked, batch, 2)
+    assert batch.paired is not None
+    empty = masked.logits(batch, torch.zeros(masked.space.num_channels), ablation)
+    torch.testing.assert_close(empty[:, -1], masked.logits(batch.paired)[:, -1], rtol=1e-3, atol=1e-4)
+    full = masked.logits(batch, torch.ones(masked.space.num_channels), ablation)
+    torch.testing.assert_close(full, masked.logits(batch))
+
+
+def test_counterfactual_ablation_needs_paired_prompts() -> None:
+    masked = MaskedModel(tiny_model("llama"))
+    with pytest.raises(UserError, match="needs paired prompts"):
+        CounterfactualAblation().fit(masked, Batch(pairs().tokens), 2)
+
+
+def test_means_per_position_are_those_of_the_calibration_prompts() -> None:
+    masked, batch = MaskedModel(tiny_model("gpt2")), pairs()
+    seen: dict[tuple[int, str], torch.Tensor] = {}
+    with masked.recording(lambda i, q, k, v: seen.update({(i, "k"): k, (i, "v"): v})):
+        masked.hidden(batch)
+    fitted = MeanPerPositionAblation().fit(masked, batch, 2)
+    for fill, place in zip(fitted.fills(masked, batch), masked.space.slices, strict=True):
+        torch.testing.assert_close(fill[0], seen[place].mean(0))
+    longer = Batch(torch.cat([batch.tokens, batch.tokens], 1))
+    beyond = fitted.fills(masked, longer)[0]
+    torch.testing.assert_close(beyond[0, :, 9:], seen[0, "k"].mean((0, 2))[:, None].expand(-1, 9, -1))
+
+
+def test_the_gradient_of_constants_is_that_of_autograd() -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 2, 5, 4, generator=generator, dtype=torch.double)
+    gate = torch.rand(3, 2, 4, generator=generator, dtype=torch.double, requires_grad=True)
+    fill = torch.randn(2, 4, generator=generator, dtype=torch.double, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda g, f: gated(states, g, f), (gate, fill))
+    assert torch.autograd.gradcheck(lambda g, f: gated(states, g[0], f), (gate, fill))
+
+
+def test_optimal_constants_start_at_the_means_and_lower_the_kl() -> None:
+    masked, batch = MaskedModel(tiny_model("llama")), pairs()
+    start = OptimalAblation(learning_rate=0.1).fit(masked, batch, 2)
+    torch.testing.assert_close(start.states, MeanAblation().fit(masked, batch, 2).states)
+    gates = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(0)) > 0.5
+    learned = learn_constants(masked, batch, gates, start, steps=20, at_once=5)
+    before, after = (Evaluator(masked, batch, one).mean(gates, KL) for one in (start, learned))
+    assert after < 0.8 * before
+    assert torch.equal(
+        start.states, MeanAblation().fit(masked, batch, 2).states
+    )  # another mask starts there too
+    again = start.fresh()
+    again.load_state_dict(learned.state_dict())
+    torch.testing.assert_close(again.states, learned.states)
+
+
+def test_optimal_constants_are_learned_with_the_mask() -> None:
+    masked, batch = MaskedModel(tiny_model("llama")), pairs()
+    ablation = OptimalAblation().fit(masked, batch, 2)
+    before = ablation.states.detach().clone()
+    gate_gradient(masked, batch, torch.full((masked.space.num_channels,), 0.5), KL, ablation)
+    ablation.step()
+    moved = (ablation.states - before).abs() > 0
+    assert moved.float().mean() > 0.9
+
+
+# --- gates
+
+
+@pytest.mark.parametrize(
+    ("wording", "passes"),
+    [
+        ("faithfulness >= 0.9", True),
+        ("faithfulness>0.95", False),
+        ("metrics.masked.kl <= 0.3", True),
+        ("kl < 0.01", False),
+        ("seed_iou >= 0.1", False),  # not measured
+        ("circuit.cmd.value <= 1e3", False),
+    ],
+)
+def test_gates_are_judged_by_the_numbers_of_result_json(wording: str, passes: bool) -> None:
+    result = Result.model_validate(
+        {"status": "done", "faithfulness": 0.5, "metrics": {"masked": {"kl": 0.2}}}
+    )
+    result.circuit = CircuitInfo(faithfulness=0.95, masked=TaskScores(kl=0.02))
+    judge_gates(result, [wording, "faithfulness >= 0"])
+    verdict = result.verdict
+    assert verdict is not None
+    assert [gate.passed for gate in verdict.gates] == [passes, True]
+    assert verdict.overall == ("GO" if passes else "NO_GO")
+    assert Verdict.model_validate(verdict.as_json()) == verdict
+
+
+def test_a_run_of_text_is_judged_by_its_loss() -> None:
+    result = Result.model_validate({"status": "done", "faithfulness": 0.5})
+    assert Gate.parse("faithfulness >= 0.5").judge(result).value == 0.5
+    judge_gates(result, [])
+    assert result.verdict is None
+
+
+@pytest.mark.parametrize(
+    "gates", ["faithfulness", ["faithfulness == 1"], ["beauty > 1"], ["metrics.masked > 1"], 3]
+)
+def test_gates_that_mean_nothing_are_refused_before_the_run(gates: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="gate"):
+        analyze(output_dir=tmp_path / "run", gates=gates)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError):
+        parse_gates(gates)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"shares": [0.5]},
+        {"shares": [0.5, 0.1]},
+        {"shares": [0.0, 1.0]},
+        {"ablations": ["noise"]},
+        {"prompts": 1},
+        {"knockouts": -1},
+    ],
+)
+def test_impossible_settings_of_a_study_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="circuit"):
+        CircuitStudy(**settings)
+
+
+# --- a whole run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path) -> Any:
+    """A tiny random model on the induction prompts that it gets right by chance."""
+    return analyze(
+        str(byte_model_directory),
+        tmp_path_factory.mktemp("circuits") / "run",
+        target_sparsity=0.5,
+        steps=6,
+        device="cpu",
+        dataset=InductionTask(
+            calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=16, needed_accuracy=0.2
+        ),
+        method=TopK(finishing_trials=0),
+        ablation=CounterfactualAblation(),
+        trainer=MaskTrainer(batch_size=4),
+        controls=Controls(random_masks=3),
+        circuit=CircuitStudy(prompts=12, optimal_steps=2, knockouts=2, minimality_parts=3),
+        gates=["faithfulness >= -100", "kl <= 0", "seed_iou >= 0.7"],
+        visualizer=Visualizer([CircuitFigure(), CircuitHeads(), CircuitPatterns(), CircuitDiagram()], dpi=60),
+    )
+
+
+def test_a_run_on_a_task_measures_its_circuit(run: Any) -> None:
+    result: Result = run.result
+    task, circuit = result.task, result.circuit
+    assert task is not None
+    assert circuit is not None
+    assert task.name == "induction"
+    assert task.prompts["evaluation"] + task.left_out["evaluation"] == 40
+    assert circuit.dense.accuracy == 1  # what the dense model gets wrong is left out
+    assert circuit.dense.kl == 0
+    assert [row.ablation for row in circuit.ablations] == [
+        "zero",
+        "mean",
+        "mean_per_position",
+        "counterfactual",
+        "optimal",
+    ]
+    own = circuit.ablations[3]
+    assert own.masked == circuit.masked
+    assert own.faithfulness == circuit.faithfulness
+    assert len({row.faithfulness for row in circuit.ablations}) == 5
+    first, last = circuit.curve[0], circuit.curve[-1]
+    assert (first.kept, last.kept) == (0, result.sparsity.total)
+    assert (last.faithfulness, last.completeness, last.kl) == (1, 0, 0)
+    assert (first.faithfulness, first.completeness) == (0, 1)
+    half = next(point for point in circuit.curve if point.share == 0.5)
+    assert half.faithfulness == pytest.approx(circuit.faithfulness)
+    for scores_ in (circuit.empty, circuit.masked, circuit.complement):
+        assert scores_.kl is not None
+        assert scores_.kl_p95 is not None
+        assert scores_.kl_median is not None
+        assert scores_.kl_p95 >= scores_.kl_median > 0
+    low, high = circuit.faithfulness_interval or (1, 0)
+    assert low <= (circuit.faithfulness or 0) <= high
+    assert circuit.incompleteness is not None
+    assert circuit.incompleteness.draws == 2
+    assert circuit.minimality is not None
+    assert circuit.minimality.tested == 3
+    assert circuit.paraphrase is not None
+    assert circuit.selection == "signed"
+
+
+def test_the_verdict_and_the_circuit_are_in_the_report(run: Any) -> None:
+    verdict = run.result.verdict
+    assert verdict.overall == "NO_GO"
+    assert [gate.passed for gate in verdict.gates] == [True, False, False]
+    report = (run.directory / "circuit_analysis_report.md").read_text()
+    assert "## Verdict: NO GO" in report
+    assert "FAIL, not measured" in report
+    assert "## The circuit of `induction`" in report
+    assert "`counterfactual` (learned with)" in report
+    assert "(circuit.png)" in report
+    assert (run.directory / "circuit.png").stat().st_size > 5000
+
+
+def test_the_last_lines_tell_of_task_and_gates(run: Any) -> None:
+    lines = summary_lines(run.result, run.directory)
+    (task,) = [line for line in lines if line.startswith("task induction, counterfactual ablation: ")]
+    assert f"CMD {run.result.circuit.cmd.value:.3f}" in task
+    assert "gates: faithfulness >= -100 PASS, kl <= 0 FAIL, seed_iou >= 0.7 FAIL: NO_GO" in lines
+
+
+def test_a_task_run_is_measured_again_from_its_files(run: Any) -> None:
+    again = run.evaluate(batch_size=8)
+    assert again.metrics.masked.kl == pytest.approx(run.result.metrics.masked.kl, rel=1e-4)
+
+
+def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: Path, tmp_path: Path) -> None:
+    other = analyze(
+        str(byte_model_directory),
+        tmp_path / "pronouns",
+        target_sparsity=0.75,
+        device="cpu",
+        dataset=GenderedPronoun(
+            calibration_prompts=32, evaluation_prompts=32, paraphrase_prompts=0, needed_accuracy=0
+        ),
+        method=Fisher(),
+        trainer=MaskTrainer(batch_size=4),
+        controls=Controls(random_masks=0),
+        circuit=CircuitStudy(prompts=4, ablations=[], knockouts=0, minimality_parts=0, explained_units=0),
+        visualizer=Visualizer([]),
+    )
+    found = compare_circuits({"induction": run, "pronoun": other.directory}, tmp_path / "both")
+    (shared,) = found.overlap
+    kept = [one.channels_frame()["kept"].to_numpy() for one in (run, other)]
+    assert shared.iou == pytest.approx((kept[0] & kept[1]).sum() / (kept[0] | kept[1]).sum())
+    assert shared.chance is not None
+    assert 0 < shared.chance < 1
+    masked = run.result.metrics.masked
+    own = next(one for one in found.transfer if one.mask == one.data == "induction")
+    assert own.kl == pytest.approx(masked.kl, rel=1e-3)
+    assert found.faithfulness("pronoun", "induction") != found.faithfulness("induction", "induction")
+    assert (tmp_path / "both" / "circuits.json").exists()
+    table = (tmp_path / "both" / "circuits.md").read_text()
+    assert table.count("\n| induction |") == 2
+    with pytest.raises(UserError, match="two or more"):
+        compare_circuits({"induction": run})
+
+
+def test_a_rival_keeps_other_units(run: Any, byte_model_directory: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        "checkpoint": str(byte_model_directory),
+        "target_sparsity": 0.5,
+        "steps": 6,
+        "device": "cpu",
+        "dataset": InductionTask(
+            calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=0, needed_accuracy=0.2
+        ),
+        "ablation": CounterfactualAblation(),
+        "trainer": MaskTrainer(batch_size=4),
+        "controls": Controls(random_masks=0),
+        "circuit": CircuitStudy(prompts=4, ablations=[], knockouts=0, minimality_parts=0, explained_units=0),
+        "visualizer": Visualizer([]),
+        "rival_of": run.directory,
+    }
+    method = TopK(finishing_trials=0, avoid_weight=10.0)
+    rival = analyze(output_dir=tmp_path / "rival", method=method, **settings).result.rival
+    assert rival is not None
+    assert rival.iou is not None
+    assert rival.chance is not None
+    assert rival.iou < 0.5 * rival.chance
+    with pytest.raises(UserError, match="rival_of needs a method"):
+        analyze(output_dir=tmp_path / "scored", method=Fisher(), **settings)
+
+
+def test_random_masks_can_match_the_norms_of_activations() -> None:
+    masked, batch = MaskedModel(tiny_model("llama")), pairs()
+    units = make_units(masked)
+    norms = activation_norms(masked, units, batch, at_once=2)
+    seen: list[torch.Tensor] = []
+    with masked.recording(lambda i, q, k, v: seen.extend([k, v])):
+        masked.hidden(batch)
+    squares = torch.cat([states.square().sum((0, 2)).flatten() for states in seen])
+    torch.testing.assert_close(norms, squares.sqrt(), rtol=1e-4, atol=1e-5)
+    generator = torch.Generator().manual_seed(0)
+    keep = torch.rand(units.count, generator=generator) > 0.5
+    place = places(units)
+    for mask in matched_random_masks(units, keep, 5, generator, norms):
+        assert not torch.equal(mask, keep)
+        for number in place.unique():
+            here = (place == number).nonzero().flatten()
+            for quarter in here[norms[here].argsort()].chunk(4):
+                assert int(mask[quarter].sum()) == int(keep[quarter].sum())

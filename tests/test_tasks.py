@@ -1,0 +1,386 @@
+"""Tasks: prompts in tokens, their sides, their answers, and what the dense model makes of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import tiny_model
+from torch import Tensor
+
+from mechint.analysis.tasks import solved
+from mechint.data import TokenData
+from mechint.data.batch import NO_TOKEN, Batch
+from mechint.data.byte_tokenizer import byte_tokenizer
+from mechint.data.tasks import (
+    Docstring,
+    GenderedPronoun,
+    GreaterThan,
+    IndirectObject,
+    InductionTask,
+    PromptPairs,
+    SubjectVerbAgreement,
+)
+from mechint.data.tasks.encoding import Encoded, Lexicon, Prompt, PromptError, encode, make_batch
+from mechint.data.tasks.task import TaskDataset
+from mechint.errors import UserError
+from mechint.masking import CounterfactualAblation, MaskedModel, MeanAblation, MeanPerPositionAblation
+from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, Evaluator, KlDivergence
+
+BYTES = byte_tokenizer()
+TASKS = [
+    IndirectObject,
+    GreaterThan,
+    SubjectVerbAgreement,
+    GenderedPronoun,
+    Docstring,
+    InductionTask,
+]
+SMALL = {"calibration_prompts": 24, "evaluation_prompts": 16, "paraphrase_prompts": 8}
+
+
+def load(task: TaskDataset, tokenizer: Any = BYTES, vocab_size: int = 256, seed: int = 0) -> TokenData:
+    """A task's prompts, by default in bytes."""
+    return task.load(tokenizer, "the tokenizer", vocab_size, 512, seed)
+
+
+def sides(data: TokenData) -> dict[str, Batch]:
+    """All prompts."""
+    assert data.task is not None
+    assert data.task.paraphrases is not None
+    return {
+        "calibration": data.calibration,
+        "evaluation": data.evaluation,
+        "paraphrase": data.task.paraphrases,
+    }
+
+
+def asked(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Right and wrong answers at the position that counts, [B, A]."""
+    assert batch.answers is not None
+    assert batch.foils is not None
+    assert batch.counted is not None
+    right, wrong = (part if part.ndim == 3 else part.unsqueeze(-1) for part in (batch.answers, batch.foils))
+    return right[batch.counted], wrong[batch.counted]
+
+
+def texts(batch: Batch) -> list[str]:
+    """The clean prompts as text."""
+    there = (
+        torch.ones_like(batch.tokens, dtype=torch.bool)
+        if batch.attention_mask is None
+        else batch.attention_mask
+    )
+    return [bytes(row[mask].tolist()).decode() for row, mask in zip(batch.tokens, there, strict=True)]
+
+
+@pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.name)
+def test_every_task_gives_prompts_of_equal_length_with_answers(kind: type[TaskDataset]) -> None:
+    data = load(kind(**SMALL))
+    assert (data.name, data.calibration_tokens, data.evaluation_tokens) == (kind.name, 24, 16)
+    for batch in sides(data).values():
+        assert batch.paired is not None
+        assert batch.paired.shape == batch.tokens.shape
+        assert batch.positions.tolist() == [1] * len(batch)
+        right, wrong = asked(batch)
+        for row in range(len(batch)):
+            own, other = set(right[row].tolist()) - {NO_TOKEN}, set(wrong[row].tolist()) - {NO_TOKEN}
+            assert own
+            assert other
+            assert not own & other
+        assert not torch.equal(batch.paired, batch.tokens)
+        if batch.attention_mask is not None:  # what is padding in one is padding in the other
+            assert (batch.paired[~batch.attention_mask] == 0).all()
+
+
+@pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.name)
+def test_sides_share_no_prompt_and_the_seed_draws_calibration_prompts_alone(kind: type[TaskDataset]) -> None:
+    data, same, other = (load(kind(**SMALL), seed=seed) for seed in (0, 0, 1))
+    assert data.evaluation_digest == same.evaluation_digest == other.evaluation_digest
+    assert texts(data.calibration) == texts(same.calibration) != texts(other.calibration)
+    found = {side: set(texts(batch)) for side, batch in sides(data).items()}
+    assert not found["calibration"] & (found["evaluation"] | found["paraphrase"])
+    assert not found["evaluation"] & found["paraphrase"]
+
+
+def test_names_and_templates_of_one_side_are_on_no_other() -> None:
+    data = load(IndirectObject(calibration_prompts=96, evaluation_prompts=64, paraphrase_prompts=32))
+    names = {}
+    for side, batch in sides(data).items():
+        words = [word.strip(",.") for text in texts(batch) for word in text.split()]
+        names[side] = {word for word in words if word[0].isupper() and len(word) > 2} - {
+            *("When", "Then", "Friends", "After", "While", "The", "One")
+        }
+        assert len(names[side]) > 5
+    assert not names["calibration"] & (names["evaluation"] | names["paraphrase"])
+    starts = {side: {text.split()[0] for text in texts(batch)} for side, batch in sides(data).items()}
+    assert starts["paraphrase"] == {"The", "One"}
+    assert "While" not in starts["calibration"]
+
+
+def test_the_right_name_is_the_one_that_is_named_once() -> None:
+    data = load(IndirectObject(**SMALL))
+    right, wrong = asked(data.evaluation)
+    for text, own, other in zip(texts(data.evaluation), right.flatten(), wrong.flatten(), strict=True):
+        shared = text.rsplit("to", 1)[1]  # what both names begin with
+        words = [word.strip(",.") for word in text[: -len(shared) or None].split()]
+        twice = {word for word in words if word[0].isupper() and words.count(word) == 2}
+        (subject,) = twice
+        assert f" {subject}".startswith(shared + chr(other))
+        indirect = [w for w in words if f" {w}".startswith(shared + chr(own)) and words.count(w) == 1]
+        assert indirect
+
+
+@pytest.mark.parametrize("corruption", ["subject", "flip"])
+def test_the_paired_prompt_of_ioi_can_differ_in_the_subject_alone(corruption: str) -> None:
+    batch = load(IndirectObject(**SMALL, corruption=corruption)).evaluation
+    paired = texts(replace(batch, tokens=batch.paired))
+    for clean, other in zip(texts(batch), paired, strict=True):
+        words, changed = clean.split(), other.split()
+        different = [pair for pair in zip(words, changed, strict=True) if pair[0] != pair[1]]
+        assert len(different) == 1
+        own, new = (word.strip(",.") for word in different[0])
+        counts = [word.strip(",.") for word in words].count
+        assert (counts(own), counts(new)) == (2, 1 if corruption == "flip" else 0)
+
+
+def test_years_that_begin_with_the_same_digit_are_neither_right_nor_wrong() -> None:
+    batch = load(GreaterThan(**SMALL)).evaluation
+    right, wrong = asked(batch)
+    for text, own, other in zip(texts(batch), right.tolist(), wrong.tolist(), strict=True):
+        year = next(word for word in text.split() if len(word) == 4 and word.isdigit())
+        assert {chr(t) for t in own if t != NO_TOKEN} == set("0123456789"[int(year[2]) + 1 :])
+        assert {chr(t) for t in other if t != NO_TOKEN} == set(
+            "0123456789"[: int(year[2]) + (year[3] == "9")]
+        )
+
+
+def test_induction_needs_no_tokenizer_and_asks_for_what_came_next() -> None:
+    batch = load(InductionTask(**SMALL), tokenizer=None, vocab_size=80).evaluation
+    right, wrong = asked(batch)
+    mask = batch.attention_mask
+    assert mask is not None
+    assert batch.paired is not None
+    for row in range(len(batch)):
+        clean, paired = batch.tokens[row][mask[row]].tolist(), batch.paired[row][mask[row]].tolist()
+        last, first = clean[-1], clean.index(clean[-1])
+        assert clean[first + 1] == right[row].item()
+        assert paired[paired.index(last) + 1] == wrong[row].item()
+        assert sorted(clean) == sorted(paired)
+
+
+def test_a_gpt2_tokenizer_gives_every_task_single_tokens(shared_data: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "gpt2")
+    for kind in TASKS:
+        data = load(kind(**SMALL), tokenizer, 50_257)
+        assert len(data.evaluation) == 16, kind.name
+    example = load(IndirectObject(**SMALL), tokenizer, 50_257).task.example  # type: ignore[union-attr]
+    assert example["right"].startswith(" ")
+    assert example["right"].strip() in example["clean"]
+
+
+# --- encoding
+
+
+def test_prompts_that_cannot_be_used_say_why() -> None:
+    for prompt, reason in (
+        (Prompt("ab", "abc", ("x",), ("y",)), "clean has 2 tokens and corrupted 3"),
+        (Prompt("ab", "cd", ("xy",), ("xy",)), "one answer begins with another"),
+        (Prompt("ab", "cd", ("x", "y"), ("x", "y")), "begin with the same token"),
+        (Prompt("ab", "cd", ("",), ("y",)), "an answer has no tokens"),
+    ):
+        with pytest.raises(PromptError, match=reason):
+            encode(prompt, BYTES)
+
+
+def test_what_all_answers_begin_with_becomes_part_of_the_prompts() -> None:
+    found = encode(Prompt("to", "at", (" Mary",), (" Mark",)), BYTES, beginning=(7,))
+    assert bytes(found.clean[1:]).decode() == "to Mar"
+    assert bytes(found.corrupted[1:]).decode() == "at Mar"
+    assert (found.clean[0], chr(found.right[0]), chr(found.wrong[0])) == (7, "y", "k")
+
+
+def test_words_alike_have_as_many_tokens_in_every_form() -> None:
+    words = Lexicon(BYTES)
+    assert words.alike(["cat", "mouse", "dog", "ox"]) == ["cat", "dog"]
+    assert words.forms_alike({"cat": "cot", "ox": "oxen", "mouse": "moose"}) == [
+        ("cat", "cot"),
+        ("mouse", "moose"),
+    ]
+
+
+def encoded_prompts() -> list[Encoded]:
+    """Prompts of several lengths, with different numbers of answers."""
+    draw = random.Random(0)
+    prompts = []
+    for length, right, wrong in ((5, 1, 1), (12, 2, 1), (8, 1, 3), (12, 1, 2)):
+        clean, corrupted = ([draw.randrange(3, 97) for _ in range(length)] for _ in range(2))
+        answers = draw.sample(range(3, 97), right + wrong)
+        prompts.append(
+            Encoded(tuple(clean), tuple(corrupted), tuple(answers[:right]), tuple(answers[right:]))
+        )
+    return prompts
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    "ablation",
+    [MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation()],
+    ids=lambda ablation: ablation.name,
+)
+def test_padding_never_leaks_into_tasks(name: str, ablation: Any) -> None:
+    masked = MaskedModel(tiny_model(name))
+    prompts, metrics = encoded_prompts(), [LOGIT_DIFF, ACCURACY, KL, NLL, KlDivergence(positions="all")]
+    keep = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(1)) > 0.5
+    found = []
+    for side in ("left", "right"):
+        batch = make_batch(prompts, side)
+        fitted = ablation.fit(masked, batch, at_once=3)
+        found.append(Evaluator(masked, batch, fitted, at_once=4)([None, keep], metrics))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=2e-5)
+    fitted = ablation.fit(masked, make_batch(prompts), at_once=2)
+    for row, prompt in enumerate(prompts):
+        alone = Evaluator(masked, make_batch([prompt]), fitted)([None, keep], metrics)
+        torch.testing.assert_close(alone[..., 0], found[1][..., row], rtol=1e-4, atol=2e-5)
+
+
+# --- files of pairs
+
+
+def pairs_file(path: Path, rows: list[dict[str, str]]) -> str:
+    """A JSONL file."""
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+def some_pairs(count: int = 60) -> list[dict[str, str]]:
+    """Prompts of three letters, each with its own answers."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return [
+        {
+            "clean": f"{letters[n % 26]}{letters[n // 26]}c",
+            "corrupted": f"{letters[n // 26]}{letters[n % 26]}d",
+            "correct": letters[(n + 1) % 26],
+            "incorrect": letters[(n + 2) % 26],
+        }
+        for n in range(count)
+    ]
+
+
+def test_pairs_come_from_jsonl_and_csv_alike(tmp_path: Path) -> None:
+    import pandas as pd
+
+    rows = some_pairs()
+    lines = PromptPairs(path=pairs_file(tmp_path / "pairs.jsonl", rows))
+    pd.DataFrame(rows).rename(columns={"clean": "prompt"}).to_csv(tmp_path / "pairs.csv", index=False)
+    table = PromptPairs(path=str(tmp_path / "pairs.csv"), columns={"clean": "prompt"})
+    one, two = load(lines), load(table)
+    assert one.name == two.name == "pairs-pairs"
+    assert texts(one.evaluation) == texts(two.evaluation)
+    assert len(one.evaluation) + len(one.calibration) == 60
+    assert not set(texts(one.evaluation)) & set(texts(one.calibration))
+    assert one.task is not None
+    assert one.task.paraphrases is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corrupted": "longer"}, "clean has 3 tokens and corrupted 6.*'aac'.*'longer'"),
+        ({"correct": ""}, "no right or no wrong answer: 'aac'"),
+    ],
+)
+def test_a_pair_that_cannot_be_used_is_shown(tmp_path: Path, change: dict[str, str], message: str) -> None:
+    rows = some_pairs()
+    rows[0] |= change
+    with pytest.raises(UserError, match=message):
+        load(PromptPairs(path=pairs_file(tmp_path / "pairs.jsonl", rows)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "give dataset.path"),
+        ({"path": "missing.csv"}, "there is no file missing.csv"),
+        ({"path": "README.md"}, "has no column 'clean'|cannot be read"),
+        ({"path": "x.csv", "evaluation_prompts": 3}, "at least 8"),
+        ({"path": "x.csv", "needed_accuracy": 2}, "needed_accuracy"),
+    ],
+)
+def test_impossible_settings_of_pairs_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(PromptPairs(**settings))
+
+
+def sorted_tokens(tokenizer: Any, years: range) -> list[str]:
+    """The last two digits of years in the order of their tokens."""
+    words = [f"{year:02d}" for year in years]
+    return sorted(words, key=lambda word: tokenizer(word).input_ids[0])
+
+
+@pytest.mark.parametrize("name", ["eapig_ioi_llama", "eapig_greater_than"])
+def test_files_of_eap_ig_are_read_as_they_are(shared_data: Path, name: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "gpt2")
+    path = shared_data / "prompts" / f"{name}.csv"
+    data = load(PromptPairs(path=str(path), **SMALL), tokenizer, 50_257)
+    assert len(data.evaluation) == 16
+    assert data.task is not None
+    example, (right, wrong) = data.task.example, asked(data.evaluation)
+    if name == "eapig_ioi_llama":
+        assert example["clean"].split().count(example["wrong"].strip()) == 2
+        assert example["clean"].split().count(example["right"].strip()) == 1
+    else:
+        year = int(example["clean"].split()[6][2:])
+        assert example["right"].split(" | ") == sorted_tokens(tokenizer, range(year + 1, 100))
+    assert right.shape[0] == wrong.shape[0] == 16
+
+
+# --- what the dense model makes of them
+
+
+def test_prompts_that_the_dense_model_gets_wrong_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = load(InductionTask(**SMALL))
+    masked = MaskedModel(tiny_model("llama", vocab_size=256, max_position_embeddings=128))
+    truth = {
+        len(batch): Evaluator(masked, batch)([None], [ACCURACY])[0, 0] > 0.5 for batch in sides(data).values()
+    }
+    kept = truth[16]
+    assert 0 < int(kept.sum()) < 16
+    monkeypatch.setattr("mechint.analysis.tasks.FEWEST", 2)
+    found = solved(replace(data, task=replace(data.task, needed_accuracy=0.0)), masked)  # type: ignore[type-var]
+    assert texts(found.evaluation) == [t for t, k in zip(texts(data.evaluation), kept, strict=True) if k]
+    assert found.evaluation_digest != data.evaluation_digest
+    assert found.task is not None
+    assert found.task.accuracy is not None
+    assert found.task.left_out is not None
+    assert found.task.accuracy["evaluation"] == kept.double().mean().item()
+    assert found.task.left_out["calibration"] == int((~truth[24]).sum())
+    assert "16 on the evaluation side" in found.notes[-1]
+    again = Evaluator(masked, found.evaluation)([None], [ACCURACY])
+    assert again.min() == 1
+
+
+def test_a_model_that_cannot_do_the_task_is_told_so() -> None:
+    masked = MaskedModel(tiny_model("llama", vocab_size=256, max_position_embeddings=128))
+    with pytest.raises(UserError, match=r"cannot do the task induction: .* of 16 evaluation prompts"):
+        solved(load(InductionTask(**SMALL, needed_accuracy=1.0)), masked)
+
+
+def test_prompts_too_long_for_a_model_and_tokens_it_does_not_have_are_refused() -> None:
+    with pytest.raises(UserError, match="more than the 16 positions"):
+        IndirectObject(**SMALL).load(BYTES, "bytes", 256, 16, 0)
+    with pytest.raises(UserError, match="vocabulary has only 64"):
+        load(IndirectObject(**SMALL), vocab_size=64)
+    with pytest.raises(UserError, match="without a tokenizer"):
+        load(IndirectObject(**SMALL), tokenizer=None)
+    with pytest.raises(UserError, match="corruption"):
+        IndirectObject(corruption="none")  # type: ignore[arg-type]
