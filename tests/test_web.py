@@ -22,6 +22,7 @@ from mechint.reporting.web import run_page
 from mechint.reporting.web.channels import threshold_of
 from mechint.reporting.web.page import ASSETS, bundle, environment
 from mechint.results import RunFiles
+from mechint.results.units import UnitMeaning, UnitMeanings
 
 PROGRAMS = ("run", "comparison", "study", "index")
 ATTACKS = (
@@ -96,6 +97,12 @@ def hostile_run(directory: Path, attack: str) -> RunFiles:
         config_digest=attack,
         finished=attack,
     )
+    most = run.channels_frame().sort_values("importance").iloc[-1]
+    place = {key: int(most[key]) for key in ("layer", "head", "channel")}
+    weight, context = {"token": attack, "weight": 1.5}, {"before": attack, "token": attack, "value": -2.0}
+    unit = UnitMeaning(**place, kind=most["kind"], promotes=[weight], keys=[context], mean_share=0.25)
+    run.directory.mkdir(parents=True)
+    UnitMeanings(prompts=1, units=[unit]).write(run.directory)
     overrides = run.directory / ".hydra" / "overrides.yaml"
     overrides.parent.mkdir(parents=True)
     overrides.write_text(json.dumps([f"checkpoint={attack}"]))
@@ -111,6 +118,8 @@ def test_nothing_that_a_run_is_called_acts_in_its_page(tmp_path: Path, attack: s
     assert not any(name.startswith("on") for _, attributes in hostile.elements for name in attributes)
     assert hostile.data["layers"][0]["name"] == attack + "0"
     assert " ".join(attack.split()) in hostile.text
+    (card,) = hostile.data["cards"].values()
+    assert card["contexts"]["Where the key is large"] == [[attack, attack, -2.0]]
     assert hostile.inside["script"][2] == harmless.inside["script"][2]
 
 
@@ -167,6 +176,14 @@ def test_a_loss_stands_at_a_threshold_only_where_exactly_that_mask_was_measured(
     assert threshold_of(importance, np.ones_like(kept)) == importance.min()
     shutil.rmtree(tmp_path / run.result.nested[0].directory)
     assert Read(run_page(run)).data["measured"][-1]["threshold"] is None
+
+
+def test_a_damaged_file_of_meanings_costs_only_the_cards(tmp_path: Path) -> None:
+    """The page is made all the same."""
+    run = scored_run(tmp_path, scored_masks(12))
+    assert Read(run_page(run)).data["cards"] == {}
+    (tmp_path / "units.json").write_text("{")
+    assert Read(run_page(run)).data["cards"] == {}
 
 
 def test_units_of_several_channels_are_numbered(tmp_path: Path) -> None:

@@ -273,7 +273,12 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path, attack: str) -> 
     with opened(browser, (run.directory / PAGE).as_uri()) as seen:
         seen.page.on("dialog", lambda dialog: seen.said.append(dialog.message))
         seen.page.locator("#unit-table tbody tr").first.click()
-        assert " ".join(attack.split()) in seen.text("#card")
+        shown = " ".join(attack.split())
+        assert shown in seen.text("#card")
+        assert seen.text("#card dl dd:nth-of-type(1)")[:-1] == shown  # the module
+        assert " ".join(seen.page.locator("#card mark").inner_text().split()) == shown
+        assert "25.0 %" in seen.text("#card")
+        assert "Promotes" in seen.text("#card")
         assert seen.page.locator("img, iframe, object, embed, link").count() == 0
         seen.page.wait_for_timeout(50)
 

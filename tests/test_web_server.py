@@ -165,6 +165,10 @@ def test_the_index_tells_status_and_progress(tree: Path, port: int) -> None:
     with (tree / "running" / "metrics.jsonl").open("a") as file:
         file.write('p": 1}\n{"step": 30}\n')
     assert told()["running"]["progress"] == 0.75
+    write_json(
+        tree / "running" / "result.json", {"status": "failed", "error": "UserError: no room", "config": {}}
+    )
+    assert (told()["running"]["status"], told()["running"]["detail"]) == ("failed", "UserError: no room")
     assert "<h1>Results below" in ask(port, "/")[2].decode()
 
 

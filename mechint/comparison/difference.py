@@ -88,7 +88,7 @@ def _metric_claim(metric: Metric, baseline: Variant, variant: Variant) -> Claim 
         return None
     pair = None
     digests = {*baseline.numbers["evaluation_digest"], *variant.numbers["evaluation_digest"]}
-    if metric.seeded and len(digests) == 1:
+    if len(digests) == 1:
         a, b = by_sequence(baseline, metric.name), by_sequence(variant, metric.name)
         if a is not None and b is not None and a.shape[1] == b.shape[1]:
             pair = a, b
@@ -107,6 +107,7 @@ def by_sequence(variant: Variant, name: str) -> np.ndarray | None:
         dense, empty, masked = (kept["loss"][number].numpy() for number in range(3))
         values = {
             "loss": masked,
+            "dense_loss": dense,
             "kl": kept["kl"][2].numpy(),
             "top1_agreement": kept["top1_agreement"][2].numpy(),
             "loss_degradation_percent": 100 * (masked - dense) / dense.mean(),

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from mechint.masking.space import Kind as Part
 from mechint.reporting.wording import plural
-from mechint.results.result import LayerInfo, Result, Verdict
+from mechint.results.result import CostPart, LayerInfo, Result, Verdict
 from mechint.results.run_files import RunFiles
 from mechint.results.verdict import judge
 
@@ -160,7 +160,18 @@ class Context:
     def cost(self) -> list[CostRow]:
         """What the run took, part by part, what is left over, and the total; nothing where no time is known."""
         cost = self.result.cost
-        rows = [CostRow(part.name, self._detail(part.name), part.seconds, part.tokens) for part in cost.parts]
+        parts: dict[str, list[CostPart]] = {}
+        for part in cost.parts:  # what sums up runs may name a part of its own as they do
+            parts.setdefault(part.name, []).append(part)
+        rows = [
+            CostRow(
+                name,
+                self._detail(name),
+                sum(one.seconds or 0 for one in same),
+                sum(one.tokens for one in same),
+            )
+            for name, same in parts.items()
+        ]
         if not rows and cost.seconds is not None:  # as earlier versions have it
             rows.append(
                 CostRow("steps" if cost.steps else "scores", self._detail("steps"), cost.seconds, cost.tokens)

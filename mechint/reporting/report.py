@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,8 +75,9 @@ LINKED = (
 )
 
 
-def write_report(context: Context, drawn: Sequence[Path]) -> Path:
-    """Write circuit_analysis_report.md into the run's directory; it links the figures in `drawn`."""
+@cache
+def _environment() -> Environment:
+    """What renders the template, which is compiled once in a process."""
     environment = Environment(
         loader=PackageLoader("mechint", "reporting"),
         autoescape=True,  # whatever no filter has made safe is escaped at least
@@ -90,10 +92,15 @@ def write_report(context: Context, drawn: Sequence[Path]) -> Path:
     ):
         environment.filters[name] = getattr(wording, name)
     environment.filters |= {"signed": signed, "interval": interval}
+    return environment
+
+
+def write_report(context: Context, drawn: Sequence[Path]) -> Path:
+    """Write circuit_analysis_report.md into the run's directory; it links the figures in `drawn`."""
     path = context.run.directory / FILENAME
     with write_atomically(path) as temporary:
         temporary.write_text(
-            environment.get_template("report.md.jinja").render(told(context, drawn)), encoding="utf-8"
+            _environment().get_template("report.md.jinja").render(told(context, drawn)), encoding="utf-8"
         )
     return path
 

@@ -195,8 +195,9 @@ def draw_subsets(axes: Axes, inertness: InertnessInfo | None) -> None:
     axes.set_yticks(range(len(names)), names)
     panel_looks(axes)
     tested = any(entry.bound is not None for entry in inertness.sizes)
-    note = "; grey: no change, bar: interval" if tested else ""
-    axes.set_title(f"Random subsets of units, {inertness.draws} of each size{note}", weight="bold")
+    if tested:
+        axes.set_xlabel("change of the KL [nats per token]\ngrey: counts as none, bar: 90 % interval")
+    axes.set_title(f"Random subsets of units, {inertness.draws} of each size", weight="bold")
     axes.legend(loc="upper right", handlelength=1, borderaxespad=0.1)
 
 

@@ -44,7 +44,9 @@ class KLBySparsity:
         runs = runs.assign(name=runs["basis"] if by_basis else runs["group"].str.split(" · ", n=1).str[-1])
         looks = {
             name: Look(COLOURS[turn % len(COLOURS)], MARKERS[turn % len(MARKERS)])
-            for turn, name in enumerate(dict.fromkeys(runs["name"]))
+            for turn, name in enumerate(
+                sorted(dict.fromkeys(runs["name"]), key=lambda name: name != "channels")
+            )
         }
         seeds = runs.groupby(["group", "sparsity"]).size().max()
         band = f"Line: mean of {seeds} seeds; band: lowest to highest." if seeds > 1 else "One run per point."
@@ -112,12 +114,15 @@ def draw_panel(axes: Axes, runs: pd.DataFrame, looks: dict[str, Look], unit: str
 
 
 def name_curves(axes: Axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """A curve's name beside its sparsest point, moved up where two names would touch. ends: KL, share, name, colour."""
-    low, high = np.log(axes.get_ylim())
-    at = -np.inf
-    for value, share, name, colour in sorted(ends):
-        at = max(np.log(value), at + 0.055 * (high - low))
+    """A curve's name beside its sparsest point; names that would touch move apart. ends: KL, share, name, colour."""
+    ends = sorted(ends)
+    heights, (low, high) = [np.log(value) for value, *_ in ends], np.log(axes.get_ylim())
+    for _ in range(100):
+        for i in range(len(heights) - 1):
+            push = max(0.0, 0.05 * (high - low) - (heights[i + 1] - heights[i])) / 2
+            heights[i], heights[i + 1] = heights[i] - push, heights[i + 1] + push
+    for height, (_, share, name, colour) in zip(heights, ends, strict=True):
         axes.annotate(
-            shortened(name, 8.5, 190, True), (share, np.exp(at)), xytext=(9, 0), textcoords="offset points",
+            shortened(name, 8.5, 190, True), (share, np.exp(height)), xytext=(9, 0), textcoords="offset points",
             va="center", size=8.5, weight="bold", color=colour, annotation_clip=False,
         )  # fmt: skip

@@ -69,6 +69,7 @@ def page(
     )
 
 
+@cache
 def environment() -> Environment:
     """What renders the templates: everything is escaped, and a misspelt name is an error."""
     made = Environment(

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import yaml
 
+from mechint.errors import UserError
 from mechint.reporting.context import Context
 from mechint.reporting.report import told
 from mechint.reporting.web.channels import Array, columns_of, layout, measured_points
 from mechint.reporting.web.page import PAGE, page
 from mechint.results.result import MODELS
 from mechint.results.run_files import RunFiles
+from mechint.results.units import UnitMeanings
 from mechint.runtime.files import read_text, write_atomically
 
 # Logged quantities that the page draws over the steps, in this order.
@@ -68,8 +70,41 @@ def data_of(context: Context, columns: Mapping[str, Array]) -> dict[str, Any]:
         "curves": curves(run),
         "objective": result.mask.objective,
         "target": result.sparsity.target,
-        # Diagrams of circuits and cards of units may be put here; the program passes over what is absent.
-        "circuit": None,
+        "cards": cards(run),
+    }
+
+
+def cards(run: RunFiles) -> dict[str, Any]:
+    """What single units do, by the name that the page gives to a channel; empty where that was not looked at.
+
+    Of every unit: lists of texts by title, and contexts by title, each with the text before a token, the token and the
+    number there.
+    """
+    try:
+        found = UnitMeanings.read(run.directory)
+    except UserError:  # a damaged file costs the cards, not the page
+        return {}
+    return {
+        f"{unit.kind}.{unit.layer}.{unit.head}.{unit.channel}": {
+            "tokens": {
+                "Promotes": [f"{one.token!r} {one.weight:+.3g}" for one in unit.promotes],
+                "Suppresses": [f"{one.token!r} {one.weight:+.3g}" for one in unit.suppresses],
+                "Pairs with the largest terms": [
+                    f"{one.query!r} attends to {one.key!r}: {one.term:+.3g} nats" for one in unit.matches
+                ],
+            },
+            "contexts": {
+                title: [[one.before, one.token, one.value] for one in contexts]
+                for title, contexts in (
+                    ("Where the key is large", unit.keys),
+                    ("Where queries for it are large", unit.queries),
+                    ("Where the value is large", unit.values),
+                )
+            },
+            "mean_share": unit.mean_share,
+            "bias_share": unit.bias_share,
+        }
+        for unit in (found.units if found else [])
     }
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -188,7 +188,8 @@ def _walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 def run_line(directory: Path) -> dict[str, Any]:
     """What result.json and the log of steps say of a run."""
     try:
-        result = Result.read(directory)
+        state = (directory / RESULT).stat()
+        result = _read(directory, state.st_mtime_ns, state.st_size)
     except (OSError, UnreadableResult) as error:
         return {"kind": "run", "status": "unreadable", "detail": one_line(error, 200)}
     status = result.true_status
@@ -209,6 +210,12 @@ def run_line(directory: Path) -> dict[str, Any]:
         "steps": steps if isinstance(steps, int) else None,
         "progress": min(1.0, (step or 0) / steps) if known and isinstance(steps, int) else None,
     }
+
+
+@lru_cache(maxsize=10_000)
+def _read(directory: Path, changed: int, size: int) -> Result:
+    """The result of a run as it was at a time; a large tree is asked for every other second."""
+    return Result.read(directory)
 
 
 def comparison_line(directory: Path) -> dict[str, Any]:

@@ -184,8 +184,9 @@ function runPage() {
     }
     if (columns.share) facts.push(['Share', precise(columns.share[i])]);
     if (partners.length) facts.push(['Switched together with', partnerText(partners)]);
-    for (const [name, values] of Object.entries(info.cards?.[unit] ?? {}))
-      facts.push([name, values.join(', ')]);
+    const meaning = meaningOf(i);
+    if (known(meaning?.mean_share)) facts.push(["Share of the head's mean key", percent(meaning.mean_share)]);
+    if (known(meaning?.bias_share)) facts.push(['Share of the bias', percent(meaning.bias_share)]);
     const close = element('button', { type: 'button', class: 'close', 'aria-label': 'Close' }, '×');
     close.addEventListener('click', () => {
       state.set({ unit: '' });
@@ -201,7 +202,14 @@ function runPage() {
         {},
         ...facts.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]),
       ),
+      ...(meaning ? meaningParts(meaning) : []),
     );
+  }
+
+  // What the unit of a channel does, where that was looked at.
+  function meaningOf(i) {
+    const name = units.channelsOf(units.of(i)).map(channelName);
+    return info.cards[name.find((one) => Object.hasOwn(info.cards, one))];
   }
 
   function partnerText(partners) {
@@ -284,6 +292,25 @@ function runPage() {
   drawCurves(info);
   enhanceTables(state);
   if (state.get('unit')) byId('map').scrollIntoView();
+}
+
+// Tokens, and contexts with the token itself marked.
+function meaningParts({ tokens, contexts }) {
+  const parts = [];
+  const add = (title, items) => {
+    if (items.length) parts.push(element('h4', {}, title), element('ul', {}, ...items));
+  };
+  for (const [title, texts] of Object.entries(tokens))
+    add(
+      title,
+      texts.map((text) => element('li', {}, text)),
+    );
+  for (const [title, places] of Object.entries(contexts)) {
+    const item = ([before, token, value]) =>
+      element('li', {}, before, element('mark', {}, token), ` ${known(value) ? signed(value, 2) : ''}`);
+    add(title, places.map(item));
+  }
+  return parts;
 }
 
 function total(values) {
