@@ -208,7 +208,7 @@ DATA = [
     analyze("directory without text", "no .txt", "dataset=text", "dataset.path=d", put=bad.directory("d")),
     text("empty text", "is empty", b""),
     text("blank text", "is empty", b" \n\n "),
-    text("invalid UTF-8", "is not text", b"good \xff\xfe bad" * 99),
+    text("invalid UTF-8", "not UTF-8", b"good \xff\xfe bad" * 99),
     text("binary as text", "is not text", bytes(range(256)) * 9),
     text("one token", "only", b"a"),
     text("held-out share of 2", "evaluation_fraction", b"abc" * 999, "dataset.evaluation_fraction=2"),

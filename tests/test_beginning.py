@@ -77,7 +77,7 @@ def test_a_loss_that_is_worse_after_the_token_is_said_with_both_numbers() -> Non
     assert numbers[0] > numbers[1]
     expected = f"{numbers[0]:.3f} nats per token with it, {numbers[1]:.3f} without, on {len(rows)} rows"
     assert note.startswith(f"the dense model predicts text inside of documents worse after <s> ({expected})")
-    assert note.endswith("dataset.bos=false leaves it out")
+    assert "dataset.bos=false" in note
 
 
 def test_a_token_that_would_help_but_is_not_added_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_token_that_would_help_but_is_not_added_is_named(monkeypatch: pytest.M
         "the tokenizer has <s> but does not add it, and the dense model predicts better after"
     )
     assert "(0.950 nats per token with it, 1.050 without, on " in note
-    assert note.endswith("dataset.bos=true lets every row begin with it")
+    assert "dataset.bos=true" in note
 
 
 @pytest.mark.parametrize(

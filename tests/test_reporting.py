@@ -895,11 +895,9 @@ def test_a_method_that_only_scores_has_neither_objective_nor_curves(tmp_path: Pa
 
 def test_the_losses_that_a_checkpoint_states_stand_beside_the_dense_one(tmp_path: Path) -> None:
     run = make_run(tmp_path)
-    assert "states a validation loss" not in report_of(run)
+    assert "records a validation loss" not in report_of(run)
     run.result.checkpoint.stated_loss = 1.4697
-    assert "states a validation loss of 1.4697 of its own; the dense model has 1.468 on these" in report_of(
-        run
-    )
+    assert "records a validation loss of 1.4697; the dense model has 1.468 on these" in report_of(run)
 
 
 def in_basis(run: RunFiles, where: str = "before_rope") -> RunFiles:

@@ -285,7 +285,8 @@ def record_failure(directory: Path, config: Record, error: BaseException) -> Non
 def child_config(config: Record, directory: Path, **changes: Any) -> Record:
     """The configuration of a run that is part of another, in a directory of its own."""
     told = {**config, **changes}
-    told.pop("gates", None)  # the whole is judged by them, not its parts
+    if "gates" in told:
+        told["gates"] = []  # the whole is judged by them, not its parts
     basis = told.get("basis")
     if isinstance(basis, dict) and basis.get("proofs"):  # of the whole, once
         told["basis"] = {**basis, "proofs": False}

@@ -11,7 +11,7 @@ from mechint.checkpoints.checkpoint import LoadedModel, LoadOptions
 from mechint.checkpoints.instantiate import causal_class, instantiate
 from mechint.checkpoints.quiet import quiet
 from mechint.checkpoints.tokenizer import read_tokenizer
-from mechint.checkpoints.weights import read_json, read_weights, weight_files
+from mechint.checkpoints.weights import checkpoint_inside, read_json, read_weights, weight_files
 from mechint.errors import UserError, one_line
 
 # Methods whose configuration class in transformers unpacks weights while it loads them.
@@ -109,9 +109,11 @@ def _read_config(directory: Path) -> tuple[PreTrainedConfig, list[str]]:
 def _config_content(directory: Path) -> dict[str, Any]:
     if not (directory / "config.json").is_file():
         files = sorted(file for suffix in ("pt", "pth", "gguf") for file in directory.glob(f"*.{suffix}"))
-        advice = (
-            f"give one, or its file: checkpoint={files[0]}" if files else "give one, or a checkpoint file"
-        )
+        advice = "give one, or a checkpoint file"
+        if files:
+            advice = f"give one, or its file: checkpoint={files[0]}"
+        elif (newest := checkpoint_inside(directory)) is not None:
+            advice = f"give the directory of one checkpoint, e.g. checkpoint={newest}"
         raise UserError(f"{directory} has no config.json, so it is not a Hugging Face directory; {advice}")
     content = read_json(directory / "config.json")
     if quantization := content.get("quantization_config"):

@@ -81,13 +81,18 @@ def _shards(index: Path) -> tuple[Path, ...]:
     return tuple(index.parent / name for name in names)
 
 
+def checkpoint_inside(directory: Path) -> Path | None:
+    """The newest checkpoint directory inside another, as trainers leave them; None where there is none."""
+    inside = sorted(directory.glob("*/config.json"), key=lambda config: config.stat().st_mtime)
+    return inside[-1].parent if inside else None
+
+
 def _advice(directory: Path) -> str:
     for suffix in (".safetensors", ".gguf", ".pt", ".pth"):
         if found := sorted(directory.glob(f"*{suffix}")):
             return f"; if {found[0].name} is the checkpoint, give that file: checkpoint={found[0]}"
-    inside = sorted(directory.glob("*/config.json"), key=lambda config: config.stat().st_mtime)
-    if inside:  # as trainers leave them, the newest last
-        return f"; give the directory of one checkpoint, e.g. checkpoint={inside[-1].parent}"
+    if (newest := checkpoint_inside(directory)) is not None:
+        return f"; give the directory of one checkpoint, e.g. checkpoint={newest}"
     if (directory / "zero_to_fp32.py").is_file():
         return "; put DeepSpeed's parts together first: python zero_to_fp32.py . . --safe_serialization"
     return "; save the model there with save_pretrained"

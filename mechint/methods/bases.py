@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -152,6 +152,10 @@ class LearnedBasis(PrincipalBasis):
         self._cache: list[Maps] | None = None
         basis = Basis((self.name, self.name), view.basis.keys, self._maps, view.basis.energy)
         return in_basis(calibration.masked, basis)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The settings alone: a copy is for another run, and directions hold gradients that cannot be copied."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     def score_steps(self, steps: int) -> int:
         """How many of the steps the scores are learned in, too."""

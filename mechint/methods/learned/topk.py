@@ -76,7 +76,8 @@ class TopK(LearnedMethod):
         """What the kept units cost that another mask keeps."""
         if self.avoided is None:
             return None
-        return self.avoid_weight * (self._gates * self.avoided.to(self._gates.device)).sum()
+        gates = self._keep + (self._scores - self._scores.detach())  # without those that are perturbed
+        return self.avoid_weight * (gates * self.avoided.to(gates.device)).sum()
 
     def warm_start(self, worth: Tensor) -> None:
         """Scores by the order of magnitude of a unit's worth, counted from the target's threshold and in [-1, 1]."""
@@ -103,7 +104,6 @@ class TopK(LearnedMethod):
             shape = (2, sequences, self.units.count)
             chosen, gate = torch.rand(shape, generator=self._generator).to(gates.device)
             gates = torch.where(self._keep & (chosen < self.perturbed), gate, gates)
-        self._gates = self._keep + (self._scores - self._scores.detach())
         return gates + (self._scores - self._scores.detach())
 
     def switched_on(self, gates: Tensor) -> Tensor:
