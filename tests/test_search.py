@@ -17,6 +17,7 @@ from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.methods import PrincipalBasis, TopK
 from mechint.reporting import Visualizer
+from mechint.reporting.closing import summary_lines
 from mechint.results import RunFiles
 
 MASKS = int(COST / COST_OF_ONE)
@@ -122,3 +123,13 @@ def test_the_count_closes_in_on_the_smallest_that_is_good_enough(total: int, sma
         above, failed = (count, failed) if count >= smallest else (above, count)
         assert len(tried) < 60
     assert failed < smallest <= above
+
+
+def test_the_last_lines_say_what_was_asked_for_and_found(found: RunFiles) -> None:
+    target = found.result.target
+    assert target is not None
+    lines = summary_lines(found.result, found.directory)
+    [line] = [line for line in lines if line.startswith("asked for kl at most 0.5")]
+    assert f"{target.units} units" in line
+    assert f"report: {found.directory / 'report.html'}" in lines
+    assert not any(line.startswith("figures:") for line in lines)

@@ -8,6 +8,9 @@ from mechint.reporting.circuit import interval
 from mechint.reporting.wording import measured, number
 from mechint.results.result import MODELS, DatasetInfo, Metrics, Result
 
+# To read and to look at, in this order.
+PAGES = ("circuit_analysis_report.md", "report.html")
+
 
 def summary_lines(result: Result, output_dir: Path) -> list[str]:
     """What a run found and where to look, for the end of its terminal output."""
@@ -34,9 +37,29 @@ def summary_lines(result: Result, output_dir: Path) -> list[str]:
         f"{measured(metrics.complement.kl, metrics.complement.kl_se)}{chance}",
         *circuit_lines(result),
         *(f"not the mask that learning arrives at: {reason}" for reason in verdict),
-        f"report: {output_dir / 'circuit_analysis_report.md'}",
-        f"figures: {output_dir}",
+        *target_lines(result),
+        *places(output_dir),
     ]
+
+
+def target_lines(result: Result) -> list[str]:
+    """What a search for the smallest mask found."""
+    target = result.target
+    if target is None or target.achieved is None or target.interval is None:
+        return []
+    bound = f"{'at least' if target.kind == 'faithfulness' else 'at most'} {target.value:g}"
+    low, high = target.interval
+    return [
+        f"asked for {target.kind} {bound}: {target.units} units reach {number(target.achieved, 3)} "
+        f"(95 % interval {number(low, 3)} to {number(high, 3)}); {target.runs} masks tried"
+    ]
+
+
+def places(output_dir: Path) -> list[str]:
+    """Where to look, as far as there is something."""
+    lines = [f"report: {output_dir / name}" for name in PAGES if (output_dir / name).is_file()]
+    pictures = any(path.suffix in (".png", ".pdf", ".svg") for path in output_dir.iterdir())
+    return [*lines, f"figures: {output_dir}"] if pictures else lines
 
 
 def circuit_lines(result: Result) -> list[str]:

@@ -98,10 +98,10 @@ def _environment() -> Environment:
 def write_report(context: Context, drawn: Sequence[Path]) -> Path:
     """Write circuit_analysis_report.md into the run's directory; it links the figures in `drawn`."""
     path = context.run.directory / FILENAME
+    text = _environment().get_template("report.md.jinja").render(told(context, drawn))
     with write_atomically(path) as temporary:
-        temporary.write_text(
-            _environment().get_template("report.md.jinja").render(told(context, drawn)), encoding="utf-8"
-        )
+        # An apostrophe needs no escape outside of attributes, and Markdown is read as it stands, too.
+        temporary.write_text(text.replace("&#39;", "'"), encoding="utf-8")
     return path
 
 
