@@ -149,6 +149,7 @@ def test_masks_history_and_report_agree_with_the_result(run: Path, result: dict[
     assert "48 of 96" in (run / "circuit_analysis_report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_identical_masks_and_another_does_not(
     run: Path, result: dict[str, Any], byte_model_directory: Path, tmp_path: Path, program: Experiment
 ) -> None:
@@ -224,6 +225,7 @@ def test_other_choices_work_together_and_a_terminal_shows_a_bar(
     assert (directories[0] / "metrics.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     """As a shell sees it; every other kind of it is in test_bad_input.py."""
     done = analyze(tmp_path, "checkpoint=nowhere.pt", "output_dir=out")

@@ -163,6 +163,7 @@ def test_each_figure_is_its_file_and_not_blank(two_drawn: dict[str, Drawn], name
 
 @pytest.mark.parametrize("name", VARIANT_FIGURES)
 @pytest.mark.parametrize("count", ["two", "many"])
+@pytest.mark.slow
 def test_no_words_leave_the_page_or_the_warnings_their_box(
     request: pytest.FixtureRequest, name: str, count: str
 ) -> None:
@@ -381,6 +382,7 @@ def study() -> Study:
     return study_of(*curves, unfinished=missing, flags=("Different evaluation data: no.",))
 
 
+@pytest.mark.slow
 def test_pareto_draws_means_against_sparsity_and_bytes(draw: Draw, study: Study) -> None:
     drawn = draw(figures.Pareto(), study_of(curve("base · TopK", "base", LOSSES)))
     assert drawn.path.name == "pareto.png"
@@ -417,6 +419,7 @@ def test_pareto_says_what_is_missing_and_where_it_was_measured(draw: Draw, study
     assert outside(drawn.figure) == []
 
 
+@pytest.mark.slow
 def test_pareto_scales_kl_only_where_it_helps(draw: Draw, study: Study) -> None:
     wide = draw(figures.Pareto(), study).panel("KL")
     assert wide.get_yscale() == "log"

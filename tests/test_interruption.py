@@ -112,6 +112,7 @@ def started_learning(directory: Path, arguments: list[str]) -> BaseProcess:
     return process
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_says_so_and_goes_on(arguments: list[str], tmp_path: Path) -> None:
     process = started_learning(tmp_path, [*arguments, "steps=40000"])
     assert process.pid is not None

@@ -187,6 +187,7 @@ def test_tensorboard_without_its_package_names_the_extra(monkeypatch):
 # ---------------------------------------------------------------------------------------------- wandb
 
 
+@pytest.mark.slow
 def test_wandb_run_read_back(run, figure, mask, tmp_path, capfd):
     logger = LoggerGroup([WandbLogger(project="mine", tags=["paper"])])
     line = report_all(logger, run, figure, mask)
@@ -410,6 +411,7 @@ def test_wandb_online_without_a_login_says_what_to_do(tmp_path):
     assert "run `wandb login`, or use mode=offline" in output
 
 
+@pytest.mark.slow
 def test_wandb_without_a_network_stays_offline(tmp_path):
     key = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
     output = start_and_finish("auto", tmp_path / "output", **key)

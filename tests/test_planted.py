@@ -274,6 +274,7 @@ def validation(model: Induction, make_method: Callable[[], MaskMethod], seeds: i
     )
 
 
+@pytest.mark.slow
 def test_an_oracle_is_exact_and_single_knock_outs_fall_for_the_cancelling_pair(tmp_path: Path) -> None:
     model = Remembered(**SMALL)
     oracle = validation(model, lambda: Looking(model, "truth")).run(tmp_path, {})

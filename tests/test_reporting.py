@@ -374,6 +374,7 @@ def test_overview_shows_what_is_kept(tmp_path: Path) -> None:
     assert abs(hues[1]["V"] - hues[0]["V"]) < 0.6 * hues[0]["V"]
 
 
+@pytest.mark.slow
 def test_many_layers_get_one_sheet_beside_their_files(tmp_path: Path) -> None:
     few, many = (make_run(tmp_path, Shape(layers, 2, 8, 8), target=0.5) for layers in (8, 9))
     names = [[stem for stem, _ in LayerImportance().draw(Context(run))] for run in (few, many)]
@@ -384,6 +385,7 @@ def test_many_layers_get_one_sheet_beside_their_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pdf", "svg"])
+@pytest.mark.slow
 def test_other_formats_repeat_exactly_and_are_cleared_away(tmp_path: Path, kind: str) -> None:
     run = make_run(tmp_path, Shape(1, 1, 4, 4), steps=3)
     figures = [ImportanceOverview(), LayerImportance()]
@@ -399,6 +401,7 @@ def test_other_formats_repeat_exactly_and_are_cleared_away(tmp_path: Path, kind:
         Visualizer([], format="gif")
 
 
+@pytest.mark.slow
 def test_drawing_leaves_matplotlib_as_it_was_and_repeats_exactly(tmp_path: Path) -> None:
     settings = dict(matplotlib.rcParams)
     run = make_run(tmp_path, Shape(1, 2, 8, 8))
@@ -878,6 +881,7 @@ def test_the_costs_of_all_parts_add_up(tmp_path: Path) -> None:
     assert "| total |  | 2 min 40 s |" in report, "runs that were there already count as well"
 
 
+@pytest.mark.slow
 def test_a_method_that_only_scores_has_neither_objective_nor_curves(tmp_path: Path) -> None:
     run = make_run(tmp_path, steps=0)
     run.result.cost = Cost(seconds=3.0, parts=[CostPart(name="scores", seconds=3.0, tokens=9)])

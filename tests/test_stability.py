@@ -306,6 +306,7 @@ def test_the_report_says_it_in_words(study: RunFiles, tmp_path: Path) -> None:
     assert again[2].read_text() == report
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_where_it_was_stopped(
     study: RunFiles, settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -214,6 +214,7 @@ def test_what_a_study_leaves(tmp_path: Path) -> None:
     assert len(read_study(tmp_path / "tree").runs) == 8  # it does not read what it wrote
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_are_read_in_seconds(tmp_path: Path) -> None:
     masks = make_masks([(8, 8)] * 32)
     result = make_result(masks)

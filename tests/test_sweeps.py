@@ -139,6 +139,7 @@ def test_a_sweep_with_one_broken_checkpoint_among_three(
     assert statuses(third) == ["skipped 3", "skipped 5"]  # however they were found
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_before_it_begins_leaves_its_error_too(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:
@@ -200,6 +201,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(
     assert len(calls) == 4
 
 
+@pytest.mark.slow
 def test_a_single_run_is_repeated_only_on_demand_and_keeps_its_directory(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:
@@ -239,6 +241,7 @@ def test_a_changed_checkpoint_is_another_run(analyze: Experiment, byte_model_dir
     assert "the checkpoint's content differs" in ended.err
 
 
+@pytest.mark.slow
 def test_failed_runs_make_room_and_foreign_files_do_not(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:
@@ -344,6 +347,7 @@ def test_an_experiment_file_drives_a_batch_alone(analyze: Experiment, byte_model
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_without_output_dir_has_a_directory_of_its_own(
     analyze: Experiment, byte_model_directory: Path
 ) -> None:

@@ -121,6 +121,7 @@ def same_pictures(one: Path, other: Path) -> int:
 # --- one run
 
 
+@pytest.mark.slow
 def test_the_command_draws_the_same_report_and_pictures(finished: Path, run: Path, tmp_path: Path) -> None:
     before = content(run)
     for path in [*run.glob("*.png"), run / REPORT]:
@@ -189,6 +190,7 @@ def test_nothing_to_draw_is_one_line_and_exit_code_2(
 # --- a tree
 
 
+@pytest.mark.slow
 def test_a_tree_draws_what_is_finished_and_lists_the_rest(
     finished: Path, old_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,6 +251,7 @@ def test_a_tree_is_repeated_below_output_dir(tmp_path: Path) -> None:
 # --- results of the replaced tool
 
 
+@pytest.mark.slow
 def test_old_results_are_drawn_beside_their_own_report(old_run: Path) -> None:
     before = content(old_run)
     drawn = redraw_run(old_run, visualizer())
