@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mechint.errors import UserError, one_line
-from mechint.results.section import Section
-from mechint.runtime.files import parse_json, read_text, write_json
-
-FILENAME = "circuit.json"
+from mechint.results.section import Section, SideFile
 
 
 class HeadNode(Section):
@@ -45,11 +40,13 @@ class Pattern(Section):
     masked: list[list[float]]
 
 
-class CircuitDrawing(Section):
+class CircuitDrawing(SideFile):
     """Nodes and the strongest edges of a circuit, and attention patterns on one prompt.
 
     chance: the median score of all edges there could be between these heads.
     """
+
+    filename: ClassVar[str] = "circuit.json"
 
     nodes: list[HeadNode] = Field(default_factory=list)
     edges: list[ReadEdge] = Field(default_factory=list)
@@ -57,22 +54,3 @@ class CircuitDrawing(Section):
     tokens: list[str] = Field(default_factory=list)
     patterns: list[Pattern] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-
-    def write(self, directory: Path) -> Path:
-        """Write circuit.json, atomically."""
-        path = directory / FILENAME
-        write_json(path, self.as_json())
-        return path
-
-    @classmethod
-    def read(cls, directory: Path) -> CircuitDrawing | None:
-        """What a run wrote; None where it wrote nothing. Raises UserError where the file is damaged."""
-        path = directory / FILENAME
-        if not path.exists():
-            return None
-        try:
-            return cls.model_validate(parse_json(read_text(path)))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({one_line(error, 160)}); run the analysis again"
-            ) from error

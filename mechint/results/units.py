@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from mechint.errors import UserError, one_line
-from mechint.results.section import Section
-from mechint.runtime.files import parse_json, read_text, write_json
-
-FILENAME = "units.json"
+from mechint.results.section import Section, SideFile
 
 
 class TokenWeight(Section):
@@ -65,28 +60,11 @@ class UnitMeaning(Section):
     matches: list[Match] = Field(default_factory=list)
 
 
-class UnitMeanings(Section):
+class UnitMeanings(SideFile):
     """The units of a mask that rank highest, what they do on some prompts, and what could not be told."""
+
+    filename: ClassVar[str] = "units.json"
 
     prompts: int = 0
     units: list[UnitMeaning] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
-
-    def write(self, directory: Path) -> Path:
-        """Write units.json, atomically."""
-        path = directory / FILENAME
-        write_json(path, self.as_json())
-        return path
-
-    @classmethod
-    def read(cls, directory: Path) -> UnitMeanings | None:
-        """What a run wrote; None where it wrote nothing. Raises UserError where the file is damaged."""
-        path = directory / FILENAME
-        if not path.exists():
-            return None
-        try:
-            return cls.model_validate(parse_json(read_text(path)))
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{path} cannot be read ({one_line(error, 160)}); run the analysis again"
-            ) from error
