@@ -322,8 +322,8 @@ def compare_variants(
 
     variant_dirs: name -> a run's directory, one with several runs that differ in the seed, or a list of
     those; names are free. project_name: the W&B project, used with `use_wandb`; None: WANDB_PROJECT, or "mechint".
-    baseline: what all others are
-    held against; None: the first. figures: None draws all. Raises UserError for errors that you can fix.
+    baseline: what all others are compared with; None: the first. figures: None draws all. Raises UserError for errors
+    that you can fix.
     """
     comparison = read_comparison(variant_dirs, baseline)
     places = {name: _described(place) for name, place in variant_dirs.items()}

@@ -328,6 +328,7 @@ def seeds(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_seeds_show_their_subspaces_and_learn_on_permuted_models_once(seeds: RunFiles) -> None:
     proofs, stability = seeds.result.proofs, seeds.result.stability
+    assert any("directions of the first seed" in note for note in seeds.result.notes)
     assert proofs is not None
     assert proofs.missing == ["transfer to a second text: name one with basis.second_text"]
     assert stability is not None

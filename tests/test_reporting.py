@@ -21,20 +21,15 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.text import Text
 
+from mechint.api import run_figures
 from mechint.errors import UserError
 from mechint.masking.masks import LayerMask
 from mechint.reporting import (
-    CircuitDiagram,
-    CircuitFigure,
-    CircuitHeads,
-    CircuitPatterns,
     Context,
     ImportanceOverview,
     LayerImportance,
-    NestedFigure,
     RankFigure,
     SparsityCurves,
-    StabilityFigure,
     SurvivalMap,
     Visualizer,
     write_report,
@@ -71,19 +66,7 @@ from mechint.results.result import (
 )
 from mechint.results.verdict import FEW_STEPS, MEASURES, judge
 
-FIGURES = [
-    ImportanceOverview(),
-    LayerImportance(),
-    SparsityCurves(),
-    StabilityFigure(),
-    NestedFigure(),
-    CircuitFigure(),
-    CircuitHeads(),
-    CircuitPatterns(),
-    CircuitDiagram(),
-    SurvivalMap(),
-    RankFigure(),
-]
+FIGURES = run_figures()
 VISUALIZER_CONFIGS = Path(__file__).resolve().parents[1] / "conf" / "visualizer"
 DPI = 40  # coarse pictures are quick to write
 

@@ -41,6 +41,13 @@ log = logging.getLogger(__name__)
 MOST_SEEDS = 1000
 
 
+OWN_DIRECTIONS = (
+    "every seed learns directions of its own, all from one start: overlap, selection frequency and consensus compare "
+    "them by their place in a head, and the consensus is measured in the directions of the first seed; how far the "
+    "seeds keep the same subspaces stands with what the basis has to show"
+)
+
+
 @dataclass(kw_only=True)
 class SeedStudy:
     """An analysis from the seeds seed, seed + 1, ..., two or more.
@@ -88,6 +95,8 @@ class SeedStudy:
             prepared = self._in_first_basis(first.prepare(prepared, seed_everything(first.seed)), runs[0])
             units, pools, ablation = first.method.units, first.method.pools, recipe.ablation
             attempt.describe(prepared, recipe, trainer, first.target_sparsity)
+            if recipe.basis.learned:
+                attempt.result.add_notes(OWN_DIRECTIONS)
 
             selections = Selections.of(units, [run.masks for run in runs])
             scores = selections.scores(pools)
