@@ -28,7 +28,6 @@ from mechint.analysis.single import Analysis
 from mechint.analysis.stability import Assessment, Selections, Stability
 from mechint.errors import UserError
 from mechint.masking.masks import flat_keep
-from mechint.masking.sites import in_basis
 from mechint.methods.method import importance
 from mechint.results import Result, RunFiles
 from mechint.results.circuit import seed_scores
@@ -92,7 +91,9 @@ class SeedStudy:
         with deterministic(trainer.deterministic):
             runs = self._run_seeds(singles, attempt)
             prepared = attempt.options.preparation(first.inputs, first.seed)
-            prepared = self._in_first_basis(first.prepare(prepared, seed_everything(first.seed)), runs[0])
+            # The consensus is measured in the basis of the first seed's run.
+            basis = load_basis(prepared.masked.space, runs[0].directory)
+            prepared = first.prepare(prepared, seed_everything(first.seed), basis)
             units, pools, ablation = first.method.units, first.method.pools, recipe.ablation
             attempt.describe(prepared, recipe, trainer, first.target_sparsity)
             if recipe.basis.learned:
@@ -132,19 +133,6 @@ class SeedStudy:
         if attempt.result.circuit is not None:
             attempt.result.circuit.seeds = seed_scores([run.result.circuit for run in runs])
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, evidence=evidence))
-
-    def _in_first_basis(self, prepared: Prepared, run: RunFiles) -> Prepared:
-        """The model in the basis of the first seed's run, in which the consensus is measured."""
-        basis = load_basis(prepared.masked.space, run.directory)
-        if basis is None:
-            return prepared
-        view, recipe, calibration = (
-            in_basis(prepared.masked, basis),
-            self.analysis.recipe,
-            prepared.data.calibration,
-        )
-        recipe.ablation = self.analysis.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
-        return prepared.seen_in(view)
 
     def _run_seeds(self, singles: Sequence[Analysis], attempt: Attempt) -> list[RunFiles]:
         """An ordinary run for every seed, unless it is done already."""

@@ -42,6 +42,7 @@ from mechint.learning.learner import StepMetrics
 from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
+from mechint.masking import MaskedModel
 from mechint.masking.ablation import ZERO
 from mechint.masking.basis import Basis
 from mechint.masking.masks import flat_keep
@@ -137,11 +138,24 @@ class Analysis:
             attempt.result.proofs = self._prove(fresh, prepared, outcome, second, attempt)
         attempt.finish(outcome)
 
-    def prepare(self, prepared: Prepared, generator: torch.Generator) -> Prepared:
-        """Let basis, method and ablation see the model; the same with the model in its basis."""
+    def prepare(self, prepared: Prepared, generator: torch.Generator, saved: Basis | None = None) -> Prepared:
+        """Let basis, method and ablation see the model; the same with the model in its basis.
+
+        saved: the basis of another run, to be in instead of one that is fitted here.
+        """
         masked, recipe, calibration = prepared.masked, self.recipe, self.calibration(prepared)
-        space, moments = masked.space, calibration
-        if self.basis_seed not in (None, self.seed) and not isinstance(recipe.basis, ChannelBasis):
+        within = None if self.within is None else flat_keep(masked.space, self.within.masks)
+        view = in_basis(masked, saved) if saved is not None else self._fit_basis(prepared, calibration)
+        recipe.method.prepare(view, self.target_sparsity, generator, within)
+        if self.rival_of is not None:
+            self._avoid(self.rival_of)
+        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
+        return prepared.seen_in(view)
+
+    def _fit_basis(self, prepared: Prepared, moments: Batch) -> MaskedModel:
+        """The model in the basis that the recipe's method finds from the moments of calibration sequences."""
+        masked, basis = prepared.masked, self.recipe.basis
+        if self.basis_seed not in (None, self.seed) and not isinstance(basis, ChannelBasis):
             checkpoint = prepared.checkpoint
             moments = self.inputs.dataset.load(
                 checkpoint.tokenizer,
@@ -150,17 +164,11 @@ class Analysis:
                 checkpoint.max_positions,
                 self.basis_seed or 0,
             ).calibration
-        start = None if self.within is None else load_basis(space, self.within.directory)
+        start = None if self.within is None else load_basis(masked.space, self.within.directory)
         fitted_with = self.seed if self.basis_seed is None else self.basis_seed
-        view = self.trainer.fit(
-            lambda size: recipe.basis.fit(Evaluator(masked, moments, ZERO, size), fitted_with, start)
+        return self.trainer.fit(
+            lambda size: basis.fit(Evaluator(masked, moments, ZERO, size), fitted_with, start)
         )
-        within = None if self.within is None else flat_keep(space, self.within.masks)
-        recipe.method.prepare(view, self.target_sparsity, generator, within)
-        if self.rival_of is not None:
-            self._avoid(self.rival_of)
-        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
-        return prepared.seen_in(view)
 
     def _avoid(self, other: RunFiles) -> None:
         """Let units cost something that another run keeps. Raises UserError where the method cannot."""
