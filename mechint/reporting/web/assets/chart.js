@@ -242,8 +242,9 @@ export function span(values, margin = 0) {
   const low = Math.min(...finite);
   const high = Math.max(...finite);
   const room = (high - low || Math.abs(high) || 1) * margin;
+  const around = room || Math.abs(high) * 0.02 || 0.5; // so little that a share does not seem to go beyond 1
   return low === high
-    ? [low - (room || 0.5), high + (room || 0.5)]
+    ? [low - around, high + around]
     : [low - (low === 0 ? 0 : room), high + room];
 }
 
