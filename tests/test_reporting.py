@@ -637,7 +637,7 @@ def test_necessity_is_said_beside_sufficiency(
     assert f"removed alone: KL {complement['kl']:.3f}" in "\n".join(headline_lines(Context(run)))
 
 
-@pytest.mark.parametrize(("p", "words"), [(0.05, "p = 0.05"), (0.4, ", and no better than chance**")])
+@pytest.mark.parametrize(("p", "words"), [(0.05, "p = 0.05"), (0.4, ", and not distinguished from chance**")])
 def test_matched_random_masks_stand_in_finding_and_figure(tmp_path: Path, p: float, words: str) -> None:
     run = make_run(tmp_path)
     run.result.random_masks = RandomMasks(

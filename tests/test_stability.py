@@ -31,7 +31,9 @@ from mechint.metrics.agreement import Agreement
 from mechint.metrics.evaluation import Evaluator, measure
 from mechint.reporting import StabilityFigure, Visualizer
 from mechint.reporting.certainty import agreement_lines, certainty
+from mechint.reporting.context import KINDS, Context
 from mechint.reporting.redrawing import redraw_run
+from mechint.reporting.stability import unit_values
 from mechint.results import RunFiles, load_masks
 from mechint.results.identity import config_digest
 from mechint.validation import Planted
@@ -231,6 +233,13 @@ def test_every_seed_is_an_ordinary_run(
     assert "stability.* has no effect" in caplog.text
     assert "one mask from one seed" in (own.directory / "circuit_analysis_report.md").read_text()
     assert not (own.directory / "stability.png").exists()
+
+
+def test_the_figure_fills_the_dots_that_the_report_counts(study: RunFiles) -> None:
+    context, tested = Context(study), study.result.stability.necessity
+    told = [unit_values(context, layer.name, kind)[1] for layer in context.layers for kind in KINDS]
+    assert sum(len(clear) for clear in told) == tested.tested
+    assert sum(int(clear.sum()) for clear in told) == tested.needed + tested.harmful
 
 
 def test_a_study_says_how_sure_it_is(study: RunFiles) -> None:

@@ -50,7 +50,7 @@ def finding(context: Context) -> str:
 
 
 def judgement(context: Context) -> str:
-    """'not sufficient and not necessary, and no better than chance'."""
+    """'not sufficient and not necessary, and not distinguished from chance'."""
     verdict = context.verdict
     words = "of unknown worth: the loss is not a finite number"
     if verdict.kept is not None:
@@ -59,7 +59,7 @@ def judgement(context: Context) -> str:
             also = NECESSARY[verdict.removed]
             denied = [part.startswith(("not", "hardly")) for part in (words, also)]
             words += f" {'and' if denied[0] == denied[1] else 'but'} {also}"
-    return words + ", and no better than chance" * (verdict.above_chance is False)
+    return words + ", and not distinguished from chance" * (verdict.above_chance is False)
 
 
 def sufficiency(context: Context) -> str:

@@ -113,8 +113,7 @@ def draw_necessity(axes: Axes, context: Context) -> None:
     everything: list[float] = []
     for row, layer in enumerate(context.layers):
         for kind, shift in zip(KINDS, (-0.19, 0.19), strict=True):
-            rise, error = unit_values(context, layer.name, kind)
-            clear = np.abs(rise) > (tested.t_quantile or 2) * np.nan_to_num(error)
+            rise, clear = unit_values(context, layer.name, kind)
             look: dict[str, Any] = {"s": 13, "linewidths": 0.7, "clip_on": False, "zorder": 3}
             for chosen, face in ((clear, ACCENT[kind]), (~clear, "white")):
                 axes.scatter(
@@ -136,22 +135,30 @@ def draw_necessity(axes: Axes, context: Context) -> None:
     axes.set_yticks(layer_ticks(context), layer_names(context))
     panel_looks(axes)
     for kind in KINDS:
-        axes.scatter([], [], s=13, color=ACCENT[kind], label=f"{kind}, interval without 0")
-    axes.scatter([], [], s=13, facecolor="white", edgecolor=QUIET, linewidths=0.7, label="interval with 0")
+        axes.scatter([], [], s=13, color=ACCENT[kind], label=f"{kind}, told from 0")
+    axes.scatter([], [], s=13, facecolor="white", edgecolor=QUIET, linewidths=0.7, label="not told from 0")
     axes.legend(loc="best", handletextpad=0.1, frameon=True, framealpha=0.85, edgecolor="none", fontsize=7)
     axes.set_title("Necessity of each kept unit", weight="bold")
 
 
-def unit_values(context: Context, layer: str, kind: Kind) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Necessity and its standard error of the tested units of one layer and kind, once for each unit."""
+def unit_values(context: Context, layer: str, kind: Kind) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Necessity of the tested units of one layer and kind, once for each unit, and whether it is told from 0.
+
+    As the report counts it, by the false discovery rate; by two standard errors in files that hold none.
+    """
     assert context.run.evidence is not None
-    part = context.run.evidence[layer, PARTS[kind]]
-    rise, error, unit = (
-        values.flatten().double().numpy() for values in (part.necessity, part.necessity_error, part.unit)
+    assert context.result.stability is not None
+    assert context.result.stability.necessity is not None
+    part, rate = context.run.evidence[layer, PARTS[kind]], context.result.stability.necessity.rate
+    rise, error, q, unit = (
+        values.flatten().double().numpy()
+        for values in (part.necessity, part.necessity_error, part.necessity_q, part.unit)
     )
     _, first = np.unique(unit, return_index=True)
     first = first[np.isfinite(rise[first])]
-    return rise[first], error[first]
+    rise, error, q = rise[first], error[first], q[first]
+    clear = np.abs(rise) > 2 * np.nan_to_num(error)
+    return rise, clear if rate is None else np.where(np.isfinite(q), q <= rate, clear)
 
 
 def draw_masks(axes: Axes, stability: StabilityInfo) -> None:
