@@ -463,7 +463,7 @@ def test_progress_bar_shows_the_numbers_and_goes_away(capsys, monkeypatch):
         progress.start(4, "learning masks")
         progress._tqdm.mininterval = 0  # type: ignore[union-attr]
         progress.update(3, {"loss": 1.25, "sparsity": 0.5})
-        progress.message("half-way")
+        root.info("half-way")  # above the bar
     error = capsys.readouterr().err
     assert "learning masks  75%" in error
     assert "| 3/4, 00:00 left, loss=1.2500, sparsity=0.5000" in error

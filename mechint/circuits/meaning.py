@@ -185,7 +185,9 @@ class _Teller:
         """Where, at the positions that count, the unit adds most to the score of one token for another."""
         scaling = scaling_of(self._masked, layer)
         counted = self._there if self._batch.counted is None else self._batch.counted
-        terms = queries.unsqueeze(2) * keys.unsqueeze(1) * scaling  # [B, T, T]
+        terms = score_terms(queries[:, None, :, None], keys[:, None, :, None], scaling)[
+            :, 0, ..., 0
+        ]  # [B, T, T]
         earlier = torch.ones(terms.shape[1:], dtype=torch.bool).tril()
         allowed = earlier & self._there.unsqueeze(1) & counted.unsqueeze(2)
         flat = terms.masked_fill(~allowed, -torch.inf).flatten()

@@ -92,10 +92,6 @@ class Progress:
             self._said = time.monotonic()
             log.info(self._line(step, values))
 
-    def message(self, text: str) -> None:
-        """Say something in between, above the bar if there is one."""
-        log.info(text)
-
     def close(self) -> None:
         """Take the bar away; harmless when there is none."""
         self._open.close()
