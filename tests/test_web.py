@@ -18,6 +18,7 @@ import pytest
 import torch
 from web_runs import nested_run, scored_masks, scored_run, seeds_run
 
+from mechint.reporting.templates import environment
 from mechint.reporting.web import run_page
 from mechint.reporting.web.channels import threshold_of
 from mechint.reporting.web.page import ASSETS, bundle, environment
@@ -273,6 +274,6 @@ def test_modules_are_joined_without_collisions(program: str, tmp_path: Path) -> 
 
 def test_templates_switch_escaping_off_for_our_own_texts_only() -> None:
     """No template uses `safe`; what is marked as markup is the style, the program, the JSON and the block."""
-    for name in environment().list_templates():
+    for name in environment("mechint.reporting.web").list_templates():
         source = (ASSETS.parent / "templates" / name).read_text(encoding="utf-8")
         assert not re.search(r"\|\s*safe|autoescape", source), name

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 
 from mechint.masking.masks import LayerMask
@@ -24,6 +24,7 @@ from mechint.reporting.overview import ImportanceOverview, SurvivalMap
 from mechint.reporting.ranks import RankFigure
 from mechint.reporting.sparsity_curves import SparsityCurves
 from mechint.reporting.stability import StabilityFigure
+from mechint.reporting.templates import environment
 from mechint.results import verdict
 from mechint.results.result import MODELS, LayerInfo, ModelName
 from mechint.runtime.files import write_atomically
@@ -78,21 +79,9 @@ LINKED = (
 @cache
 def _environment() -> Environment:
     """What renders the template, which is compiled once in a process."""
-    environment = Environment(
-        loader=PackageLoader("mechint", "reporting"),
-        autoescape=True,  # whatever no filter has made safe is escaped at least
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for name in (
-        *("text", "code", "number", "measured", "measured_percent", "percent", "counted"),
-        *("seconds", "byte_size", "enumeration", "plural"),
-    ):
-        environment.filters[name] = getattr(wording, name)
-    environment.filters |= {"signed": signed, "interval": interval}
-    return environment
+    made = environment("mechint", "reporting")
+    made.filters |= {"signed": signed, "interval": interval}
+    return made
 
 
 def write_report(context: Context, drawn: Sequence[Path]) -> Path:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from mechint.errors import one_line
-from mechint.reporting import wording
+from mechint.reporting.templates import environment
 from mechint.runtime.files import plain
 
 # The page that every run, comparison and study leaves.
@@ -56,7 +56,7 @@ def page(
     # Whatever reads as markup inside an inline program or style would end it.
     assert not any(mark in text for text in (script, style) for mark in ("</", "<!--"))
     return (
-        environment()
+        _environment()
         .get_template(f"{template}.html.jinja")
         .render(
             **context,
@@ -70,22 +70,10 @@ def page(
 
 
 @cache
-def environment() -> Environment:
-    """What renders the templates: everything is escaped, and a misspelt name is an error."""
-    made = Environment(
-        loader=PackageLoader("mechint.reporting.web"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in (
-        *("number", "measured", "measured_percent", "percent", "counted"),
-        *("seconds", "byte_size", "enumeration", "plural"),
-    ):
-        made.filters[name] = getattr(wording, name)
-    made.filters["sentence"] = sentence
-    made.filters["line"] = one_line
+def _environment() -> Environment:
+    """What renders the templates, which are compiled once in a process."""
+    made = environment("mechint.reporting.web")
+    made.filters |= {"sentence": sentence, "line": one_line}
     made.globals["is_number"] = is_number
     return made
 
