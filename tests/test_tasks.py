@@ -380,7 +380,7 @@ def test_prompts_too_long_for_a_model_and_tokens_it_does_not_have_are_refused() 
         IndirectObject(**SMALL).load(BYTES, "bytes", 256, 16, 0)
     with pytest.raises(UserError, match="vocabulary has only 64"):
         load(IndirectObject(**SMALL), vocab_size=64)
-    with pytest.raises(UserError, match="without a tokenizer"):
+    with pytest.raises(UserError, match="has no tokenizer"):
         load(IndirectObject(**SMALL), tokenizer=None)
     with pytest.raises(UserError, match="corruption"):
         IndirectObject(corruption="none")  # type: ignore[arg-type]

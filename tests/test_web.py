@@ -21,7 +21,7 @@ from web_runs import nested_run, scored_masks, scored_run, seeds_run
 from mechint.reporting.templates import environment
 from mechint.reporting.web import run_page
 from mechint.reporting.web.channels import threshold_of
-from mechint.reporting.web.page import ASSETS, bundle, environment
+from mechint.reporting.web.page import ASSETS, bundle
 from mechint.results import RunFiles
 from mechint.results.units import UnitMeaning, UnitMeanings
 

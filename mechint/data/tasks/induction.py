@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from mechint.data.tasks.encoding import Encoded
-from mechint.data.tasks.task import Side, TaskDataset, part_of
+from mechint.data.tasks.task import Side, TaskDataset, Wanted, part_of
 from mechint.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,25 +43,18 @@ class InductionTask(TaskDataset):
         if not 1 <= self.repeated < shortest:
             raise UserError(f"dataset.repeated={self.repeated} must be at least 1 and below {shortest}")
 
-    def encoded(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        vocab_size: int,
-        beginning: Sequence[int],
-        side: Side,
-        generator: random.Random,
-    ) -> list[Encoded]:
+    def encoded(self, wanted: Wanted) -> list[Encoded]:
         """As many prompts as are wanted."""
-        tokens = part_of(usable_tokens(tokenizer, vocab_size), side)
-        periods = [period for period in PERIODS[side] if period <= len(tokens)]
+        tokens = part_of(usable_tokens(wanted.tokenizer, wanted.vocab_size), wanted.side)
+        periods = [period for period in PERIODS[wanted.side] if period <= len(tokens)]
         if not periods:
             raise UserError(
-                f"dataset {self.title} needs {2 * min(PERIODS[side])} different tokens, and this model has "
+                f"dataset {self.title} needs {2 * min(PERIODS[wanted.side])} different tokens, and this model has "
                 f"{2 * len(tokens)}; use another task for it"
             )
         return [
-            self._prompt(tokens, generator.choice(periods), beginning, generator)
-            for _ in range(getattr(self, f"{side}_prompts"))
+            self._prompt(tokens, wanted.generator.choice(periods), wanted.beginning, wanted.generator)
+            for _ in range(wanted.count)
         ]
 
     def _prompt(

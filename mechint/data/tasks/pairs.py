@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from mechint.data.dataset import safe_title
 from mechint.data.tasks.encoding import Encoded, Prompt, PromptError, encode
-from mechint.data.tasks.task import Side, TaskDataset
+from mechint.data.tasks.task import Side, TaskDataset, Wanted
 from mechint.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -45,29 +44,16 @@ class PromptPairs(TaskDataset):
         """The name of the file."""
         return safe_title(self.name, Path(self.path or "").stem)
 
-    def encoded(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        vocab_size: int,
-        beginning: Sequence[int],
-        side: Side,
-        generator: random.Random,
-    ) -> list[Encoded]:
+    def encoded(self, wanted: Wanted) -> list[Encoded]:
         """The prompts of one side. Raises UserError for one that cannot be used, which it shows."""
-        if tokenizer is None:
-            raise UserError(
-                f"dataset {self.title} is text: give the checkpoint's tokenizer, model.tokenizer=DIRECTORY"
-            )
+        tokenizer = self.require_tokenizer(wanted)
         if self.path is None:
             raise UserError(
                 "give dataset.path=FILE, a CSV or JSONL file with the columns " + ", ".join(COLUMNS)
             )
-        prompts = self._of_side(side)
-        generator.shuffle(prompts)
-        return [
-            self._encoded(prompt, tokenizer, beginning)
-            for prompt in prompts[: getattr(self, f"{side}_prompts")]
-        ]
+        prompts = self._of_side(wanted.side)
+        wanted.generator.shuffle(prompts)
+        return [self._encoded(prompt, tokenizer, wanted.beginning) for prompt in prompts[: wanted.count]]
 
     def _of_side(self, side: Side) -> list[Prompt]:
         if side == "paraphrase":

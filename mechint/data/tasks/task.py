@@ -31,6 +31,21 @@ FEWEST = 8
 Item = TypeVar("Item")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What a task is asked for: `count` prompts of one side for a checkpoint.
+
+    tokenizer, vocab_size: the checkpoint's. beginning: tokens put before every prompt. generator: draws the prompts.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None
+    vocab_size: int
+    beginning: Sequence[int]
+    side: Side
+    count: int
+    generator: random.Random
+
+
 @dataclass(kw_only=True)
 class TaskDataset(Dataset):
     """Prompts with right and wrong answers, and a corrupted prompt beside each.
@@ -65,15 +80,17 @@ class TaskDataset(Dataset):
         return self.name
 
     @abstractmethod
-    def encoded(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        vocab_size: int,
-        beginning: Sequence[int],
-        side: Side,
-        generator: random.Random,
-    ) -> list[Encoded]:
-        """The prompts of one side, as many as there should and can be. Raises UserError."""
+    def encoded(self, wanted: Wanted) -> list[Encoded]:
+        """As many of the prompts wanted as there can be. Raises UserError."""
+
+    def require_tokenizer(self, wanted: Wanted) -> PreTrainedTokenizerBase:
+        """The checkpoint's tokenizer. Raises UserError where it has none."""
+        if wanted.tokenizer is None:
+            raise UserError(
+                f"dataset {self.title} is text, and the checkpoint has no tokenizer: give model.tokenizer=DIRECTORY or "
+                "hub id, or use dataset=induction"
+            )
+        return wanted.tokenizer
 
     def load(
         self,
@@ -88,7 +105,8 @@ class TaskDataset(Dataset):
         found: dict[Side, list[Encoded]] = {}
         for side in SIDES:
             drawn = random.Random(f"{side} {seed if side == 'calibration' else 0}")
-            found[side] = self.encoded(tokenizer, vocab_size, begin.tokens, side, drawn)
+            count = getattr(self, f"{side}_prompts")
+            found[side] = self.encoded(Wanted(tokenizer, vocab_size, begin.tokens, side, count, drawn))
         everything = [prompt for side in SIDES for prompt in found[side]]
         self._check(found, everything, tokenizer_name, vocab_size, max_positions)
         evaluation = make_batch(found["evaluation"])
@@ -147,28 +165,16 @@ class TextTask(TaskDataset):
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """An endless stream of prompts of one side."""
 
-    def encoded(
-        self,
-        tokenizer: PreTrainedTokenizerBase | None,
-        vocab_size: int,
-        beginning: Sequence[int],
-        side: Side,
-        generator: random.Random,
-    ) -> list[Encoded]:
+    def encoded(self, wanted: Wanted) -> list[Encoded]:
         """As many different prompts as are wanted, or as can be drawn; unusable ones are drawn again."""
-        if tokenizer is None:
-            raise UserError(
-                f"dataset {self.title} is text, and the checkpoint comes without a tokenizer: give "
-                "model.tokenizer=DIRECTORY or hub id, or use dataset=induction"
-            )
-        wanted = getattr(self, f"{side}_prompts")
+        tokenizer = self.require_tokenizer(wanted)
         found: dict[tuple[int, ...], Encoded] = {}
-        stream = self.draw(Lexicon(tokenizer), side, generator)
-        for _ in range(ATTEMPTS * wanted):
-            if len(found) == wanted:
+        stream = self.draw(Lexicon(tokenizer), wanted.side, wanted.generator)
+        for _ in range(ATTEMPTS * wanted.count):
+            if len(found) == wanted.count:
                 break
             try:
-                prompt = encode(next(stream), tokenizer, beginning)
+                prompt = encode(next(stream), tokenizer, wanted.beginning)
             except PromptError:
                 continue
             found[prompt.clean] = prompt
