@@ -20,7 +20,8 @@ from mechint.analysis.attempt import (
     attempt_run,
     child_config,
 )
-from mechint.analysis.describing import Record, add_part, basis_info, total_cost
+from mechint.analysis.costs import add_part, total_cost
+from mechint.analysis.describing import Record, basis_info
 from mechint.analysis.null import measure_null
 from mechint.analysis.preparation import Prepared
 from mechint.analysis.proofs import MISSING_NULL_OF_SEEDS, subspace_agreement

@@ -14,12 +14,11 @@ from torch import Tensor
 
 from mechint.analysis.attempt import Attempt, Outcome, Outputs, RunOptions, attempt_run
 from mechint.analysis.chance import Controls
+from mechint.analysis.costs import add_part, cost_of
 from mechint.analysis.describing import (
     Record,
-    add_part,
     basis_info,
     binarization_gap,
-    cost_of,
     finishing_info,
 )
 from mechint.analysis.null import kl_recovered, measure_null

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mechint.analysis.attempt import Attempt, Outcome, RunOptions, attempt_run, child_config
-from mechint.analysis.describing import Record, total_cost
+from mechint.analysis.costs import total_cost
+from mechint.analysis.describing import Record
 from mechint.analysis.proofs import MISSING_NESTED
 from mechint.analysis.single import Analysis
 from mechint.errors import UserError
