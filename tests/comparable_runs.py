@@ -16,6 +16,15 @@ HEADS, WIDTH = 2, 8
 DENSE, EMPTY = 1.0, 5.0
 
 
+def judged(faithfulness: bool, kl: bool) -> dict[str, Any]:
+    """A verdict of two gates, and whether a run passed each."""
+    gates = [
+        {"gate": "faithfulness >= 0.9", "value": 0.5, "passed": faithfulness},
+        {"gate": "kl <= 0.1", "value": None, "passed": kl},
+    ]
+    return {"overall": "GO" if faithfulness and kl else "NO_GO", "gates": gates}
+
+
 def layer_mask(k_kept: int, v_kept: int, seed: int = 0, heads: int = HEADS, width: int = WIDTH) -> LayerMask:
     """A layer that keeps so many K and V channels, at random places."""
     generator = torch.Generator().manual_seed(seed)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from comparable_runs import make_masks, make_run, write_run
+from comparable_runs import judged, make_masks, make_run, write_run
 from safetensors.torch import save_file
 
 from mechint.comparison.compare import compare, read_comparison, read_variant
@@ -251,7 +251,8 @@ def test_a_directory_of_seeds_is_one_variant_and_tells_what_it_leaves_out(tmp_pa
     write_run(tmp_path / ".hidden", EVEN, seed=3)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "result.json").write_text('{"status": "do')
-    runs, notes = read_variant("A", tmp_path)
+    read = read_variant("A", tmp_path)
+    runs, notes = read.runs, read.notes
     assert [run.loss("masked") for run in runs] == [2.0, 9.0]  # the later repetition counts
     assert [run.result.seed for run in runs] == [0, 1]
     told = " ".join(notes)
@@ -370,6 +371,25 @@ def test_what_a_comparison_leaves(tmp_path: Path) -> None:
     report = (output.directory / "variant_comparison.md").read_text()
     assert "![picture](picture.png)" in report
     assert "| masked loss \\[nats/token\\] | 2.050 ± 0.071 | 2.50 ± 0.14 |" in report
+
+
+def test_gates_of_variants_come_first_and_stand_in_every_table(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", EVEN, verdict=judged(True, True))
+    for seed in (0, 1):
+        write_run(tmp_path / "b" / f"seed_{seed}", EVEN, seed=seed)
+    write_run(tmp_path / "b", EVEN, verdict=judged(True, False), nested=[{"directory": "0"}])
+    comparison = read_comparison({"A": tmp_path / "a", "B": tmp_path / "b"})
+    assert comparison["B"].gates == "NO_GO: kl <= 0.1"  # of the whole
+    line = "Gates: A GO; B NO_GO: kl <= 0.1."
+    assert line in findings_text(comparison).split("\n\n")[1]
+    output = Output(directory=tmp_path / "out")
+    leave_comparison(comparison, [], output)
+    assert (
+        "| gates | GO | NO\\_GO: kl &lt;= 0.1 |" in (output.directory / "variant_comparison.md").read_text()
+    )
+    assert "<td>NO_GO: kl &lt;= 0.1</td>" in (output.directory / "report.html").read_text()
+    content = json.loads((output.directory / "comparison.json").read_text())
+    assert content["variants"]["B"]["gates"] == "NO_GO: kl <= 0.1"
 
 
 def test_names_cannot_break_the_report(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparable_runs import make_masks, make_result, write_run
+from comparable_runs import judged, make_masks, make_result, write_run
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
 
@@ -26,6 +26,7 @@ from mechint.data import TextFiles
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.reporting import Visualizer
+from mechint.reporting.wording import text
 from mechint.runtime.files import write_json
 
 HALF, QUARTER = [(8, 8)] * 3, [(4, 4)] * 3
@@ -65,6 +66,37 @@ def test_equal_keys_and_values_are_stored_once(tmp_path: Path) -> None:
     study = read_study(tmp_path)
     assert study.points["kv_bytes_per_token"].tolist() == [2 * 30]
     assert study.groups["dense_kv_bytes"].tolist() == [2 * 48]
+
+
+def test_gates_of_runs_and_of_what_sums_them_up_are_in_every_table(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    gates = ["faithfulness >= 0.9", "kl <= 0.1"]
+    for seed, verdict in enumerate([judged(True, True), judged(True, False), judged(False, False)]):
+        write_run(root / str(seed), HALF, seed=seed, verdict=verdict, config__gates=gates)
+    write_run(root / "without", QUARTER)  # gates make no other curve
+    write_run(root / "sure", HALF, verdict=judged(False, True), nested=[{"directory": "0"}])
+    study = read_study(root)
+    assert study.groups.index.tolist() == ["a"]
+    assert study.runs["verdict"].fillna("").tolist() == ["GO", "NO_GO", "NO_GO", ""]
+    written = {path.name: path for path in leave_study(study, [], Output(directory=tmp_path / "out"))}
+    told = "1 GO, 2 NO_GO: kl <= 0.1 (2), faithfulness >= 0.9 (1)"
+    rows = list(csv.DictReader(io.StringIO(written["table.csv"].read_text())))
+    assert [row["gates"] for row in rows] == [told, ""]
+    table = written["table.md"].read_text()
+    assert f"| {text(told)} |\n" in table
+    assert "| sure | NO\\_GO | faithfulness &gt;= 0.9 |" in table
+    content = json.loads(written["comparison.json"].read_text())
+    assert content["groups"][0]["points"][0]["runs"][1]["failed_gates"] == "kl <= 0.1"
+    assert [row["directory"] for row in content["judged"]] == ["sure"]
+    page = written["report.html"].read_text()
+    assert page.count("<td>NO_GO</td><td>faithfulness &gt;= 0.9; kl &lt;= 0.1</td>") == 1
+    assert page.count("<td>NO_GO</td><td>faithfulness &gt;= 0.9</td>") == 1
+
+
+def test_no_table_tells_of_conditions_that_nobody_set(tmp_path: Path) -> None:
+    study = read_study(grid(tmp_path / "tree"))
+    written = leave_study(study, [], Output(directory=tmp_path / "out"))
+    assert not any("gates" in path.read_text().lower() for path in written if path.suffix in (".csv", ".md"))
 
 
 def test_bases_are_curves_named_after_them(tmp_path: Path) -> None:

@@ -424,6 +424,12 @@ def test_the_table_tells_what_became_of_every_job(tmp_path: Path) -> None:
     ]
     assert not succeeded(outcomes)
     assert succeeded(outcomes[:2])
+    sweep.note(0, "done", tmp_path / "0", gates="NO_GO: kl <= 0.1")
+    assert table(sweep.outcomes(), tmp_path).splitlines()[1:4] == [
+        "  job  status       directory  overrides  gates             reason",
+        "  0    done         0          seed=0     NO_GO: kl <= 0.1",
+        "  1    skipped      7          seed=1",
+    ]
     sweep.end()
     assert not list(tmp_path.iterdir())
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +22,7 @@ from mechint.imports.old_results import is_old_run, read_old_run
 from mechint.metrics.spread import Spread
 from mechint.results import RunFiles
 from mechint.results.find import summary_note
-from mechint.results.result import RESULT, TargetInfo
+from mechint.results.result import RESULT, Result, TargetInfo
 
 Directories = str | Path | Sequence[str | Path]
 
@@ -44,18 +45,36 @@ def read_comparison(variant_dirs: Mapping[str, Directories], baseline: str | Non
     if name not in variant_dirs:
         raise UserError(f"baseline={name!r} is none of the variants: {', '.join(variant_dirs)}")
     read = {variant: read_variant(variant, directories) for variant, directories in variant_dirs.items()}
-    notes = [note for _, remarks in read.values() for note in remarks]
-    return compare({variant: runs for variant, (runs, _) in read.items()}, name, notes)
+    return compare(
+        {variant: one.runs for variant, one in read.items()},
+        name,
+        [note for one in read.values() for note in one.notes],
+        {variant: one.sums for variant, one in read.items()},
+    )
+
+
+@dataclass
+class Read:
+    """The runs of a variant, the results that sum some of them up, and notes."""
+
+    runs: list[RunFiles] = field(default_factory=list)
+    sums: list[Result] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def compare(
-    variants: Mapping[str, Sequence[RunFiles]], baseline: str, notes: Sequence[str] = ()
+    variants: Mapping[str, Sequence[RunFiles]],
+    baseline: str,
+    notes: Sequence[str] = (),
+    sums: Mapping[str, Sequence[Result]] | None = None,
 ) -> Comparison:
-    """Hold the runs of every variant against those of the one named `baseline`."""
+    """Hold the runs of every variant against those of the one named `baseline`; sums: results that sum up runs."""
     chosen, remarks = at_one_target(variants)
     target = wanted_target([run for runs in variants.values() for run in runs])
     made = [
-        Variant(name, tuple(chosen[name]), tuple(runs), needed(runs, *target))
+        Variant(
+            name, tuple(chosen[name]), tuple(runs), needed(runs, *target), tuple((sums or {}).get(name, ()))
+        )
         for name, runs in variants.items()
     ]
     reference = next(variant for variant in made if variant.name == baseline)
@@ -74,8 +93,8 @@ def compare(
     )
 
 
-def read_variant(name: str, directories: Directories) -> tuple[list[RunFiles], list[str]]:
-    """The runs of a variant, from a run's directory, one with several runs, or a list of those; and notes.
+def read_variant(name: str, directories: Directories) -> Read:
+    """The runs of a variant, from a run's directory, one with several runs, or a list of those.
 
     The runs may differ in nothing but seed and sparsity; only where they are listed may their checkpoints differ as
     well. Raises UserError where there is no finished run, or where runs do not belong together.
@@ -83,12 +102,12 @@ def read_variant(name: str, directories: Directories) -> tuple[list[RunFiles], l
     listed = [directories] if isinstance(directories, (str, Path)) else directories
     if not isinstance(listed, Sequence) or not all(isinstance(path, (str, Path)) for path in listed):
         raise UserError(f"variant {name!r} is {directories!r}; give it a directory, or a list of directories")
-    runs: list[RunFiles] = []
-    notes: list[str] = []
+    read = Read()
     for directory in map(Path, listed):
-        found, remarks = _read_runs(name, directory)
-        _require_one_kind(name, found, directory)
-        runs, notes = runs + found, notes + remarks
+        found = _read_runs(name, directory)
+        _require_one_kind(name, found.runs, directory)
+        read = Read(read.runs + found.runs, read.sums + found.sums, read.notes + found.notes)
+    runs = read.runs
     if not runs:
         raise UserError(f"variant {name!r} has no directory; give it one, or a list of them")
     _require_one_kind(name, runs)
@@ -97,19 +116,19 @@ def read_variant(name: str, directories: Directories) -> tuple[list[RunFiles], l
         raise UserError(
             f"variant {name!r}: its runs are of models of different shapes; compare them as two variants"
         )
-    return runs, notes
+    return read
 
 
-def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
+def _read_runs(name: str, directory: Path) -> Read:
     """The runs in or below one directory."""
     if (directory / RESULT).exists():
         run = RunFiles.read(directory)
         if searched(run.result) or summary_note(directory, run.result) is None:
-            return [run], []
+            return Read([run])
     if is_old_run(directory):
-        return [read_old_run(directory)], []
+        return Read([read_old_run(directory)])
     if directory.suffix in {".pth", ".pt"}:
-        return [read_leank_run(directory)], []
+        return Read([read_leank_run(directory)])
     found = find_runs(directory, searches=True)
     notes = [f"{name}: {note}" for note in found.notes]
     for run_ in found.unfinished:
@@ -120,7 +139,7 @@ def _read_runs(name: str, directory: Path) -> tuple[list[RunFiles], list[str]]:
             f"variant {name!r}: no finished run (result.json) in or below {directory}; "
             "give the output directory of a run"
         )
-    return [RunFiles.read(path) for path in found.finished], notes
+    return Read([RunFiles.read(path) for path in found.finished], list(found.sums.values()), notes)
 
 
 def _require_one_kind(name: str, runs: Sequence[RunFiles], directory: Path | None = None) -> None:

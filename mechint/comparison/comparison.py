@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mechint.comparison.runs import channels_frame, kept_frame, layers_frame, runs_frame
+from mechint.comparison.runs import channels_frame, gates_in_words, kept_frame, layers_frame, runs_frame
 from mechint.imports.old_results import quotations
 from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
@@ -75,13 +75,19 @@ class Variant:
     """One of the compared things: a run, or several runs that differ in the seed.
 
     runs: those that are compared, all of one target. every_run: also those of other sparsities. needed: None where it
-    is not known.
+    is not known. sums: results that sum up some of the runs, as the consensus of seeds does.
     """
 
     name: str
     runs: tuple[RunFiles, ...]
     every_run: tuple[RunFiles, ...]
     needed: Needed | None = None
+    sums: tuple[Result, ...] = ()
+
+    @property
+    def gates(self) -> str:
+        """How the gates of its runs went, in words; nothing without gates."""
+        return gates_in_words(runs_frame([*(run.result for run in self.runs), *self.sums]))
 
     @cached_property
     def numbers(self) -> pd.DataFrame:

@@ -56,7 +56,9 @@ def findings_text(comparison: Comparison) -> str:
 
 
 def in_short(comparison: Comparison) -> list[str]:
-    """The units needed, where they are known; then for each variant what its masks cost and how alike they are."""
+    """The units needed, where they are known; then for each variant what its masks cost and how alike they are; and how
+    gates went.
+    """
     lines = [needed_line(comparison)]
     baseline = comparison[comparison.baseline]
     for name, difference in comparison.differences.items():
@@ -64,7 +66,14 @@ def in_short(comparison: Comparison) -> list[str]:
         if comparison.comparable_loss and metric:
             lines.append(metric_line(metric, baseline, comparison[name], difference))
         lines.append(alike(baseline, comparison[name], difference))
+    lines.append(gates_line(comparison))
     return [one_line(line) for line in lines if line]
+
+
+def gates_line(comparison: Comparison) -> str:
+    """How the gates of each variant went; nothing where none has gates."""
+    told = [f"{variant.name} {variant.gates}" for variant in comparison.variants if variant.gates]
+    return f"Gates: {'; '.join(told)}." if told else ""
 
 
 def needed_line(comparison: Comparison) -> str:

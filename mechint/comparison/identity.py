@@ -10,10 +10,11 @@ from mechint.results import Result
 from mechint.results.identity import PRESENTATION_KEYS, STABILITY_KEYS
 from mechint.results.result import BasisInfo
 
-# Root keys of the configuration that make no other curve: what is swept, where things are, where it ran.
+# Root keys of the configuration that make no other curve: what is swept, where things are, where it ran, and how it
+# is judged.
 # dtype is told by the checkpoint's entry, which knows what "auto" became.
 NOT_OPTIONS = (
-    PRESENTATION_KEYS | STABILITY_KEYS | {"checkpoint", "target_sparsity", "seed", "device", "dtype"}
+    PRESENTATION_KEYS | STABILITY_KEYS | {"checkpoint", "target_sparsity", "seed", "device", "dtype", "gates"}
 )
 
 # Options that change no number, or its last digits at most.

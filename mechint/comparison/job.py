@@ -1,12 +1,12 @@
 """Leaving a comparison or a study on disk and in the loggers.
 
 comparison.json, for other programs. Variants: {schema_version, kind "variants", created, not_logged, baseline,
-comparable_loss, flags, notes, variants{name: {runs, numbers[a row per run], needed, quoted, layers[a row per layer,
-kind and run]}}, differences[the rows of summary.csv], overlaps{name: {iou k_iou v_iou chance contained highest
-baseline_iou variant_iou layers}, or why there is none}}. Tree: {schema_version, kind "tree", created, not_logged, root,
-bytes_per_element, flags, notes, groups[{label ... points[the rows of table.csv, with runs]}], unfinished[{directory
-status reason}]}. A SPREAD is {mean, sd, n, values}; sd is null for a single run. Sparsities are fractions: of channels
-for variants, of units for a tree.
+comparable_loss, flags, notes, variants{name: {runs, numbers[a row per run], needed, gates, quoted, layers[a row per
+layer, kind and run]}}, differences[the rows of summary.csv], overlaps{name: {iou k_iou v_iou chance contained highest
+baseline_iou variant_iou layers}, or why there is none}}. Tree: {schema_version, kind "tree", created, not_logged,
+root, bytes_per_element, flags, notes, groups[{label ... points[the rows of table.csv, with runs]}], judged[a row for
+each run with gates that sums up others], unfinished[{directory status reason}]}. A SPREAD is {mean, sd, n, values};
+sd is null for a single run. Sparsities are fractions: of channels for variants, of units for a tree.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def leave_study(study: Study, figures: Sequence[StudyFigure], output: Output) ->
         "flags": list(study.flags),
         "notes": list(study.notes),
         "groups": groups,
+        "judged": [] if study.judged is None else rows_of(study.judged),
         "unfinished": as_plain(study.unfinished),
     }
     summary = {"runs": {"finished": len(study.runs), "without_numbers": len(study.unfinished)}}
@@ -148,6 +149,7 @@ def _variant(variant: Variant) -> dict[str, Any]:
         "runs": [str(run.directory) for run in variant.runs],
         "numbers": rows_of(variant.numbers),
         "needed": as_plain(variant.needed),
+        "gates": variant.gates,
         "quoted": list(variant.quoted),
         "layers": rows_of(variant.layers.reset_index()),
     }

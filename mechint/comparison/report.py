@@ -69,6 +69,8 @@ def overview(comparison: Comparison) -> list[str]:
         target = next(v.needed.target for v in variants if v.needed)
         cells = [needed_words(v.needed) if v.needed else ABSENT for v in variants]
         rows.append([f"units needed for {target}", *cells])
+    if any(v.gates for v in variants):
+        rows.append(["gates", *(v.gates or ABSENT for v in variants)])
     kinds: tuple[tuple[str, Kind], ...] = (("sparsity", "kv"), ("K sparsity", "k"), ("V sparsity", "v"))
     rows += [[title, *(percents(v.sparsity(kind)) for v in variants)] for title, kind in kinds]
     for metric in METRICS:

@@ -22,6 +22,9 @@ BYTES_PER_ELEMENT = 2
 # Sparsities that agree to so many decimals are the same.
 DECIMALS = 6
 
+# Between the gates that failed, in a table.
+BETWEEN_GATES = "; "
+
 NUMBERS = ("loss", "loss_degradation_percent", "kl", "faithfulness", "top1_agreement")
 WITH_ERROR = ("loss", "kl", "faithfulness", "top1_agreement")
 
@@ -37,9 +40,13 @@ class UnfinishedRun:
 
 @dataclass
 class Found:
-    """What lies in or below a directory. notes: runs that are left out, a sentence each."""
+    """What lies in or below a directory.
+
+    sums: finished runs that sum up others, which count instead. notes: runs that are left out, a sentence each.
+    """
 
     finished: dict[Path, Result] = field(default_factory=dict)
+    sums: dict[Path, Result] = field(default_factory=dict)
     unfinished: list[UnfinishedRun] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -80,6 +87,7 @@ def find_runs(root: Path, searches: bool) -> Found:
         note = None if searches and searched(result) else summary_note(directory, result)
         if note:
             found.notes.append(note)
+            found.sums[directory] = result
         else:
             counted.append((directory, result))
     chosen, repeated = newest_of_each(counted)
@@ -93,8 +101,9 @@ def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     """The table of runs, one row each, in the given order.
 
     sparsity, target: of units, achieved and asked for. kept, total: units. kv_bytes, dense_kv_bytes: of a cache per
-    token, with what the mask keeps and with everything; equal keys and values count once. loss, kl, ... and their
-    standard errors loss_se, ...: of the masked model, as in result.json; NaN where they are not known.
+    token, with what the mask keeps and with everything; equal keys and values count once. verdict: GO or NO_GO, None
+    without gates; failed_gates: those that failed, as one text. loss, kl, ... and their standard errors loss_se, ...:
+    of the masked model, as in result.json; NaN where they are not known.
     """
     return pd.DataFrame([_row(result) for result in results])
 
@@ -125,8 +134,29 @@ def _row(result: Result) -> dict[str, Any]:
         "dense_kv_bytes": BYTES_PER_ELEMENT * cached.total,
         "evaluation_digest": result.dataset.evaluation_digest or "",
         "searched_for": f"{target.kind} {target.value:g}" if searched(result) and target else None,
+        "verdict": None if result.verdict is None else result.verdict.overall,
+        "failed_gates": None if result.verdict is None else BETWEEN_GATES.join(result.verdict.failed_gates),
         **{name: float("nan") if value is None else float(value) for name, value in numbers.items()},
     }
+
+
+def gates_in_words(table: pd.DataFrame) -> str:
+    """How the gates of a table's runs went: 'NO_GO: kl <= 0.1', or of several '2 GO, 1 NO_GO: kl <= 0.1 (1)'.
+
+    Nothing where none has gates.
+    """
+    judged = table[table["verdict"].notna()]
+    if judged.empty:
+        return ""
+    counts = judged["verdict"].value_counts()
+    failed = judged["failed_gates"].str.split(BETWEEN_GATES).explode()
+    gates = failed[failed != ""].value_counts(sort=False)
+    if len(judged) == 1:
+        words, listed = counts.index[0], list(gates.index)
+    else:
+        words = ", ".join(f"{counts[name]} {name}" for name in ("GO", "NO_GO") if name in counts)
+        listed = [f"{gate} ({count})" for gate, count in gates.items()]
+    return f"{words}: {', '.join(listed)}" if listed else words
 
 
 def channels_frame(runs: Sequence[RunFiles]) -> pd.DataFrame:

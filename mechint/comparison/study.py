@@ -11,7 +11,7 @@ from typing import Protocol
 import pandas as pd
 
 from mechint.comparison.identity import Options, key_of, options, shown, telling
-from mechint.comparison.runs import NUMBERS, UnfinishedRun, find_runs, runs_frame
+from mechint.comparison.runs import NUMBERS, UnfinishedRun, find_runs, gates_in_words, runs_frame
 from mechint.errors import UserError
 from mechint.metrics.agreement import Agreement
 from mechint.metrics.spread import Spread
@@ -26,7 +26,8 @@ class Study:
     runs: the table of finished runs, with `directory` (relative to root), `config_digest` and `group`: the label of
     the curve, short and unique, of runs of one checkpoint with one set of options apart from seed and target sparsity.
     agreements: of the seeds' masks at one point, by (group, sparsity); absent for a single run, for directions of bases
-    of their own, and where masks are missing. flags: shown first, as in Comparison. notes: smaller remarks.
+    of their own, and where masks are missing. judged: the table of runs that sum up others, of those with gates, with
+    `directory`. flags: shown first, as in Comparison. notes: smaller remarks.
     """
 
     root: Path
@@ -35,6 +36,7 @@ class Study:
     unfinished: tuple[UnfinishedRun, ...] = ()
     flags: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    judged: pd.DataFrame | None = None
 
     @cached_property
     def groups(self) -> pd.DataFrame:
@@ -55,7 +57,7 @@ class Study:
     def points(self) -> pd.DataFrame:
         """One row per (group, sparsity): n runs, their seeds, kept units, bytes, and of every number its mean, standard
         deviation `_sd`, lowest `_low`, highest `_high` and the standard error of the evaluation data `_se` (root mean
-        square over runs); groups in their order, sparsities ascending.
+        square over runs); `gates`, in words, where any run has some; groups in their order, sparsities ascending.
         """
         rows = []
         for group in self.groups.index:
@@ -65,7 +67,14 @@ class Study:
                 for name in ("iou", "chance"):
                     spread: Spread | None = getattr(found, name, None)
                     rows[-1]["iou" if name == "iou" else "iou_chance"] = spread and spread.mean
+                if self.has_gates:
+                    rows[-1]["gates"] = gates_in_words(runs)
         return pd.DataFrame(rows)
+
+    @property
+    def has_gates(self) -> bool:
+        """Whether any run of a curve was judged by gates."""
+        return bool(self.runs["verdict"].notna().any())
 
     def curve(self, group: str) -> pd.DataFrame:
         """The points of one curve, by sparsity."""
@@ -120,7 +129,16 @@ def read_study(root: str | Path) -> Study:
     order = runs["group"].map({label: place for place, label in enumerate(dict.fromkeys(runs["group"]))})
     runs = runs.iloc[order.argsort(kind="stable")].reset_index(drop=True)
     agreements, notes = _agreements(root, runs)
-    return Study(root, runs, agreements, unfinished, tuple(_flags(runs, results)), (*found.notes, *notes))
+    flags, told = tuple(_flags(runs, results)), (*found.notes, *notes)
+    return Study(root, runs, agreements, unfinished, flags, told, _judged(root, found.sums))
+
+
+def _judged(root: Path, sums: Mapping[Path, Result]) -> pd.DataFrame | None:
+    """The table of the runs with gates among those that sum up others; None where there is none."""
+    judged = {path: one for path, one in sums.items() if one.verdict is not None and one.verdict.overall}
+    if not judged:
+        return None
+    return runs_frame(judged.values()).assign(directory=[str(path.relative_to(root)) for path in judged])
 
 
 def _labels(results: Sequence[Result]) -> list[str]:

@@ -10,12 +10,14 @@ from typing import Any
 import pandas as pd
 
 from mechint.comparison.report import markdown_table
-from mechint.comparison.runs import BYTES_PER_ELEMENT
+from mechint.comparison.runs import BYTES_PER_ELEMENT, rows_of
 from mechint.comparison.study import Study
 from mechint.metrics.statistics import digits_for
 from mechint.reporting.wording import ABSENT, code, number, percent, text
 
 CSV, MARKDOWN = "table.csv", "table.md"
+
+JUDGED = "## Verdicts on runs that sum up others"
 
 # Number, title, decimals at most.
 COLUMNS = (
@@ -47,6 +49,10 @@ def study_markdown(study: Study, figures: Sequence[Path]) -> str:
         lines += [f"![{path.stem}]({path.name})", ""]
     for group in study.groups.index:
         lines += [f"## {text(group)}", "", *_group(study, group), ""]
+    if study.judged is not None:
+        columns = {"directory": "run", "verdict": "verdict", "failed_gates": "gates that failed"}
+        rows = [[one[name] or ABSENT for name in columns] for one in rows_of(study.judged)]
+        lines += [JUDGED, "", *markdown_table(list(columns.values()), rows), ""]
     if study.unfinished:
         rows = [[str(run.directory), run.status, run.reason] for run in study.unfinished]
         lines += ["## Without numbers", "", *markdown_table(["run", "status", "reason"], rows), ""]
@@ -82,9 +88,12 @@ def _group(study: Study, group: str) -> list[str]:
             always, sometimes = (found.histogram[-1], sum(found.histogram[1:-1])) if found else (0, 0)
             row.append(f"{number(point['iou'], 3)} ({number(point['iou_chance'], 3)})" if found else ABSENT)
             row.append(f"{always:,} / {sometimes:,}" if found else ABSENT)
+        if study.has_gates:
+            row.append(point["gates"] or ABSENT)
         rows.append(row)
     dense = f"Dense: loss {number(shared['dense_loss'])}, {shared['dense_kv_bytes']:,} KV bytes per token."
     columns += ["IoU of seeds (chance)", "kept by all / some seeds"] if agreeing else []
+    columns += ["gates"] if study.has_gates else []
     return [dense, "", *markdown_table(columns, rows)]
 
 

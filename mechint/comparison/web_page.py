@@ -74,6 +74,7 @@ def study_page(study: Study) -> str:
         "count": count_in_words(study),
         "numbers": NUMBERS,
         "runs": rows_of(study.runs),
+        "judged": [] if study.judged is None else rows_of(study.judged),
         "tables": [("points", "Every point of the curves", *table_of(study.points))],
         "bytes_per_element": BYTES_PER_ELEMENT,
         "missing": missing,
@@ -133,6 +134,8 @@ def facts(comparison: Comparison) -> list[dict[str, Any]]:
             lambda variant: needed_words(variant.needed) if variant.needed else "—",
         ),
     ]
+    if any(variant.gates for variant in comparison.variants):
+        lines.append(_line("gates", comparison, lambda variant: variant.gates or "—"))
     for metric in METRICS:
         spreads = [variant.spread(metric.name) for variant in comparison.variants]
         if not any(spreads):

@@ -21,13 +21,17 @@ UNFINISHED = {"running": "died or still running", "not started": "never started"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job; `directory` is relative to the sweep's, `reason` says why it is not done."""
+    """What became of a job.
+
+    directory: relative to the sweep's. gates: how they went, in words. reason: why it is not done.
+    """
 
     number: int
     overrides: str
     status: Status
     directory: str = ""
     reason: str = ""
+    gates: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,10 +56,10 @@ class Sweep:
         """Whether a job has begun."""
         return self._notes.is_dir()
 
-    def note(self, number: int, status: Status, directory: Path, reason: str = "") -> None:
-        """Say how far a job is; called by the job."""
+    def note(self, number: int, status: Status, directory: Path, reason: str = "", gates: str = "") -> None:
+        """Say how far a job is and how its gates went; called by the job."""
         name = os.path.relpath(directory, self.directory)
-        note = {"status": status, "directory": name, "reason": reason}
+        note = {"status": status, "directory": name, "reason": reason, "gates": gates}
         write_json(self._notes / f"{number}.json", note)
 
     def outcomes(self) -> list[Outcome]:
@@ -64,10 +68,12 @@ class Sweep:
         numbers = range(len(self.jobs)) if self.jobs is not None else sorted(notes)
         outcomes = []
         for number in numbers:
-            note = notes.get(number, {"status": "not started", "directory": "", "reason": ""})
+            note = notes.get(number, {"status": "not started", "directory": "", "reason": "", "gates": ""})
             reason = note["reason"] or UNFINISHED.get(note["status"], "")
             overrides = self.jobs[number] if self.jobs is not None else ""
-            outcomes.append(Outcome(number, overrides, note["status"], note["directory"], reason))
+            outcomes.append(
+                Outcome(number, overrides, note["status"], note["directory"], reason, note["gates"])
+            )
         return outcomes
 
     def end(self) -> None:
@@ -84,16 +90,14 @@ def table(outcomes: Sequence[Outcome], directory: Path) -> str:
     """What became of a sweep, in one line per job below a line with the counts."""
     statuses = [outcome.status for outcome in outcomes]
     counts = ", ".join(f"{statuses.count(status)} {status}" for status in dict.fromkeys(statuses))
-    heading = ("job", "status", "directory", "overrides")
-    rows = [(str(job.number), job.status, job.directory, job.overrides) for job in outcomes]
-    widths = [max(len(row[column]) for row in [heading, *rows]) for column in range(len(heading))]
-    reasons = ["reason", *(job.reason for job in outcomes)] if any(job.reason for job in outcomes) else []
-    lines = [
-        "  ".join(
-            [*(cell.ljust(width) for cell, width in zip(row, widths, strict=True)), *reasons[i : i + 1]]
-        )
-        for i, row in enumerate([heading, *rows])
-    ]
+    rows = [["job", "status", "directory", "overrides"]]
+    rows += [[str(job.number), job.status, job.directory, job.overrides] for job in outcomes]
+    for column in ("gates", "reason"):
+        told = [getattr(job, column) for job in outcomes]
+        if any(told):
+            rows = [[*row, cell] for row, cell in zip(rows, [column, *told], strict=True)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(width) for c, width in zip(row, widths, strict=True)) for row in rows]
     return "\n".join([f"sweep {directory}: {counts}", *(f"  {line}".rstrip() for line in lines)])
 
 

@@ -33,7 +33,7 @@ from mechint.config.jobs import (
 from mechint.config.sweeps import Sweep, slurm_threads, threads_per_job
 from mechint.errors import UserError
 from mechint.results.directories import Occupant, refuse_occupied, refuse_other_run
-from mechint.results.result import RESULT
+from mechint.results.result import RESULT, Result, UnreadableResult
 from mechint.runtime.signals import EXIT_CODE, Interrupted
 
 log = logging.getLogger(__name__)
@@ -171,8 +171,17 @@ def _run_job(
             raise
         return math.nan
     untouched = before is not None and before == _written(directory)
-    sweep.note(number, "skipped" if untouched else "done", directory)
+    sweep.note(number, "skipped" if untouched else "done", directory, gates=_gates(directory))
     return value
+
+
+def _gates(directory: Path) -> str:
+    """How the gates of a job's run went; nothing where it has none, or where the job leaves no run."""
+    try:
+        verdict = Result.read(directory).verdict
+    except (OSError, UnreadableResult):
+        return ""
+    return "" if verdict is None else verdict.outcome
 
 
 def _set_threads(threads: int | None) -> None:

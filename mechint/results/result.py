@@ -286,6 +286,16 @@ class Verdict(Section):
     overall: Literal["GO", "NO_GO"] | None = None
     gates: list[GateResult] = Field(default_factory=list)
 
+    @property
+    def failed_gates(self) -> list[str]:
+        """The gates that failed, as they were worded."""
+        return [gate.gate for gate in self.gates if not gate.passed]
+
+    @property
+    def outcome(self) -> str:
+        """'GO', 'NO_GO: kl <= 0.1, cmd <= 0.2', or nothing without gates."""
+        return ": ".join(part for part in (self.overall or "", ", ".join(self.failed_gates)) if part)
+
 
 class BinarizationGap(Section):
     """What making soft gates hard cost, in nats: gap is the KL of the hard mask minus that of the soft gates.
