@@ -28,9 +28,10 @@ from transformers import PreTrainedTokenizerBase
 from mechint.analysis import Controls, Stability
 from mechint.analysis.attempt import Outputs, RunOptions
 from mechint.analysis.between import Between, between
+from mechint.analysis.goals import Kind
 from mechint.analysis.preparation import Inputs
 from mechint.analysis.saved import Evaluation, Run
-from mechint.analysis.search import Kind, TargetSearch
+from mechint.analysis.search import TargetSearch
 from mechint.analysis.seeds import SeedStudy
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import NestedTargets, parse_targets

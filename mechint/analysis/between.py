@@ -15,7 +15,7 @@ from mechint.circuits.scores import faithfulness_of, interval_of
 from mechint.errors import UserError
 from mechint.masking import MaskedModel
 from mechint.metrics.agreement import Agreement
-from mechint.metrics.evaluation import Evaluator, resampled
+from mechint.metrics.evaluation import Evaluator, over_positions, resampled
 from mechint.metrics.metric import KL, LOGIT_DIFF, NLL, Metric
 from mechint.results.section import Section
 from mechint.runtime.files import write_atomically, write_json
@@ -112,9 +112,8 @@ def _on(
         ablation = run.ablation_for(one.view, data.calibration, one.kept)
         gates = [None, torch.zeros_like(one.kept), one.kept]
         values = Evaluator(one.view, data.evaluation, ablation, AT_ONCE)(gates, [metric, KL])
-        draws = resampled(values[:, 0], data.evaluation.positions)
         positions = data.evaluation.positions
-        means = (values * positions).sum(-1) / positions.sum()
+        draws, means = resampled(values[:, 0], positions), over_positions(values, positions)
         found.append(
             Transfer(
                 mask=other,

@@ -243,11 +243,13 @@ class Run(RunFiles):
             ) from error
 
 
-def fitted(ablation: Ablation, view: MaskedModel, calibration: Batch, kept: Tensor) -> Ablation:
+def fitted(
+    ablation: Ablation, view: MaskedModel, calibration: Batch, kept: Tensor, at_once: int = AT_ONCE
+) -> Ablation:
     """An ablation that knows its calibration data; constants that are learned serve the mask kept, bool [N]."""
-    ready = ablation.fit(view, calibration, AT_ONCE)
+    ready = ablation.fit(view, calibration, at_once)
     if isinstance(ready, OptimalAblation):
-        return learn_constants(view, calibration[:OPTIMAL_PROMPTS], kept, ready, OPTIMAL_STEPS, AT_ONCE)
+        return learn_constants(view, calibration[:OPTIMAL_PROMPTS], kept, ready, OPTIMAL_STEPS, at_once)
     return ready
 
 

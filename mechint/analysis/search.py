@@ -5,11 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,14 +16,18 @@ from torch import Tensor
 from mechint.analysis.attempt import Attempt, Outcome, RunOptions, attempt_run, child_config
 from mechint.analysis.costs import total_cost
 from mechint.analysis.describing import Record
+from mechint.analysis.goals import Goal, Kind
 from mechint.analysis.preparation import Prepared
+from mechint.analysis.saved import fitted
 from mechint.analysis.single import Analysis
 from mechint.analysis.targets import point, proofs_of_several
+from mechint.circuits.scores import interval_of
+from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking.masks import flat_importance, flat_keep
 from mechint.masking.sites import in_basis
-from mechint.metrics.evaluation import Evaluator, Measured, faithfulness, standard_error
-from mechint.metrics.metric import KL, NLL
+from mechint.metrics.evaluation import Evaluator, Measured, over_positions, resampled, standard_error
+from mechint.metrics.metric import KL, NLL, Metric
 from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles
 from mechint.results.mask_files import load_basis
@@ -33,32 +36,41 @@ from mechint.results.sequences import measured_by
 
 log = logging.getLogger(__name__)
 
-Kind = Literal["faithfulness", "kl"]
-
 # What all masks of a search together may cost, in steps of a single run, and each of them.
 COST, COST_OF_ONE = 2.5, 0.4
 
 # The first masks keep these shares of the units, until one fails.
 LADDER = (0.5, 0.2, 0.08, 0.03)
 
-# Of the calibration sequences, kept out of learning to choose among masks.
-SELECTION = 1 / 8
+# Of the calibration sequences, kept out of learning to choose among masks; a prompt has a single answer.
+SELECTION, SELECTION_OF_PROMPTS = 1 / 8, 1 / 4
 
 # Between masks whose counts differ by less than this share of all units nothing more is tried.
 CLOSE = 0.01
 
 
+@dataclass(frozen=True)
+class Tried:
+    """A mask that was tried, its units, and its quality on the selection data."""
+
+    kept: int
+    reached: float
+    run: RunFiles
+
+
 @dataclass(kw_only=True)
 class TargetSearch:
-    """Masks of fewer and fewer units, each inside the one before, until one fails the target; then masks between the
-    smallest that reaches it and the largest that does not.
+    """Masks of fewer and fewer units, each inside the one before, until one falls short of the target; then masks
+    between the smallest that does not fall short and the largest that does.
 
     Each mask is an ordinary run in search_<share kept>/ with 0.4 of the steps of a single run; together they take at
     most 2.5 times as many. Which of them reach the target is decided on calibration sequences that none of them
     learned on. The directory above holds the smallest of these, and says with a 95 % interval what it reaches on
     evaluation data, which decide nothing.
 
-    analysis: its target sparsity does not count. kind, value: reach at least this faithfulness, or at most this KL.
+    analysis: its target sparsity does not count. kind, value: reach at least this faithfulness, or at most this KL. On
+    a task it is the faithfulness of the logit difference, and a mask that exceeds 1 by more than 1 - value does not
+    count either, though smaller ones inside it may.
     """
 
     analysis: Analysis
@@ -86,33 +98,31 @@ class TargetSearch:
     def _work(self, fresh: Analysis, attempt: Attempt) -> None:
         given = self.analysis
         prepared = attempt.options.preparation(given.inputs, given.seed)
-        held_out = max(1, round(SELECTION * len(prepared.data.calibration)))
+        on_task = prepared.data.task is not None
+        goal = Goal.of_search(self.kind, self.value, on_task)
+        share = SELECTION_OF_PROMPTS if on_task else SELECTION
+        held_out = max(1, round(share * len(prepared.data.calibration)))
         if held_out + 2 > len(prepared.data.calibration):
-            raise UserError("a search needs more calibration sequences; raise dataset.calibration_tokens")
+            what = "calibration_prompts" if on_task else "calibration_tokens"
+            raise UserError(f"a search needs more calibration sequences; raise dataset.{what}")
         given.method.prepare(prepared.masked, 0.5, torch.Generator())
         total = given.method.units.count
-        runs: list[RunFiles] = []
-        passed: RunFiles | None = None  # the smallest mask that reaches the target
-        failed = 0  # units of the largest that does not
-        for _ in range(int(COST / COST_OF_ONE)):
-            above = total if passed is None else passed.result.sparsity.kept
-            kept = next_count(total, above, failed)
-            if kept is None:
-                break
-            run = self._run_one(fresh, kept / total, held_out, passed, attempt)
-            runs.append(run)
-            reached = self._reached(prepared, run, held_out)
+        selection = prepared.data.calibration[-held_out:]
+
+        def attempt_one(kept: int, within: RunFiles | None) -> Tried:
+            run = self._run_one(fresh, kept / total, held_out, within, attempt)
+            values = self._values(prepared, run, selection, goal.metric, held_out)
+            reached = goal.reached(over_positions(values, selection.positions))
             log.info("%d units: %s %.4g on the selection data", kept, self.kind, reached)
-            if self._good(reached):
-                passed = run
-            else:
-                failed = kept
-        self._finish(attempt, prepared, passed, runs)
+            return Tried(kept, reached, run)
+
+        tried = descend(total, goal, attempt_one)
+        self._finish(attempt, prepared, goal, tried, held_out)
 
     def _run_one(
-        self, fresh: Analysis, density: float, held_out: int, passed: RunFiles | None, attempt: Attempt
+        self, fresh: Analysis, density: float, held_out: int, within: RunFiles | None, attempt: Attempt
     ) -> RunFiles:
-        """An ordinary run for a mask of this share of the units, inside the last one that reached the target."""
+        """An ordinary run for a mask of this share of the units, inside the last one that did not fall short."""
         recipe = copy.deepcopy(fresh.recipe)
         recipe.steps = max(1, round(COST_OF_ONE * recipe.steps))
         recipe.method.finishing_trials = math.ceil(COST_OF_ONE * recipe.method.finishing_trials)
@@ -122,7 +132,7 @@ class TargetSearch:
         single = fresh.another(
             target_sparsity=sparsity,
             recipe=recipe,
-            within=passed,
+            within=within,
             held_out=held_out,
             outputs=outputs,
             circuit=None,
@@ -130,7 +140,7 @@ class TargetSearch:
         directory = attempt.directory / f"search_{density:.4f}"
         config, options = attempt.result.config, attempt.options
         changes: Record = {"target_sparsity": sparsity, "steps": recipe.steps, "held_out": held_out}
-        changes["nested_in"] = [] if passed is None else [passed.directory.name]
+        changes["nested_in"] = [] if within is None else [within.directory.name]
         changes |= {"target_faithfulness": None, "target_kl": None}
         if isinstance(config.get("mask"), dict):
             changes["mask"] = {**config["mask"], "finishing_trials": recipe.method.finishing_trials}
@@ -142,67 +152,45 @@ class TargetSearch:
         )
         return RunFiles.read(directory)
 
-    def _reached(self, prepared: Prepared, run: RunFiles, held_out: int) -> float:
-        """What a run's mask reaches on the calibration sequences that no mask learned on."""
-        space, calibration = prepared.masked.space, prepared.data.calibration
+    def _values(
+        self, prepared: Prepared, run: RunFiles, batch: Batch, metric: Metric, held_out: int
+    ) -> Tensor:
+        """A metric of the dense, the empty and a run's masked model on sequences, double [3, M]."""
+        space, trainer, calibration = prepared.masked.space, self.analysis.trainer, prepared.data.calibration
         view = in_basis(prepared.masked, load_basis(space, run.directory))
-        trainer, recipe = self.analysis.trainer, self.analysis.recipe
-        chosen, learned_on = (
-            calibration[len(calibration) - held_out :],
-            calibration[: len(calibration) - held_out],
-        )
-        ablation = trainer.fit(lambda size: recipe.ablation.fit(view, learned_on, size))
+        learned_on = calibration[: len(calibration) - held_out]
         keep = flat_keep(space, run.masks)
-        values = trainer.fit(
-            lambda size: Evaluator(view, chosen, ablation, size)(
-                [None, torch.zeros_like(keep), keep], [NLL, KL]
-            )
+        ablation = trainer.fit(
+            lambda size: fitted(self.analysis.recipe.ablation, view, learned_on, keep, size)
         )
-        positions = chosen.positions
-        means = (values * positions).sum(-1) / positions.sum()
-        if self.kind == "kl":
-            return float(means[2, 1])
-        found = faithfulness(*means[:, 0].tolist())
-        if found is None:
-            raise UserError(
-                "the dense and the empty model are equally good at this text, so that nothing is faithful or not; "
-                "use target_kl"
-            )
-        return found
-
-    def _good(self, reached: float) -> bool:
-        return reached >= self.value if self.kind == "faithfulness" else reached <= self.value
+        gates = [None, torch.zeros_like(keep), keep]
+        return trainer.fit(lambda size: Evaluator(view, batch, ablation, size)(gates, [metric])[:, 0])
 
     def _finish(
-        self, attempt: Attempt, prepared: Prepared, passed: RunFiles | None, runs: Sequence[RunFiles]
+        self, attempt: Attempt, prepared: Prepared, goal: Goal, tried: Sequence[Tried], held_out: int
     ) -> None:
-        """The smallest mask that reaches the target as a run of its own; the largest where none does."""
-        best = passed or max(runs, key=lambda run: run.result.sparsity.kept)
-        given, result = self.analysis, attempt.result
+        """The smallest mask that reaches the target as a run of its own; the one that comes closest where none does."""
+        chosen = min(tried, key=lambda one: (goal.distance(one.reached), one.kept))
+        best, runs = chosen.run, [one.run for one in tried]
+        given, result = replace(self.analysis, held_out=held_out), attempt.result
         given.method.prepare(prepared.masked, 0.5, torch.Generator())  # for its units
         units, measured = given.method.units, measured_by(best)
         assert measured is not None, "runs of this version keep their sequences"
         attempt.describe(prepared, given.recipe, given.trainer, best.result.sparsity.target or 0.0)
-        if passed is None:
+        if goal.distance(chosen.reached):
             result.add_notes(
-                f"no mask reaches {self.kind} {self.value:g} on the selection data; this is the largest mask "
-                "tried"
+                f"no mask reaches {goal.asked.title} on the selection data; this is the one tried that comes closest"
             )
         result.notes = list(dict.fromkeys([*result.notes, *best.result.notes]))
-        result.nested = [point(run) for run in sorted(runs, key=lambda run: -run.result.sparsity.kept)]
+        result.nested = [
+            point(one.run).model_copy(update={"selected": one.reached})
+            for one in sorted(tried, key=lambda one: -one.kept)
+        ]
         result.basis, result.random_masks = best.result.basis, best.result.random_masks
         result.proofs = proofs_of_several(best.result.proofs, given.recipe)
         result.finishing, result.binarization_gap = best.result.finishing, best.result.binarization_gap
-        samples = self._samples(measured)
-        result.target = TargetInfo(
-            kind=self.kind,
-            value=self.value,
-            achieved=self._achieved(best),
-            achieved_se=standard_error(samples),
-            interval=_interval(samples),
-            units=best.result.sparsity.kept,
-            runs=len(runs),
-        )
+        result.target = self._target(prepared, goal, chosen, measured, held_out)
+        result.target.runs = len(runs)
         keep = units.of_channels(flat_keep(units.space, best.masks))
         worth = units.of_channels(flat_importance(units.space, best.masks))
         cost, basis = total_cost(runs), load_basis(units.space, best.directory)
@@ -210,23 +198,54 @@ class TargetSearch:
         result.circuit = given.study_saved(prepared, basis, keep, worth, cost, attempt.directory)
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, best.history))
 
-    def _achieved(self, run: RunFiles) -> float | None:
-        return run.result.faithfulness if self.kind == "faithfulness" else run.result.metrics.masked.kl
+    def _target(
+        self, prepared: Prepared, goal: Goal, chosen: Tried, measured: Measured, held_out: int
+    ) -> TargetInfo:
+        """What was asked for, and what the chosen mask reaches on evaluation data."""
+        name = {NLL.name: "loss", KL.name: "kl"}.get(goal.metric.name)
+        if name is not None:
+            values, positions, documents = (
+                measured.sequences[name][:3],
+                measured.positions,
+                measured.documents,
+            )
+        else:  # on the prompts that the circuit is measured on
+            study = self.analysis.circuit
+            prompts = prepared.data.evaluation[: None if study is None else study.prompts]
+            values = self._values(prepared, chosen.run, prompts, goal.metric, held_out)
+            positions, documents = prompts.positions, None
+        samples = goal.quality(resampled(values, positions, documents))
+        found = {
+            "achieved": goal.reached(over_positions(values, positions)),
+            "achieved_se": standard_error(samples),
+            "interval": interval_of(samples) if bool(samples.isfinite().all()) else None,
+            "units": chosen.kept,
+            "selected": chosen.reached,
+            "selection_sequences": held_out,
+            "sequences": len(positions),
+        }
+        return goal.asked.model_copy(update=found)
 
-    def _samples(self, measured: Measured) -> Tensor:
-        """What bootstrap samples of the evaluation sequences say of it, [draws]."""
-        if self.kind == "kl":
-            return measured.resampled("kl")[:, 2]
-        dense, empty, masked, _ = measured.resampled("loss").unbind(1)
-        return (empty - masked) / (empty - dense)
 
+def descend(total: int, goal: Goal, attempt_one: Callable[[int, RunFiles | None], Tried]) -> list[Tried]:
+    """Every mask that a search tries, in this order.
 
-def _interval(samples: Tensor) -> list[float] | None:
-    """The 95 % interval of bootstrap samples [draws]; None where some have no number."""
-    if not bool(samples.isfinite().all()):
-        return None
-    ends = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=samples.dtype))
-    return [float(end) for end in ends]
+    attempt_one: learns a mask of so many units, inside the run that it is given.
+    """
+    tried: list[Tried] = []
+    enough: Tried | None = None  # the smallest mask that does not fall short
+    failed = 0  # units of the largest that does
+    for _ in range(int(COST / COST_OF_ONE)):
+        kept = next_count(total, total if enough is None else enough.kept, failed)
+        if kept is None:
+            break
+        one = attempt_one(kept, None if enough is None else enough.run)
+        tried.append(one)
+        if goal.falls_short(one.reached):
+            failed = kept
+        else:
+            enough = one
+    return tried
 
 
 def next_count(total: int, above: int, failed: int) -> int | None:

@@ -32,6 +32,7 @@ from mechint.analysis.proofs import (
     transfer_of,
 )
 from mechint.analysis.rivals import rival_info
+from mechint.analysis.saved import fitted
 from mechint.circuits import CircuitStudy
 from mechint.circuits.drawing import draw
 from mechint.data.batch import Batch
@@ -320,12 +321,11 @@ class Analysis:
         """The same for a mask that other runs have found, in their basis."""
         if self.circuit is None or prepared.data.task is None:
             return None
-        seen, recipe, calibration = (
-            prepared.seen_in(in_basis(prepared.masked, basis)),
-            self.recipe,
-            self.calibration(prepared),
+        seen, recipe = prepared.seen_in(in_basis(prepared.masked, basis)), self.recipe
+        calibration, kept = self.calibration(prepared), self.method.units.to_channels(keep)
+        recipe.ablation = self.trainer.fit(
+            lambda size: fitted(recipe.ablation, seen.masked, calibration, kept, size)
         )
-        recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(seen.masked, calibration, size))
         return self.study_circuit(seen, keep, ranking, cost, directory)
 
     def random_masks(self, prepared: Prepared, keep: Tensor, cost: Cost) -> RandomMasks | None:

@@ -27,7 +27,7 @@ from mechint.results.result import RESULT, Result, TargetInfo
 Directories = str | Path | Sequence[str | Path]
 
 # What "units needed" are needed for where no run was searched for a target of its own.
-FAITHFUL = ("faithfulness", 0.9)
+FAITHFUL = TargetInfo(kind="faithfulness", value=0.9)
 
 
 def read_comparison(variant_dirs: Mapping[str, Directories], baseline: str | None = None) -> Comparison:
@@ -73,7 +73,7 @@ def compare(
     target = wanted_target([run for runs in variants.values() for run in runs])
     made = [
         Variant(
-            name, tuple(chosen[name]), tuple(runs), needed(runs, *target), tuple((sums or {}).get(name, ()))
+            name, tuple(chosen[name]), tuple(runs), needed(runs, target), tuple((sums or {}).get(name, ()))
         )
         for name, runs in variants.items()
     ]
@@ -196,44 +196,49 @@ def _target(run: RunFiles) -> float:
     return -1.0 if searched(run.result) or target is None else round(target, DECIMALS)
 
 
-def wanted_target(runs: Sequence[RunFiles]) -> tuple[str, float]:
-    """Kind and value of the target that runs were searched for; faithfulness 0.9 where there is none, or several."""
-    targets = {
-        (run.result.target.kind, run.result.target.value)
-        for run in runs
-        if searched(run.result) and run.result.target
-    }
-    kind, value = targets.pop() if len(targets) == 1 else FAITHFUL
-    return (kind, value) if value is not None else FAITHFUL
+def wanted_target(runs: Sequence[RunFiles]) -> TargetInfo:
+    """The target that runs were searched for; faithfulness 0.9 where there is none, or several."""
+    targets = {run.result.target.title: run.result.target for run in runs if _of_search(run.result)}
+    return next(iter(targets.values())) if len(targets) == 1 else FAITHFUL
 
 
-def needed(runs: Sequence[RunFiles], kind: str, value: float) -> Needed | None:
+def _of_search(result: Result) -> bool:
+    return searched(result) and result.target is not None and result.target.value is not None
+
+
+def needed(runs: Sequence[RunFiles], target: TargetInfo) -> Needed | None:
     """The units that a variant needs for a target: as searched, else between its sparsities; None where unknown."""
-    target = f"{kind} {value:g}"
-    total = runs[0].result.sparsity.total
+    title, total = target.title, runs[0].result.sparsity.total
     table = runs_frame(run.result for run in runs)
-    if (table["searched_for"] == target).all():
+    if (table["searched_for"] == title).all():
         shares = Spread(tuple(table["kept"] / table["total"]))
-        missed = any(_missed(run.result.target, value) for run in runs)
-        bound: Bound = "more than" if missed else ""
-        return Needed(target, shares, table["kept"].mean(), total, None, bound, Spread.of(table[kind]))
-    if table["searched_for"].notna().any():
+        found = [run.result.target for run in runs if run.result.target is not None]
+        bound: Bound = "more than" if any(map(_missed, found)) else ""
+        achieved = Spread.of(one.achieved for one in found)
+        return Needed(title, shares, table["kept"].mean(), total, None, bound, achieved)
+    if table["searched_for"].notna().any() or target.highest is not None:
         return None
-    found = [one for _, rows in table.groupby("seed", dropna=False) if (one := _crossing(rows, kind, value))]
-    if not found or len({bound for *_, bound in found}) > 1:
+    if target.kind == "faithfulness" and any(run.result.task is not None for run in runs):
+        return None  # that of the loss, which a task is not judged by
+    found_ = [
+        one
+        for _, rows in table.groupby("seed", dropna=False)
+        if (one := _crossing(rows, target.kind, target.value))
+    ]
+    if not found_ or len({bound for *_, bound in found_}) > 1:
         return None
-    share = Spread(tuple(estimate for estimate, *_ in found))
-    bound = found[0][-1]
-    between = (min(low for _, low, _, _ in found), max(high for *_, high, _ in found))
-    return Needed(target, share, share.mean * total, total, None if bound else between, bound)
+    share = Spread(tuple(estimate for estimate, *_ in found_))
+    bound = found_[0][-1]
+    between = (min(low for _, low, _, _ in found_), max(high for *_, high, _ in found_))
+    return Needed(title, share, share.mean * total, total, None if bound else between, bound)
 
 
-def _missed(target: TargetInfo | None, value: float) -> bool:
-    """Whether a searched mask misses its target on evaluation data, by more than these may err."""
-    if target is None or target.interval is None:
+def _missed(target: TargetInfo) -> bool:
+    """Whether a searched mask falls short of its target on evaluation data, by more than these may err."""
+    if target.interval is None:
         return False
-    low, high = target.interval
-    return low > value if target.kind == "kl" else high < value
+    (low, high), (least, most) = target.interval, target.bounds
+    return low > most if target.kind == "kl" else high < least
 
 
 def _crossing(rows: pd.DataFrame, kind: str, value: float) -> tuple[float, float, float, Bound] | None:

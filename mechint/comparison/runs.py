@@ -133,7 +133,7 @@ def _row(result: Result) -> dict[str, Any]:
         "kv_bytes": BYTES_PER_ELEMENT * cached.kept,
         "dense_kv_bytes": BYTES_PER_ELEMENT * cached.total,
         "evaluation_digest": result.dataset.evaluation_digest or "",
-        "searched_for": f"{target.kind} {target.value:g}" if searched(result) and target else None,
+        "searched_for": target.title if searched(result) and target else None,
         "verdict": None if result.verdict is None else result.verdict.overall,
         "failed_gates": None if result.verdict is None else BETWEEN_GATES.join(result.verdict.failed_gates),
         **{name: float("nan") if value is None else float(value) for name, value in numbers.items()},

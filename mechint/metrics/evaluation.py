@@ -87,8 +87,7 @@ class Evaluator:
 
     def over_positions(self, values: Tensor) -> Tensor:
         """Means over all positions that count, [...], from those of every sequence [..., M]."""
-        positions = self.batch.positions
-        return (values * positions).sum(-1) / positions.sum()
+        return over_positions(values, self.batch.positions)
 
     def gradients(self, gates: Tensor, metric: Metric, sequences: Tensor | None = None) -> Tensor:
         """Gradient of every sequence's mean of a metric in gates [N], float [M, N].
@@ -227,6 +226,11 @@ def measure(
     }
     sequences = {name: values[:, place] for place, name in enumerate(names)}
     return Measured(metrics, sequences, positions, documents)
+
+
+def over_positions(values: Tensor, positions: Tensor) -> Tensor:
+    """Means over all positions, [...], from those of sequences [..., M] of which so many positions count, [M]."""
+    return (values * positions).sum(-1) / positions.sum()
 
 
 def resampled(

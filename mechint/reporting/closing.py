@@ -47,11 +47,12 @@ def target_lines(result: Result) -> list[str]:
     target = result.target
     if target is None or target.achieved is None or target.interval is None:
         return []
-    bound = f"{'at least' if target.kind == 'faithfulness' else 'at most'} {target.value:g}"
     low, high = target.interval
+    missed = ", outside of the target" if target.told_apart else ""
+    where = "evaluation data" if target.highest is None else f"{target.sequences} evaluation prompts"
     return [
-        f"asked for {target.kind} {bound}: {target.units} units reach {number(target.achieved, 3)} "
-        f"(95 % interval {number(low, 3)} to {number(high, 3)}); {target.runs} masks tried"
+        f"asked for {target.in_words}: {target.units} units reach {number(target.achieved, 3)} on {where} "
+        f"(95 % interval {number(low, 3)} to {number(high, 3)}{missed}); {target.runs} masks tried"
     ]
 
 

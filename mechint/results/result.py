@@ -7,6 +7,7 @@ or infinite; in the file it is null.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -247,17 +248,64 @@ class BasisInfo(Section):
 class TargetInfo(Section):
     """What the run was asked to reach, and what its mask reaches on evaluation data.
 
-    kind: sparsity, faithfulness or kl. interval: 95 %, by the bootstrap over evaluation sequences. units: how many are
-    kept. runs: how many masks the search learned.
+    kind: sparsity, faithfulness or kl. metric: what is measured: nll, kl, or on tasks logit_diff; None in files of
+    earlier versions. highest: the most that counts, where more is no success. interval: 95 %, by the bootstrap over
+    evaluation sequences. units: how many are kept. runs: how many masks the search learned. selected: what the mask
+    reaches on the `selection_sequences` calibration sequences that decided which mask it is, and that no mask learned
+    on. sequences: evaluation sequences that `achieved` is measured on.
     """
 
     kind: str = "sparsity"
     value: float | None = None
+    metric: str | None = None
+    highest: float | None = None
     achieved: float | None = None
     achieved_se: float | None = None
     interval: list[float] | None = None
     units: int | None = None
     runs: int | None = None
+    selected: float | None = None
+    selection_sequences: int | None = None
+    sequences: int | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The range that counts."""
+        value = math.nan if self.value is None else self.value
+        if self.kind == "kl":
+            return -math.inf, value
+        return value, math.inf if self.highest is None else self.highest
+
+    @property
+    def title(self) -> str:
+        """'kl 0.1', 'faithfulness 0.9', 'faithfulness of the logit difference 0.9 to 1.1'."""
+        if self.highest is None:
+            return f"{self.kind} {self.value:g}"
+        return f"{self.kind} of the logit difference {self.value:g} to {self.highest:g}"
+
+    @property
+    def in_words(self) -> str:
+        """'a KL of at most 0.1', 'a faithfulness of at least 0.9', 'a faithfulness of the logit difference from 0.9 to
+        1.1'.
+        """
+        if self.kind == "kl":
+            return f"a KL of at most {self.value:g}"
+        if self.highest is None:
+            return f"a faithfulness of at least {self.value:g}"
+        return f"a faithfulness of the logit difference from {self.value:g} to {self.highest:g}"
+
+    @property
+    def selected_reaches(self) -> bool:
+        """Whether the mask reached the target on the data that it was chosen on; earlier versions did not say."""
+        return self.selected is None or self.bounds[0] <= self.selected <= self.bounds[1]
+
+    @property
+    def told_apart(self) -> bool:
+        """Whether the interval lies outside of the range as a whole."""
+        if self.interval is None:
+            return False
+        (low, high), (least, most) = self.interval, self.bounds
+        return high < least or low > most
 
 
 class CostPart(Section):
@@ -661,11 +709,13 @@ class StabilityInfo(Section):
 class NestedPoint(Section):
     """One target of a run for several: where its own run is, and what its mask does.
 
-    channels: how many of these it keeps; None in files of earlier versions.
+    channels: how many of these it keeps; None in files of earlier versions. selected: of a search, what the mask
+    reaches on the data that decide which one is chosen.
     """
 
     directory: str
     target: float | None = None
+    selected: float | None = None
     achieved: float = 0.0
     kept: int = 0
     total: int = 0
