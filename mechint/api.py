@@ -291,6 +291,11 @@ def make_analysis(
         circuit=circuit,
         rival_of=None if rival_of is None else RunFiles.read(rival_of),
     )
+    several = target_faithfulness is not None or target_kl is not None or len(targets) > 1
+    if several and circuit is not None and circuit.paraphrase_iou:
+        raise UserError(
+            "circuit.paraphrase_iou=true learns the one mask of a target_sparsity a second time; give one number for it"
+        )
     if target_faithfulness is not None or target_kl is not None:
         if seeds != 1:
             raise UserError(f"a search from seeds={seeds} is not supported; use -m with seed=0,1,2")

@@ -16,6 +16,7 @@ from mechint.circuits import CircuitStudy, scores
 from mechint.circuits.gates import Gate, judge_gates, parse_gates
 from mechint.circuits.study import fewest_within, learn_constants
 from mechint.data.batch import NO_TOKEN, Batch
+from mechint.data.byte_tokenizer import byte_tokenizer
 from mechint.data.tasks import GenderedPronoun, InductionTask
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
@@ -29,7 +30,7 @@ from mechint.masking import (
 )
 from mechint.masking.gating import gated
 from mechint.masking.random_masks import matched_random_masks, places
-from mechint.methods import Fisher, TopK
+from mechint.methods import Fisher, LearnedBasis, TopK
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
 from mechint.metrics.gradients import gate_gradient
 from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
@@ -281,8 +282,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path) ->
         ablation=CounterfactualAblation(),
         trainer=MaskTrainer(batch_size=4),
         controls=Controls(random_masks=3),
-        circuit=CircuitStudy(prompts=12, optimal_steps=2, knockouts=2, minimality_parts=3),
-        gates=["faithfulness >= -100", "kl <= 0", "seed_iou >= 0.7"],
+        circuit=CircuitStudy(
+            prompts=12, optimal_steps=2, knockouts=2, minimality_parts=3, paraphrase_iou=True
+        ),
+        gates=["faithfulness >= -100", "kl <= 0", "seed_iou >= 0.7", "paraphrase_iou > 0"],
         visualizer=Visualizer([CircuitFigure(), CircuitHeads(), CircuitPatterns(), CircuitDiagram()], dpi=60),
     )
 
@@ -331,7 +334,7 @@ def test_a_run_on_a_task_measures_its_circuit(run: Any) -> None:
 def test_the_verdict_and_the_circuit_are_in_the_report(run: Any) -> None:
     verdict = run.result.verdict
     assert verdict.overall == "NO_GO"
-    assert [gate.passed for gate in verdict.gates] == [True, False, False]
+    assert [gate.passed for gate in verdict.gates] == [True, False, False, True]
     report = (run.directory / "circuit_analysis_report.md").read_text()
     assert "## Verdict: NO GO" in report
     assert "FAIL, not measured" in report
@@ -345,7 +348,71 @@ def test_the_last_lines_tell_of_task_and_gates(run: Any) -> None:
     lines = summary_lines(run.result, run.directory)
     (task,) = [line for line in lines if line.startswith("task induction, counterfactual ablation: ")]
     assert f"CMD {run.result.circuit.cmd.value:.3f}" in task
-    assert "gates: faithfulness >= -100 PASS, kl <= 0 FAIL, seed_iou >= 0.7 FAIL: NO_GO" in lines
+    told = "faithfulness >= -100 PASS, kl <= 0 FAIL, seed_iou >= 0.7 FAIL, paraphrase_iou > 0 PASS"
+    assert f"gates: {told}: NO_GO" in lines
+
+
+def test_a_mask_of_paraphrases_is_held_against_the_mask_itself(run: Any) -> None:
+    found, task = run.result.circuit.paraphrase, run.result.task
+    assert found.learned_prompts == task.prompts["calibration"] > task.prompts["paraphrase"] == found.prompts
+    assert 0 < found.iou < 1
+    assert 0 < found.chance < 1
+    assert "mask of paraphrases" in [part.name for part in run.result.cost.parts]
+    told = (
+        f"A mask learned on {found.learned_prompts} such prompts shares IoU {found.iou:.2f} of the channels"
+    )
+    assert told in (run.directory / "circuit_analysis_report.md").read_text()
+    assert not (run.directory / ".paraphrases").exists()
+
+
+SMALL_RUN: dict[str, Any] = {
+    "steps": 4,
+    "device": "cpu",
+    "ablation": CounterfactualAblation(),
+    "trainer": MaskTrainer(batch_size=4),
+    "controls": Controls(random_masks=0),
+    "circuit": CircuitStudy(
+        prompts=4, ablations=[], knockouts=0, minimality_parts=0, explained_units=0, paraphrase_iou=True
+    ),
+    "visualizer": Visualizer([]),
+}
+
+
+def test_the_same_prompts_give_the_same_mask_again(
+    monkeypatch: pytest.MonkeyPatch, byte_model_directory: Path, tmp_path: Path
+) -> None:
+    task = InductionTask(
+        calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=16, needed_accuracy=0.2
+    )
+    learned_on = task.load(byte_tokenizer(), "bytes", 256, None, 0).calibration
+    monkeypatch.setattr(InductionTask, "paraphrases", lambda *_: learned_on)
+    method = TopK(finishing_trials=2)
+    settings = SMALL_RUN | {"dataset": task, "method": method, "target_sparsity": 0.5}
+    found = analyze(str(byte_model_directory), tmp_path / "run", **settings).result.circuit
+    assert found is not None
+    assert found.paraphrase is not None
+    assert found.paraphrase.iou == 1
+    assert found.paraphrase.chance is not None
+    assert found.paraphrase.chance < 0.9
+
+
+def test_a_mask_of_paraphrases_that_says_nothing_is_refused(
+    byte_model_directory: Path, tmp_path: Path
+) -> None:
+    def task(**changes: Any) -> InductionTask:
+        sizes = {"calibration_prompts": 48, "evaluation_prompts": 40, "paraphrase_prompts": 16}
+        return InductionTask(**sizes | changes, needed_accuracy=0.2)
+
+    def attempt(name: str, **changes: Any) -> None:
+        settings = {"dataset": task(), "method": TopK(finishing_trials=0), **SMALL_RUN, **changes}
+        analyze(str(byte_model_directory), tmp_path / name, **settings)
+
+    with pytest.raises(UserError, match="one number"):
+        attempt("nested", target_sparsity=[0.5, 0.7])
+    with pytest.raises(UserError, match="directions of its own"):
+        attempt("learned", basis=LearnedBasis(), target_sparsity=0.5)
+    with pytest.raises(UserError, match="there are none; raise dataset"):
+        attempt("none", dataset=task(paraphrase_prompts=0), target_sparsity=0.5)
 
 
 def test_a_task_run_is_measured_again_from_its_files(run: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a mask shares with that of a run that it was to differ from."""
+"""What two masks of one model share."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import torch
 from torch import Tensor
 
 from mechint.masking import Units, masks_by_layer
+from mechint.masking.masks import LayerMask
 from mechint.metrics.agreement import Agreement
 from mechint.results import RunFiles
 from mechint.results.circuit import RivalInfo
 
 
+def layer_masks(units: Units, keep: Tensor) -> list[LayerMask]:
+    """A mask keep, bool [U], layer by layer."""
+    kept = units.to_channels(keep.cpu())
+    return list(masks_by_layer(units.space, kept, torch.zeros(len(kept))).values())
+
+
+def overlap(units: Units, first: Tensor, second: Tensor) -> Agreement:
+    """How far two masks of the same units, bool [U] each, agree."""
+    return Agreement.of([layer_masks(units, first), layer_masks(units, second)])
+
+
 def rival_info(other: RunFiles, units: Units, keep: Tensor) -> RivalInfo:
     """The overlap of a mask keep, bool [U], with another run's."""
-    kept = units.to_channels(keep.cpu())
-    own = list(masks_by_layer(units.space, kept, torch.zeros(len(kept))).values())
+    own = layer_masks(units, keep)
     agreement = Agreement.of([own, other.layer_masks])
     shared = sum(
         int((mine.k_mask & theirs.k_mask).sum()) + int((mine.v_mask & theirs.v_mask).sum())

@@ -31,7 +31,7 @@ from mechint.errors import UserError
 from mechint.masking.masks import flat_keep
 from mechint.methods.method import importance
 from mechint.results import Result, RunFiles
-from mechint.results.circuit import seed_scores
+from mechint.results.circuit import add_seeds
 from mechint.results.mask_files import load_basis
 from mechint.results.result import Cost, Proofs
 from mechint.runtime.seeds import deterministic, seed_everything
@@ -132,7 +132,7 @@ class SeedStudy:
         attempt.result.basis = basis_info(basis, units.space, recipe)
         attempt.result.circuit = first.study_circuit(prepared, keep, scores, cost, attempt.directory)
         if attempt.result.circuit is not None:
-            attempt.result.circuit.seeds = seed_scores([run.result.circuit for run in runs])
+            add_seeds(attempt.result.circuit, [run.result.circuit for run in runs])
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, evidence=evidence))
 
     def _run_seeds(self, singles: Sequence[Analysis], attempt: Attempt) -> list[RunFiles]:

@@ -22,6 +22,7 @@ from mechint.analysis.describing import (
     finishing_info,
 )
 from mechint.analysis.null import kl_recovered, measure_null
+from mechint.analysis.paraphrases import compare_with_paraphrases, to_learn_on
 from mechint.analysis.preparation import Inputs, Prepared
 from mechint.analysis.proofs import (
     MISSING_NULL,
@@ -133,8 +134,19 @@ class Analysis:
             attempt.result.write(attempt.directory)
             self._announce(prepared, attempt)
             second = self.second_text(prepared)  # before learning, so that a wrong path costs nothing
+            paraphrased = to_learn_on(self, prepared)
             training, prepared = self.learn(prepared, generator, attempt)
             outcome = self._measure(prepared, training, attempt)
+            if paraphrased is not None and attempt.result.circuit is not None:
+                compare_with_paraphrases(
+                    fresh.another(),
+                    paraphrased,
+                    outcome.keep,
+                    outcome.basis,
+                    attempt.result.circuit,
+                    outcome.cost,
+                    attempt,
+                )
             attempt.result.proofs = self._prove(fresh, prepared, outcome, second, attempt)
         attempt.finish(outcome)
 

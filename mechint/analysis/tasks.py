@@ -36,9 +36,8 @@ def solved(data: TokenData, masked: MaskedModel) -> TokenData:
     accuracy: dict[str, float] = {}
     left: dict[str, Batch] = {}
     for side, batch in sides.items():
-        right = Evaluator(masked, batch, at_once=AT_ONCE)([None], [ACCURACY])[0, 0] > 0.5
-        accuracy[side] = float(right.double().mean())
-        left[side] = batch[right.nonzero().squeeze(1)]
+        left[side] = right_prompts(masked, batch)
+        accuracy[side] = len(left[side]) / len(batch)
         if side == "evaluation" and accuracy[side] < task.needed_accuracy:
             raise UserError(
                 f"the model cannot do the task {task.name}: it prefers the right answer in {accuracy[side]:.0%} of "
@@ -68,6 +67,12 @@ def solved(data: TokenData, masked: MaskedModel) -> TokenData:
         notes=(*data.notes, f"prompts that the dense model gets wrong are left out: {told}"),
         task=replace(task, paraphrases=paraphrases, accuracy=accuracy, left_out=lost),
     )
+
+
+def right_prompts(masked: MaskedModel, batch: Batch) -> Batch:
+    """The prompts that the dense model gets right."""
+    right = Evaluator(masked, batch, at_once=AT_ONCE)([None], [ACCURACY])[0, 0] > 0.5
+    return batch[right.nonzero().squeeze(1)]
 
 
 def task_info(data: TokenData) -> TaskInfo | None:

@@ -25,6 +25,7 @@ NUMBERS = {
     "random_p": ("random_masks.p",),
     "seed_iou": ("stability.iou.mean",),
     "paraphrase_transfer": ("circuit.paraphrase.faithfulness",),
+    "paraphrase_iou": ("circuit.paraphrase.iou",),
 }
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     ">=": operator.ge,

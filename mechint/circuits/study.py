@@ -68,7 +68,8 @@ class CircuitStudy:
     under the optimal ablation; each sees `optimal_prompts` calibration prompts. knockouts:
     random parts of the circuit that are removed from circuit and model. minimality_parts: at most so many of the
     circuit's parts (kept keys, or values, of a KV head) are removed alone, on `minimality_prompts` prompts.
-    explained_units: how many of the kept units that rank highest units.json tells of.
+    explained_units: how many of the kept units that rank highest units.json tells of. paraphrase_iou: whether a second
+    mask is learned, on paraphrases, to tell how much of the two is shared.
 
     Raises UserError for values out of range.
     """
@@ -82,6 +83,7 @@ class CircuitStudy:
     minimality_parts: int = 32
     minimality_prompts: int = 16
     explained_units: int = 24
+    paraphrase_iou: bool = False
 
     metric: ClassVar[str] = LOGIT_DIFF.name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Literal
 
 from pydantic import Field
@@ -97,13 +98,21 @@ class Minimality(Section):
 
 
 class ParaphraseScores(Section):
-    """The same mask on the same question in other words."""
+    """The same mask on the same question in other words.
+
+    iou: the channels that this mask shares with one learned on `learned_prompts` paraphrases, over those that either
+    keeps; chance: its expectation for random masks with the same counts in every layer, kind and KV head. Both are None
+    where no such mask was learned, and of several seeds the means of their own masks'.
+    """
 
     prompts: int = 0
     faithfulness: float | None = None
     faithfulness_interval: list[float] | None = None
     kl: float | None = None
     accuracy: float | None = None
+    iou: float | None = None
+    chance: float | None = None
+    learned_prompts: int | None = None
 
 
 class SeedScores(Section):
@@ -148,14 +157,21 @@ class CircuitInfo(Section):
     seconds: float | None = None
 
 
-def seed_scores(circuits: Sequence[CircuitInfo | None]) -> SeedScores:
-    """The numbers of several seeds' masks."""
+def add_seeds(whole: CircuitInfo, circuits: Sequence[CircuitInfo | None]) -> None:
+    """Add to the circuit of several seeds' consensus the numbers of each seed's own mask."""
     known = [circuit for circuit in circuits if circuit is not None]
-    return SeedScores(
+    whole.seeds = SeedScores(
         faithfulness=[circuit.faithfulness for circuit in known],
         kl=[circuit.masked.kl for circuit in known],
         cmd=[circuit.cmd.value for circuit in known],
     )
+    compared = [
+        one.paraphrase for one in known if one.paraphrase is not None and one.paraphrase.iou is not None
+    ]
+    if whole.paraphrase is not None and compared:
+        whole.paraphrase.iou = fmean(one.iou for one in compared if one.iou is not None)
+        whole.paraphrase.chance = fmean(one.chance for one in compared if one.chance is not None)
+        whole.paraphrase.learned_prompts = compared[0].learned_prompts
 
 
 class RivalInfo(Section):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 import numpy as np
 
+from mechint.data.batch import Batch
 from mechint.data.bos import find_beginning
 from mechint.data.dataset import Dataset
 from mechint.data.tasks.encoding import Encoded, Lexicon, Prompt, PromptError, encode, make_batch
@@ -104,9 +105,10 @@ class TaskDataset(Dataset):
         begin = find_beginning(tokenizer, self.bos)
         found: dict[Side, list[Encoded]] = {}
         for side in SIDES:
-            drawn = random.Random(f"{side} {seed if side == 'calibration' else 0}")
             count = getattr(self, f"{side}_prompts")
-            found[side] = self.encoded(Wanted(tokenizer, vocab_size, begin.tokens, side, count, drawn))
+            found[side] = self._drawn(
+                tokenizer, vocab_size, side, count, seed if side == "calibration" else 0
+            )
         everything = [prompt for side in SIDES for prompt in found[side]]
         self._check(found, everything, tokenizer_name, vocab_size, max_positions)
         evaluation = make_batch(found["evaluation"])
@@ -128,6 +130,35 @@ class TaskDataset(Dataset):
                 example=_as_text(found["evaluation"][0], tokenizer),
             ),
         )
+
+    def paraphrases(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        vocab_size: int,
+        max_positions: int | None,
+        count: int,
+    ) -> Batch | None:
+        """The first `count` paraphrases, of which `load` gives the first few, or as many as there are; None: there are
+        none. Those that are too long for the checkpoint are left out.
+        """
+        found = [
+            prompt
+            for prompt in self._drawn(tokenizer, vocab_size, "paraphrase", count, 0)
+            if max_positions is None or len(prompt.clean) <= max_positions
+        ]
+        return make_batch(found) if found else None
+
+    def _drawn(
+        self,
+        tokenizer: PreTrainedTokenizerBase | None,
+        vocab_size: int,
+        side: Side,
+        count: int,
+        seed: int,
+    ) -> list[Encoded]:
+        beginning = find_beginning(tokenizer, self.bos).tokens
+        drawn = random.Random(f"{side} {seed}")
+        return self.encoded(Wanted(tokenizer, vocab_size, beginning, side, count, drawn))
 
     def _check(
         self,
