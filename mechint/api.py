@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mechint.analysis import Controls, Stability
 from mechint.analysis.attempt import Outputs, RunOptions
-from mechint.analysis.between import Between, between
+from mechint.analysis.between import between
 from mechint.analysis.goals import Kind
 from mechint.analysis.preparation import Inputs
 from mechint.analysis.saved import Evaluation, Run
@@ -42,13 +42,14 @@ from mechint.comparison.compare import Directories, read_comparison
 from mechint.comparison.comparison import Comparison, ComparisonFigure
 from mechint.comparison.figures import (
     ChannelsComparison,
+    CircuitMatrices,
     DeltaHeatmap,
     ImportanceComparison,
     KeyFindings,
     OverallSummary,
     SparsityComparison,
 )
-from mechint.comparison.job import Output, leave_comparison
+from mechint.comparison.job import Output, leave_circuits, leave_comparison
 from mechint.data import Dataset, PythonDocs
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer, Recipe
@@ -75,6 +76,7 @@ from mechint.reporting import (
     Visualizer,
 )
 from mechint.results import RunFiles
+from mechint.results.between import Between
 
 log = logging.getLogger(__name__)
 
@@ -231,12 +233,13 @@ def compare_circuits(
 ) -> Between:
     """What the masks of several runs of one checkpoint share, and what each does on the others' data.
 
-    runs: name -> a run, or its directory; names are free. output_dir: where circuits.json and circuits.md go; None:
-    nowhere. Raises UserError for errors that you can fix.
+    runs: name -> a run, or its directory; names are free. output_dir: where tables, the figure and comparison.json go;
+    None: nowhere. Raises UserError for errors that you can fix, such as runs of different models.
     """
+    output = None if output_dir is None else Output(directory=Path(output_dir))
     found = between(runs, device, dtype)
-    if output_dir is not None:
-        found.write(Path(output_dir))
+    if output is not None:
+        leave_circuits(found, [CircuitMatrices()], output)
     return found
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from architectures import tiny_model
 
 from mechint import analyze, compare_circuits
+from mechint.analysis.between import one_directory_each
 from mechint.analysis.chance import Controls, activation_norms
 from mechint.circuits import CircuitStudy, scores
 from mechint.circuits.gates import Gate, judge_gates, parse_gates
 from mechint.circuits.study import fewest_within, learn_constants
+from mechint.comparison.circuits import circuits_lines
 from mechint.data.batch import NO_TOKEN, Batch
 from mechint.data.byte_tokenizer import byte_tokenizer
 from mechint.data.tasks import GenderedPronoun, InductionTask
@@ -28,9 +33,10 @@ from mechint.masking import (
     OptimalAblation,
     make_units,
 )
+from mechint.masking.ablation import ZERO
 from mechint.masking.gating import gated
 from mechint.masking.random_masks import matched_random_masks, places
-from mechint.methods import Fisher, LearnedBasis, TopK
+from mechint.methods import Fisher, LearnedBasis, PrincipalBasis, TopK
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Evaluator, LogitDifferenceGap
 from mechint.metrics.gradients import gate_gradient
 from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
@@ -445,11 +451,54 @@ def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: P
     own = next(one for one in found.transfer if one.mask == one.data == "induction")
     assert own.kl == pytest.approx(masked.kl, rel=1e-3)
     assert found.faithfulness("pronoun", "induction") != found.faithfulness("induction", "induction")
-    assert (tmp_path / "both" / "circuits.json").exists()
+    low, high = own.kl_interval or (1, 0)
+    assert low < (own.kl or 0) < high
     table = (tmp_path / "both" / "circuits.md").read_text()
-    assert table.count("\n| induction |") == 2
+    assert table.count("\n| induction |") == 4
+    assert f"| {shared.iou:.2f} ({shared.chance:.2f}) |" in table
+    written = json.loads((tmp_path / "both" / "comparison.json").read_text())
+    assert (written["kind"], written["overlap"][0]["shared"]) == ("circuits", int((kept[0] & kept[1]).sum()))
+    transfer = pd.read_csv(tmp_path / "both" / "transfer.csv")
+    assert transfer["faithfulness"].tolist() == pytest.approx([one.faithfulness for one in found.transfer])
+    assert (transfer["kl_low"] < transfer["kl"]).all()
+    assert pd.read_csv(tmp_path / "both" / "overlap.csv")["chance"].tolist() == pytest.approx([shared.chance])
+    assert (tmp_path / "both" / "circuits.png").stat().st_size > 5000
+    told = circuits_lines(found)
+    assert told[0] == (
+        f"induction and pronoun share IoU {shared.iou:.2f} ({shared.chance:.2f}), in brackets random masks"
+    )
+    assert len(told) == 5
     with pytest.raises(UserError, match="two or more"):
         compare_circuits({"induction": run})
+
+
+def test_circuits_of_different_models_and_bases_are_refused(
+    run: Any, byte_model_directory: Path, tmp_path: Path
+) -> None:
+    def another(checkpoint: str | Path, name: str, **changes: Any) -> Path:
+        task = InductionTask(
+            calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=0, needed_accuracy=0.1
+        )
+        settings = SMALL_RUN | {"circuit": None, "ablation": ZERO, "dataset": task, "method": Fisher()}
+        analyze(str(checkpoint), tmp_path / name, target_sparsity=0.5, **settings | changes)
+        return tmp_path / name
+
+    in_basis = another(byte_model_directory, "principal", basis=PrincipalBasis())
+    with pytest.raises(
+        UserError, match=r"keeps channels and b keeps directions of its own basis=principal, .*"
+    ):
+        compare_circuits({"a": run, "b": in_basis})
+    found = compare_circuits({"b": in_basis, "again": in_basis})
+    assert found.overlap[0].iou == 1
+    copy = tmp_path / "copy"
+    shutil.copytree(run.directory, copy)
+    told = json.loads((copy / "result.json").read_text())
+    told["checkpoint"] |= {"sha256": "0" * 64, "name": "other"}
+    (copy / "result.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=r"a is a run of .* and b one of other, with other weights"):
+        compare_circuits({"a": run, "b": copy})
+    with pytest.raises(UserError, match=r"circuit 'a' is \['x', 'y'\]; give it the directory of one run"):
+        one_directory_each({"a": ["x", "y"]})
 
 
 def test_a_rival_keeps_other_units(run: Any, byte_model_directory: Path, tmp_path: Path) -> None:

@@ -353,7 +353,10 @@ def test_the_experiment_draws_a_tree(two_seeds: Path, tmp_path: Path) -> None:
 def test_nothing_to_do_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
     done = compare(tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: give either 'variants={Baseline: DIR0, KV-Tying: DIR1}' or tree=DIR\n"
+    assert done.stderr == (
+        "error: give one of 'variants={Baseline: DIR0, KV-Tying: DIR1}', tree=DIR and "
+        "'circuits={ioi: DIR0, pronouns: DIR1}'\n"
+    )
     assert not list(tmp_path.iterdir())
 
 

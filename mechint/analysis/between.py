@@ -14,57 +14,11 @@ from mechint.checkpoints import Checkpoint
 from mechint.circuits.scores import faithfulness_of, interval_of
 from mechint.errors import UserError
 from mechint.masking import MaskedModel
+from mechint.masking.basis import Basis
 from mechint.metrics.agreement import Agreement
 from mechint.metrics.evaluation import Evaluator, over_positions, resampled
 from mechint.metrics.metric import KL, LOGIT_DIFF, NLL, Metric
-from mechint.results.section import Section
-from mechint.runtime.files import write_atomically, write_json
-
-JSON, TABLE = "circuits.json", "circuits.md"
-
-
-class SharedChannels(Section):
-    """IoU of the channels that two masks keep; chance: its expectation for random masks with the same counts in every
-    layer, kind and KV head. None where the two are in different coordinates, or keep nothing.
-    """
-
-    first: str
-    second: str
-    iou: float | None = None
-    chance: float | None = None
-
-
-class Transfer(Section):
-    """The mask of one run on the data of another, under the latter's ablation.
-
-    faithfulness: of the logit difference, of the loss where the data are running text; interval: 95 % over sequences.
-    """
-
-    mask: str
-    data: str
-    faithfulness: float | None = None
-    interval: list[float] | None = None
-    kl: float | None = None
-
-
-class Between(Section):
-    """Several circuits of one checkpoint."""
-
-    runs: dict[str, str]
-    overlap: list[SharedChannels]
-    transfer: list[Transfer]
-
-    def faithfulness(self, mask: str, data: str) -> float | None:
-        """Of one run's mask on another run's data."""
-        return next(one.faithfulness for one in self.transfer if (one.mask, one.data) == (mask, data))
-
-    def write(self, directory: Path) -> list[Path]:
-        """Write circuits.json, and the same as Markdown in circuits.md."""
-        paths = [directory / JSON, directory / TABLE]
-        write_json(paths[0], self.as_json())
-        with write_atomically(paths[1]) as temporary:
-            temporary.write_text(table(self), encoding="utf-8")
-        return paths
+from mechint.results.between import Between, CircuitOf, SharedChannels, Transfer
 
 
 @dataclass(frozen=True)
@@ -82,22 +36,46 @@ def between(runs: Mapping[str, Run | str | Path], device: str = "auto", dtype: s
     """
     found = {name: run if isinstance(run, Run) else Run.read(run) for name, run in runs.items()}
     if len(found) < 2:
-        raise UserError("give two or more runs")
-    first = next(iter(found.values()))
+        raise UserError("give two or more runs of one model, e.g. 'circuits={ioi: DIR0, pronouns: DIR1}'")
+    (called, first), *_ = found.items()
     for name, run in found.items():
-        if run.result.checkpoint.sha256 != first.result.checkpoint.sha256:
-            raise UserError(f"{name} is a run of another checkpoint; circuits are compared within one model")
+        ours, theirs = first.result.checkpoint, run.result.checkpoint
+        if ours.sha256 != theirs.sha256:
+            raise UserError(
+                f"{called} is a run of {ours.label} and {name} one of {theirs.label}, with other weights; circuits are "
+                "compared within one model"
+            )
     checkpoint = first.load_checkpoint(device, dtype, None)
     masked = MaskedModel(checkpoint.model)
     try:
         loaded = {name: _Loaded(*run.mask_on(masked, checkpoint)[:2]) for name, run in found.items()}
+        _require_one_basis(loaded)
         transfer = [one for name, run in found.items() for one in _on(name, run, loaded, masked, checkpoint)]
     finally:
         masked.close()
     return Between(
-        runs={name: str(run.directory) for name, run in found.items()},
-        overlap=[_shared(one, other, found, loaded) for one, other in combinations(found, 2)],
+        runs={name: _about(run) for name, run in found.items()},
+        overlap=[_shared(one, other, found) for one, other in combinations(found, 2)],
         transfer=transfer,
+    )
+
+
+def one_directory_each(given: Mapping[str, object]) -> dict[str, str]:
+    """Circuits as the command line names them. Raises UserError where one is not a single directory."""
+    for name, directory in given.items():
+        if not isinstance(directory, str):
+            raise UserError(f"circuit {name!r} is {directory!r}; give it the directory of one run")
+    return {name: str(directory) for name, directory in given.items()}
+
+
+def _about(run: Run) -> CircuitOf:
+    result = run.result
+    return CircuitOf(
+        directory=str(run.directory),
+        data=result.dataset.name,
+        ablation=result.mask.ablation,
+        kept=result.sparsity.kept,
+        total=result.sparsity.total,
     )
 
 
@@ -113,65 +91,55 @@ def _on(
         gates = [None, torch.zeros_like(one.kept), one.kept]
         values = Evaluator(one.view, data.evaluation, ablation, AT_ONCE)(gates, [metric, KL])
         positions = data.evaluation.positions
-        draws, means = resampled(values[:, 0], positions), over_positions(values, positions)
+        draws, means = resampled(values, positions), over_positions(values, positions)
         found.append(
             Transfer(
                 mask=other,
                 data=name,
                 faithfulness=float(faithfulness_of(*means[:, 0])),
-                interval=interval_of(faithfulness_of(*draws.unbind(1))),
+                interval=interval_of(faithfulness_of(*draws[..., 0].unbind(1))),
                 kl=float(means[2, 1]),
+                kl_interval=interval_of(draws[:, 2, 1]),
             )
         )
     return found
 
 
-def _shared(
-    first: str, second: str, runs: Mapping[str, Run], loaded: Mapping[str, _Loaded]
-) -> SharedChannels:
-    found = SharedChannels(first=first, second=second)
-    if loaded[first].view.basis is not None or loaded[second].view.basis is not None:
-        return found  # numbers of directions mean nothing across bases
-    agreement = Agreement.of([runs[name].layer_masks for name in (first, second)])
-    if agreement.iou is not None and agreement.chance is not None:
-        found.iou, found.chance = agreement.iou.mean, agreement.chance.mean
-    return found
+def _shared(first: str, second: str, runs: Mapping[str, Run]) -> SharedChannels:
+    masks = [runs[name].layer_masks for name in (first, second)]
+    agreement = Agreement.of(masks)
+    return SharedChannels(
+        first=first,
+        second=second,
+        shared=agreement.histogram[2],
+        iou=None if agreement.iou is None else agreement.iou.mean,
+        chance=None if agreement.chance is None else agreement.chance.mean,
+    )
 
 
-def table(found: Between) -> str:
-    """Overlap and transfer as Markdown."""
-    names = list(found.runs)
-    lines = [
-        "# Circuits against each other",
-        "",
-        "IoU of kept channels, in brackets what random masks with the same counts per layer, kind and KV head have:",
-        "",
-        "| | " + " | ".join(names) + " |",
-        "|---|" + "---:|" * len(names),
-    ]
-    pairs = {frozenset((one.first, one.second)): one for one in found.overlap}
-    for row in names:
-        cells = []
-        for column in names:
-            one = pairs.get(frozenset((row, column)))
-            known = one is not None and one.iou is not None
-            cells.append(
-                "1" if row == column else f"{one.iou:.2f} ({one.chance:.2f})" if known and one else "—"
+def _require_one_basis(loaded: Mapping[str, _Loaded]) -> None:
+    """Raise UserError where masks keep directions of different bases, whose numbers have nothing in common."""
+    (name, first), *others = loaded.items()
+    for other, one in others:
+        if not _same(first.view.basis, one.view.basis):
+            raise UserError(
+                f"{name} keeps {_named(first.view.basis)} and {other} keeps {_named(one.view.basis)}, which have "
+                "nothing in common; circuits are compared in one basis, e.g. basis=channels"
             )
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Faithfulness of the mask of a row on the data of a column, with its 95 % interval over sequences; 1 is the "
-        "dense model, 0 the empty one:",
-        "",
-        "| mask | " + " | ".join(names) + " |",
-        "|---|" + "---:|" * len(names),
-    ]
-    for mask in names:
-        cells = []
-        for data in names:
-            one_way = next(one for one in found.transfer if (one.mask, one.data) == (mask, data))
-            low, high = one_way.interval or (float("nan"),) * 2
-            cells.append(f"{one_way.faithfulness:.2f} ({low:.2f} to {high:.2f})")
-        lines.append(f"| {mask} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+
+
+def _same(one: Basis | None, other: Basis | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    if (one.names, one.keys) != (other.names, other.keys):
+        return False
+    return all(torch.equal(a.read, b.read) for a, b in zip(one.maps, other.maps, strict=True))
+
+
+def _named(basis: Basis | None) -> str:
+    if basis is None:
+        return "channels"
+    keys, values = basis.names
+    return (
+        f"directions of its own basis={keys}" if keys == values else f"directions of its own {keys}, {values}"
+    )

@@ -1,12 +1,14 @@
-"""Leaving a comparison or a study on disk and in the loggers.
+"""Leaving a comparison, a study or circuits on disk and in the loggers.
 
 comparison.json, for other programs. Variants: {schema_version, kind "variants", created, not_logged, baseline,
 comparable_loss, flags, notes, variants{name: {runs, numbers[a row per run], needed, gates, quoted, layers[a row per
 layer, kind and run]}}, differences[the rows of summary.csv], overlaps{name: {iou k_iou v_iou chance contained highest
 baseline_iou variant_iou layers}, or why there is none}}. Tree: {schema_version, kind "tree", created, not_logged,
 root, bytes_per_element, flags, notes, groups[{label ... points[the rows of table.csv, with runs]}], judged[a row for
-each run with gates that sums up others], unfinished[{directory status reason}]}. A SPREAD is {mean, sd, n, values};
-sd is null for a single run. Sparsities are fractions: of channels for variants, of units for a tree.
+each run with gates that sums up others], unfinished[{directory status reason}]}. Circuits: {schema_version, kind
+"circuits", created, not_logged, runs{name: {directory data ablation kept total}}, overlap[{first second shared iou
+chance}], transfer[{mask data faithfulness interval kl kl_interval}]}. A SPREAD is {mean, sd, n, values}; sd is null
+for a single run. Sparsities are fractions: of channels for variants, of units for a tree.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from mechint.analysis.describing import now
-from mechint.comparison import report, study_report, web_page
+from mechint.comparison import circuits, report, study_report, web_page
 from mechint.comparison.comparison import Comparison, ComparisonFigure, Variant
 from mechint.comparison.findings import findings_text
 from mechint.comparison.runs import BYTES_PER_ELEMENT, rows_of
@@ -30,6 +32,7 @@ from mechint.loggers import Logger, LoggerGroup, RunInfo
 from mechint.metrics.spread import Spread
 from mechint.reporting.visualizer import require_dpi
 from mechint.reporting.web import PAGE
+from mechint.results.between import Between
 from mechint.results.directories import refuse_run
 from mechint.runtime.files import write_atomically, write_json
 
@@ -116,6 +119,24 @@ def leave_study(study: Study, figures: Sequence[StudyFigure], output: Output) ->
     }
     summary = {"runs": {"finished": len(study.runs), "without_numbers": len(study.unfinished)}}
     return _leave(output, drawn, texts, content, ("runs", table), summary)
+
+
+def leave_circuits(found: Between, drawings: Sequence[circuits.CircuitsFigure], output: Output) -> list[Path]:
+    """Write the figures, the tables and comparison.json; returns the paths."""
+    output.directory.mkdir(parents=True, exist_ok=True)
+    drawn = [path for figure in drawings for path in figure.draw(found, output.directory, output.dpi)]
+    transfer = circuits.transfer_table(found)
+    texts = {
+        circuits.MARKDOWN: circuits.circuits_markdown(found, drawn),
+        circuits.OVERLAP: circuits.overlap_table(found).to_csv(index=False),
+        circuits.TRANSFER: transfer.to_csv(index=False),
+    }
+    content = {"kind": "circuits", **found.as_json()}
+    summary = {
+        "faithfulness": {f"{one.mask} on {one.data}": one.faithfulness for one in found.transfer},
+        "iou": {f"{one.first} and {one.second}": one.iou for one in found.overlap},
+    }
+    return _leave(output, drawn, texts, content, ("transfer", transfer), summary)
 
 
 def _leave(

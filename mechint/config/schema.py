@@ -80,10 +80,14 @@ class CompareSchema:
     variants: Any
     baseline: str | None
     tree: str | None
+    circuits: Any  # as variants, with one run each
+    device: str
+    dtype: str
     output_dir: str | None
     dpi: int
     variant_figures: list[Any]
     tree_figures: list[Any]
+    circuit_figures: list[Any]
     logger: Any = None  # logger=[] chooses none
 
 

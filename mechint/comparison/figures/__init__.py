@@ -1,6 +1,7 @@
-"""Pictures of a comparison and of a study, drawn from plain values only."""
+"""Pictures of a comparison, of a study and of circuits, drawn from plain values only."""
 
 from mechint.comparison.figures.channels_comparison import ChannelsComparison
+from mechint.comparison.figures.circuit_matrices import CircuitMatrices
 from mechint.comparison.figures.delta_heatmap import DeltaHeatmap
 from mechint.comparison.figures.key_findings import KeyFindings
 from mechint.comparison.figures.kl_by_sparsity import KLBySparsity
@@ -10,6 +11,7 @@ from mechint.comparison.figures.profiles import ImportanceComparison, SparsityCo
 
 __all__ = [
     "ChannelsComparison",
+    "CircuitMatrices",
     "DeltaHeatmap",
     "ImportanceComparison",
     "KLBySparsity",
