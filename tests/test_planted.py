@@ -22,7 +22,7 @@ from mechint.learning.recipe import Recipe
 from mechint.masking import MaskedModel
 from mechint.masking.ablation import ZERO, Ablation, MeanAblation
 from mechint.masking.prompt_ablations import CounterfactualAblation, MeanPerPositionAblation
-from mechint.methods import RandomOrder
+from mechint.methods import RandomOrder, TopK
 from mechint.methods.method import MaskMethod, ScoringMethod
 from mechint.metrics import Evaluator
 from mechint.validation import Grouped, Induction, Planted, Rope, plant
@@ -103,6 +103,28 @@ def test_planted_units_matter_and_no_others(name: str, ablation: Ablation) -> No
         pair = torch.tensor(["cancelling" in label for label in planted.labels])
         some = torch.rand(len(planted.truth), generator=generator) < 0.5
         assert planted.kl(planted.truth | (some & ~pair)) < noise
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "ablation", [ZERO, MeanAblation(), CounterfactualAblation()], ids=lambda ablation: ablation.name
+)
+def test_the_default_method_finds_the_truth_of_each_ablation(ablation: Ablation, tmp_path: Path) -> None:
+    model = Induction(**SMALL)
+    job = Validation(
+        models={"induction": model},
+        make_recipe=lambda: Recipe(method=TopK(), steps=100, ablation=ablation),
+        trainer=MaskTrainer(batch_size=16),
+        seed=0,
+        seeds=1,
+    )
+    (found,) = job.run(tmp_path, {})["models"]["induction"]["seeds"]
+    truth = model.plant(0, ablation).truth
+    assert found["planted"] == int(truth.sum())
+    assert (found["exact"], found["precision"], found["recall"]) == (True, 1, 1)
+    assert found["kl"] < 1e-5
+    others = [model.plant(0, other).truth for other in (ZERO, MeanAblation(), CounterfactualAblation())]
+    assert len({int(other.sum()) for other in others}) == 3  # each ablation has a truth of its own
 
 
 def test_the_base_has_58_true_channels_of_1024_and_57_under_mean_ablation() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +29,19 @@ from mechint.data.tasks import (
     SubjectVerbAgreement,
 )
 from mechint.data.tasks.encoding import Encoded, Lexicon, Prompt, PromptError, encode, make_batch
+from mechint.data.tasks.greater_than import CENTURIES
+from mechint.data.tasks.induction import PERIODS
 from mechint.data.tasks.task import TaskDataset
+from mechint.data.tasks.words import EVENTS, IDENTIFIERS, MEN, NOUNS, PLACES, THINGS, WOMEN
 from mechint.errors import UserError
-from mechint.masking import CounterfactualAblation, MaskedModel, MeanAblation, MeanPerPositionAblation
+from mechint.masking import (
+    CounterfactualAblation,
+    MaskedModel,
+    MeanAblation,
+    MeanPerPositionAblation,
+    OptimalAblation,
+)
+from mechint.masking.ablation import ZERO
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, Evaluator, KlDivergence
 
 BYTES = byte_tokenizer()
@@ -121,6 +133,47 @@ def test_names_and_templates_of_one_side_are_on_no_other() -> None:
     starts = {side: {text.split()[0] for text in texts(batch)} for side, batch in sides(data).items()}
     assert starts["paraphrase"] == {"The", "One"}
     assert "While" not in starts["calibration"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lists"),
+    [
+        (IndirectObject, [(*MEN, *WOMEN), PLACES, THINGS]),
+        (GenderedPronoun, [(*MEN, *WOMEN)]),
+        (GreaterThan, [EVENTS, tuple(map(str, CENTURIES))]),
+        (SubjectVerbAgreement, [(*NOUNS, *NOUNS.values())]),
+        (Docstring, [IDENTIFIERS]),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_no_task_shows_evaluation_prompts_what_it_was_calibrated_on(
+    kind: type[TaskDataset], lists: list[tuple[str, ...]]
+) -> None:
+    templates = [template for side in sys.modules[kind.__module__].TEMPLATES.values() for template in side]
+    assert len(set(templates)) == len(templates)
+    data = load(kind(**SMALL))
+    for vocabulary in lists:
+        found = {}
+        for side, batch in sides(data).items():
+            paired = replace(batch, tokens=batch.paired)
+            shown = " ".join(texts(batch) + texts(paired))
+            # a century is what a year begins with, everything else a word of its own
+            ends = r"(?=\d\d\b)" if vocabulary[0].isdigit() else r"\b"
+            found[side] = {word for word in vocabulary if re.search(rf"\b{word}{ends}", shown)}
+            assert len(found[side]) > 1, side
+        assert not found["calibration"] & (found["evaluation"] | found["paraphrase"])
+
+
+def test_induction_shows_other_tokens_and_lengths_on_every_side() -> None:
+    data = load(InductionTask(**SMALL), tokenizer=None, vocab_size=80)
+    found = {side: set(batch.tokens[_there(batch)].tolist()) for side, batch in sides(data).items()}
+    assert not found["calibration"] & (found["evaluation"] | found["paraphrase"])
+    assert len({period for side in PERIODS.values() for period in side}) == sum(map(len, PERIODS.values()))
+
+
+def _there(batch: Batch) -> Tensor:
+    everywhere = torch.ones_like(batch.tokens, dtype=torch.bool)
+    return everywhere if batch.attention_mask is None else batch.attention_mask
 
 
 def test_the_right_name_is_the_one_that_is_named_once() -> None:
@@ -232,7 +285,7 @@ def encoded_prompts() -> list[Encoded]:
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize(
     "ablation",
-    [MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation()],
+    [ZERO, MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation(), OptimalAblation()],
     ids=lambda ablation: ablation.name,
 )
 def test_padding_never_leaks_into_tasks(name: str, ablation: Any) -> None:
@@ -249,6 +302,20 @@ def test_padding_never_leaks_into_tasks(name: str, ablation: Any) -> None:
     for row, prompt in enumerate(prompts):
         alone = Evaluator(masked, make_batch([prompt]), fitted)([None, keep], metrics)
         torch.testing.assert_close(alone[..., 0], found[1][..., row], rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_gates_learn_the_same_from_prompts_padded_on_either_side(name: str) -> None:
+    masked = MaskedModel(tiny_model(name))
+    gates = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(1))
+    for metric in (LOGIT_DIFF, KL):
+        found = []
+        for side in ("left", "right"):
+            batch = make_batch(encoded_prompts(), side)
+            fitted = CounterfactualAblation().fit(masked, batch, at_once=3)
+            found.append(Evaluator(masked, batch, fitted, at_once=4).gradients(gates, metric))
+        assert found[0].abs().max() > 1e-4
+        torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=2e-6)
 
 
 # --- files of pairs

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
 from mechint.comparison.figures.page import shortened
-from mechint.reporting.style import INK, LINE, QUIET, figure_style, save, titled_figure
+from mechint.reporting.style import INK, LINE, figure_style, save, titled_figure
 from mechint.reporting.wording import number
 from mechint.results.between import Between
 
@@ -83,7 +83,7 @@ def _matrix(
             )  # fmt: skip
             axes.annotate(
                 small, (x, y), xytext=(0, -6), textcoords="offset points",
-                ha="center", va="center", fontsize=SMALL, color=ink if dark else QUIET,
+                ha="center", va="center", fontsize=SMALL, color=ink,
             )  # fmt: skip
     told = [shortened(name, 7, 90) for name in names]
     axes.set_xticks(range(len(names)), told, rotation=30 if max(map(len, names)) > 9 else 0, ha="center")
