@@ -38,6 +38,7 @@ def main(config: DictConfig) -> None:
     from mechint.comparison.compare import read_comparison
     from mechint.comparison.findings import findings_text
     from mechint.comparison.job import Output, leave_circuits, leave_comparison, leave_study
+    from mechint.comparison.runs import gates_in_words
     from mechint.comparison.study import read_study
     from mechint.comparison.study_report import count_in_words
 
@@ -67,6 +68,8 @@ def main(config: DictConfig) -> None:
         figures = [configuration.build(figure) for figure in config.tree_figures]
         written = leave_study(study, figures, output)
         log.info("%s", count_in_words(study))
+        if study.has_gates:
+            log.info("gates: %s", gates_in_words(study.runs))
         for flag in study.flags:
             log.warning("%s", flag)
     for path in written:

@@ -48,7 +48,7 @@ def between(runs: Mapping[str, Run | str | Path], device: str = "auto", dtype: s
     checkpoint = first.load_checkpoint(device, dtype, None)
     masked = MaskedModel(checkpoint.model)
     try:
-        loaded = {name: _Loaded(*run.mask_on(masked, checkpoint)[:2]) for name, run in found.items()}
+        loaded = {name: _Loaded(*run.mask_in(masked)) for name, run in found.items()}
         _require_one_basis(loaded)
         transfer = [one for name, run in found.items() for one in _on(name, run, loaded, masked, checkpoint)]
     finally:

@@ -202,12 +202,16 @@ class Run(RunFiles):
             )
         return checkpoint
 
+    def mask_in(self, masked: MaskedModel) -> tuple[MaskedModel, Tensor]:
+        """The model in the mask's coordinates, and its kept channels bool [N]."""
+        view = in_basis(masked, load_basis(masked.space, self.directory))
+        return view, flat_keep(view.space, self.masks)
+
     def mask_on(
         self, masked: MaskedModel, checkpoint: Checkpoint, ablation: Ablation | None = None
     ) -> tuple[MaskedModel, Tensor, Ablation]:
         """The model in the mask's coordinates, its kept channels bool [N], and what removed ones become."""
-        view = in_basis(masked, load_basis(masked.space, self.directory))
-        kept = flat_keep(view.space, self.masks)
+        view, kept = self.mask_in(masked)
         wanted = self._recorded_ablation() if ablation is None else ablation
         if wanted.name == ZeroAblation.name:
             return view, kept, wanted
