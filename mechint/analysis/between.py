@@ -91,7 +91,10 @@ def _on(
         gates = [None, torch.zeros_like(one.kept), one.kept]
         values = Evaluator(one.view, data.evaluation, ablation, AT_ONCE)(gates, [metric, KL])
         positions = data.evaluation.positions
-        draws, means = resampled(values, positions), over_positions(values, positions)
+        draws, means = (
+            resampled(values, positions, data.evaluation_documents),
+            over_positions(values, positions),
+        )
         found.append(
             Transfer(
                 mask=other,

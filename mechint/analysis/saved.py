@@ -216,12 +216,15 @@ class Run(RunFiles):
         if wanted.name == ZeroAblation.name:
             return view, kept, wanted
         calibration = self.own_data(checkpoint, masked).calibration
-        learned_on = calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
-        return view, kept, fitted(wanted, view, learned_on, kept)
+        return view, kept, fitted(wanted, view, self._learned_on(calibration), kept)
 
     def ablation_for(self, view: MaskedModel, calibration: Batch, kept: Tensor) -> Ablation:
         """What removed units become in this run, for a mask kept, bool [N], that may be another run's."""
-        return fitted(self._recorded_ablation(), view, calibration, kept)
+        return fitted(self._recorded_ablation(), view, self._learned_on(calibration), kept)
+
+    def _learned_on(self, calibration: Batch) -> Batch:
+        """The calibration sequences without those that a search chose among masks by."""
+        return calibration[: len(calibration) - int(self.result.config.get("held_out", 0))]
 
     def _recorded_ablation(self) -> Ablation:
         return self._recorded("ablation", Ablation)  # type: ignore[type-abstract]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -101,7 +102,8 @@ def _overlap(found: Between, row: str, column: str) -> Cell:
 
 def _faith(found: Between, row: str, column: str) -> Cell:
     one = found.on(row, column)
-    distance = None if one.faithfulness is None else abs(1 - one.faithfulness)
+    known = one.faithfulness is not None and math.isfinite(one.faithfulness)
+    distance = abs(1 - one.faithfulness) if known and one.faithfulness is not None else None
     return distance, number(one.faithfulness, 2), _ends(one.interval)
 
 
