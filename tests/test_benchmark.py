@@ -205,7 +205,8 @@ def test_methods_run_in_every_basis_but_one_of_their_own_once() -> None:
     found = in_bases(methods, ["channels", "learned"])
     labels = ["topk", "energy of its own", "topk in learned", "energy in learned"]
     assert [entry.label for entry in found] == labels
-    assert found[1].overrides == ("basis=principal",) and found[2].overrides == ("basis=learned",)
+    assert found[1].overrides == ("basis=principal",)
+    assert found[2].overrides == ("basis=learned",)
 
 
 def test_every_method_gets_the_same_passes() -> None:
