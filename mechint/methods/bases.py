@@ -95,7 +95,7 @@ class PrincipalBasis(BasisMethod):
 
     keys: Keys = "auto"
     passes: int = 4
-    scales: Sequence[float] = (1.0, 0.5, 1.0, 0.25)
+    scales: Sequence[float] = (1.0, 1.0, 1.0, 0.5)
     proofs: bool = False
     second_text: str | None = None
 
@@ -143,7 +143,7 @@ class LearnedBasis(PrincipalBasis):
     learning_rate: float = 1e-2
     last_rate: float = 1e-2
     score_share: float = 0.3
-    updates: int = 2
+    updates: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
