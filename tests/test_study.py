@@ -93,6 +93,19 @@ def test_gates_of_runs_and_of_what_sums_them_up_are_in_every_table(tmp_path: Pat
     assert page.count("<td>NO_GO</td><td>faithfulness &gt;= 0.9</td>") == 1
 
 
+def test_runs_on_tasks_show_the_faithfulness_that_gates_go_by(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    for seed, faithful in enumerate((0.5, 0.7)):
+        write_run(root / str(seed), HALF, seed=seed, circuit={"faithfulness": faithful})
+    study = read_study(root)
+    point = study.points.iloc[0]
+    assert (point["task_faithfulness"], point["faithfulness"]) == (pytest.approx(0.6), pytest.approx(0.75))
+    written = {path.name: path for path in leave_study(study, [], Output(directory=tmp_path / "out"))}
+    assert "| faithfulness of the logit difference |" in written["table.md"].read_text()
+    assert "| 0.60 ± 0.14 |" in written["table.md"].read_text()
+    assert '<td class="n" data-value="0.7">0.700</td>' in written["report.html"].read_text()
+
+
 def test_no_table_tells_of_conditions_that_nobody_set(tmp_path: Path) -> None:
     study = read_study(grid(tmp_path / "tree"))
     written = leave_study(study, [], Output(directory=tmp_path / "out"))

@@ -12,7 +12,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from mechint.comparison.runs import channels_frame, gates_in_words, kept_frame, layers_frame, runs_frame
+from mechint.comparison.runs import (
+    OF_TASK,
+    channels_frame,
+    gates_in_words,
+    kept_frame,
+    layers_frame,
+    runs_frame,
+)
 from mechint.imports.old_results import quotations
 from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
@@ -48,6 +55,7 @@ METRICS = (
     Metric("loss_degradation_percent", "loss degradation against own dense model", "%", "lower", 2),
     Metric("kl", "KL(dense || masked)", "nats/token", "lower", 4),
     Metric("faithfulness", "faithfulness", "", "higher", 3),
+    Metric(OF_TASK, "faithfulness of the logit difference", "", "higher", 3),
     Metric("top1_agreement", "top-1 agreement with dense", "", "higher", 3),
 )
 

@@ -113,6 +113,8 @@ def by_sequence(variant: Variant, name: str) -> np.ndarray | None:
             "loss_degradation_percent": 100 * (masked - dense) / dense.mean(),
             "faithfulness": (empty - masked) / ((empty - dense).mean() or np.nan),
         }
+        if name not in values:
+            return None
         rows.append(values[name])
     if len({len(row) for row in rows}) > 1:
         return None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from mechint.comparison.comparison import METRICS, Claim, Comparison, Difference, Kind, Needed, Place, Variant
 from mechint.comparison.difference import NEEDED
 from mechint.comparison.flags import different_sparsity
+from mechint.comparison.runs import OF_TASK
 from mechint.errors import one_line
 from mechint.metrics.overlap import Overlap
 from mechint.metrics.spread import Spread
@@ -15,7 +16,7 @@ from mechint.metrics.statistics import FEWEST_SEEDS, digits_for
 from mechint.reporting.wording import number, percent, plural
 
 # Of METRICS, in the order in which they are told.
-TOLD = ("kl", "loss_degradation_percent", "loss", "faithfulness", "top1_agreement", "dense_loss")
+TOLD = ("kl", "loss_degradation_percent", "loss", OF_TASK, "faithfulness", "top1_agreement", "dense_loss")
 SEPARATE: tuple[Kind, Kind] = ("k", "v")
 
 

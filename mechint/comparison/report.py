@@ -76,6 +76,8 @@ def overview(comparison: Comparison) -> list[str]:
     for metric in METRICS:
         errors = [v.error(metric.name) for v in variants]
         spreads = [v.spread(metric.name) for v in variants]
+        if not any(spreads):
+            continue
         cells = [with_spread(spread, metric.digits) if spread else ABSENT for spread in spreads]
         rows.append([f"{metric.title}{f' [{metric.unit}]' if metric.unit else ''}", *cells])
         if any(errors):

@@ -26,6 +26,8 @@ DECIMALS = 6
 BETWEEN_GATES = "; "
 
 NUMBERS = ("loss", "loss_degradation_percent", "kl", "faithfulness", "top1_agreement")
+# Of runs on tasks: the faithfulness of the logit difference, where `faithfulness` is that of the loss.
+OF_TASK = "task_faithfulness"
 WITH_ERROR = ("loss", "kl", "faithfulness", "top1_agreement")
 
 
@@ -103,7 +105,7 @@ def runs_frame(results: Iterable[Result]) -> pd.DataFrame:
     sparsity, target: of units, achieved and asked for. kept, total: units. kv_bytes, dense_kv_bytes: of a cache per
     token, with what the mask keeps and with everything; equal keys and values count once. verdict: GO or NO_GO, None
     without gates; failed_gates: those that failed, as one text. loss, kl, ... and their standard errors loss_se, ...:
-    of the masked model, as in result.json; NaN where they are not known.
+    of the masked model, as in result.json; NaN where they are not known. task_faithfulness: of the logit difference.
     """
     return pd.DataFrame([_row(result) for result in results])
 
@@ -121,6 +123,7 @@ def _row(result: Result) -> dict[str, Any]:
     }
     for name in (*NUMBERS, *(f"{name}_se" for name in WITH_ERROR)):
         numbers[name] = getattr(metrics.masked if hasattr(metrics.masked, name) else result, name)
+    numbers[OF_TASK] = None if result.circuit is None else result.circuit.faithfulness
     return {
         "seed": result.seed,
         "checkpoint": result.checkpoint.label,

@@ -11,7 +11,7 @@ from typing import Protocol
 import pandas as pd
 
 from mechint.comparison.identity import Options, key_of, options, shown, telling
-from mechint.comparison.runs import NUMBERS, UnfinishedRun, find_runs, gates_in_words, runs_frame
+from mechint.comparison.runs import NUMBERS, OF_TASK, UnfinishedRun, find_runs, gates_in_words, runs_frame
 from mechint.errors import UserError
 from mechint.metrics.agreement import Agreement
 from mechint.metrics.spread import Spread
@@ -62,7 +62,7 @@ class Study:
         rows = []
         for group in self.groups.index:
             for sparsity, runs in self.runs[self.runs["group"] == group].groupby("sparsity"):
-                rows.append({"group": group, "sparsity": sparsity, **_point(runs)})
+                rows.append({"group": group, "sparsity": sparsity, **_point(runs, self.on_tasks)})
                 found = self.agreements.get((group, float(sparsity)))
                 for name in ("iou", "chance"):
                     spread: Spread | None = getattr(found, name, None)
@@ -70,6 +70,11 @@ class Study:
                 if self.has_gates:
                     rows[-1]["gates"] = gates_in_words(runs)
         return pd.DataFrame(rows)
+
+    @property
+    def on_tasks(self) -> bool:
+        """Whether any run of a curve was measured as the circuit of a task."""
+        return bool(self.runs[OF_TASK].notna().any())
 
     @property
     def has_gates(self) -> bool:
@@ -81,7 +86,7 @@ class Study:
         return self.points[self.points["group"] == group]
 
 
-def _point(runs: pd.DataFrame) -> dict[str, object]:
+def _point(runs: pd.DataFrame, on_tasks: bool) -> dict[str, object]:
     seeds = " ".join("?" if pd.isna(seed) else f"{seed:.0f}" for seed in runs["seed"])
     row: dict[str, object] = {
         "target": runs["target"].iloc[0],
@@ -90,7 +95,7 @@ def _point(runs: pd.DataFrame) -> dict[str, object]:
         "n": len(runs),
         "seeds": seeds,
     }
-    for name in NUMBERS:
+    for name in (*NUMBERS, *([OF_TASK] if on_tasks else [])):
         values = runs[name]
         row |= {name: values.mean(), f"{name}_sd": values.std()}
         row |= {f"{name}_low": values.min(), f"{name}_high": values.max()}

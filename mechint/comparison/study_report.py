@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from mechint.comparison.report import markdown_table
-from mechint.comparison.runs import BYTES_PER_ELEMENT, rows_of
+from mechint.comparison.runs import BYTES_PER_ELEMENT, OF_TASK, rows_of
 from mechint.comparison.study import Study
 from mechint.metrics.statistics import digits_for
 from mechint.reporting.wording import ABSENT, code, number, percent, text
@@ -27,6 +27,8 @@ COLUMNS = (
     ("faithfulness", "faithfulness", 3),
     ("top1_agreement", "top-1", 3),
 )
+
+TASK_COLUMN = (OF_TASK, "faithfulness of the logit difference", 3)
 
 
 def study_table(study: Study) -> pd.DataFrame:
@@ -77,11 +79,12 @@ def count_in_words(study: Study) -> str:
 def _group(study: Study, group: str) -> list[str]:
     shared, curve = study.groups.loc[group], study.curve(group)
     agreeing = bool(curve["iou"].notna().any())
-    columns = ["sparsity", "KV bytes/token", *(title for _, title, _ in COLUMNS), "n"]
+    numbers = (*COLUMNS, *([TASK_COLUMN] if study.on_tasks else []))
+    columns = ["sparsity", "KV bytes/token", *(title for _, title, _ in numbers), "n"]
     rows = []
     for point in curve.to_dict("records"):
         row = [percent(point["sparsity"], 2), f"{point['kv_bytes_per_token']:,.0f}"]
-        row += [_cell(point, name, digits) for name, _, digits in COLUMNS]
+        row += [_cell(point, name, digits) for name, _, digits in numbers]
         row.append(str(point["n"]))
         if agreeing:
             found = study.agreements.get((group, point["sparsity"]))
