@@ -113,7 +113,7 @@ def test_the_default_method_finds_the_truth_of_each_ablation(ablation: Ablation,
     model = Induction(**SMALL)
     job = Validation(
         models={"induction": model},
-        make_recipe=lambda: Recipe(method=TopK(), steps=100, ablation=ablation),
+        make_recipe=lambda: Recipe(method=TopK(), steps=250, ablation=ablation),
         trainer=MaskTrainer(batch_size=16),
         seed=0,
         seeds=1,

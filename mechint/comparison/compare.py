@@ -198,12 +198,9 @@ def _target(run: RunFiles) -> float:
 
 def wanted_target(runs: Sequence[RunFiles]) -> TargetInfo:
     """The target that runs were searched for; faithfulness 0.9 where there is none, or several."""
-    targets = {run.result.target.title: run.result.target for run in runs if _of_search(run.result)}
+    wanted = [run.result.target for run in runs if searched(run.result)]
+    targets = {one.title: one for one in wanted if one is not None and one.value is not None}
     return next(iter(targets.values())) if len(targets) == 1 else FAITHFUL
-
-
-def _of_search(result: Result) -> bool:
-    return searched(result) and result.target is not None and result.target.value is not None
 
 
 def needed(runs: Sequence[RunFiles], target: TargetInfo) -> Needed | None:
@@ -220,16 +217,17 @@ def needed(runs: Sequence[RunFiles], target: TargetInfo) -> Needed | None:
         return None
     if target.kind == "faithfulness" and any(run.result.task is not None for run in runs):
         return None  # that of the loss, which a task is not judged by
-    found_ = [
+    assert target.value is not None
+    crossings = [
         one
         for _, rows in table.groupby("seed", dropna=False)
         if (one := _crossing(rows, target.kind, target.value))
     ]
-    if not found_ or len({bound for *_, bound in found_}) > 1:
+    if not crossings or len({bound for *_, bound in crossings}) > 1:
         return None
-    share = Spread(tuple(estimate for estimate, *_ in found_))
-    bound = found_[0][-1]
-    between = (min(low for _, low, _, _ in found_), max(high for *_, high, _ in found_))
+    share = Spread(tuple(estimate for estimate, *_ in crossings))
+    bound = crossings[0][-1]
+    between = (min(low for _, low, _, _ in crossings), max(high for *_, high, _ in crossings))
     return Needed(title, share, share.mean * total, total, None if bound else between, bound)
 
 

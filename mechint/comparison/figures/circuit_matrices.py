@@ -72,10 +72,10 @@ def _matrix(
     cells = [[cell(row, column) for column in names] for row in names]
     values = np.array([[np.nan if value is None else value for value, _, _ in row] for row in cells])
     most = limit or max(1e-9, float(np.nanmax(values)) if np.isfinite(values).any() else 1.0)
-    shown = axes.imshow(np.clip(values, 0, most), cmap=colours, vmin=0, vmax=most, aspect="auto")
+    axes.imshow(np.clip(values, 0, most), cmap=colours, vmin=0, vmax=most, aspect="auto")
     for y, row in enumerate(cells):
         for x, (value, large, small) in enumerate(row):
-            red, green, blue, _ = shown.cmap(shown.norm(0 if value is None else min(value, most)))
+            red, green, blue, _ = colours(0.0 if value is None else float(np.clip(value / most, 0, 1)))
             dark = value is not None and 0.3 * red + 0.59 * green + 0.11 * blue < 0.6
             ink = "white" if dark else INK
             axes.annotate(
