@@ -110,11 +110,11 @@ def test_planted_units_matter_and_no_others(name: str, ablation: Ablation) -> No
     "ablation", [ZERO, MeanAblation(), CounterfactualAblation()], ids=lambda ablation: ablation.name
 )
 def test_the_default_method_finds_the_truth_of_each_ablation(ablation: Ablation, tmp_path: Path) -> None:
-    model = Induction(**SMALL)
+    model = Induction(**SMALL | {"calibration_rows": 512})
     job = Validation(
         models={"induction": model},
         make_recipe=lambda: Recipe(method=TopK(), steps=250, ablation=ablation),
-        trainer=MaskTrainer(batch_size=16),
+        trainer=MaskTrainer(batch_size=16, learning_rate_decay=0.1),  # as in conf
         seed=0,
         seeds=1,
     )
