@@ -14,6 +14,7 @@ from mechint.errors import UserError
 from mechint.reporting.context import Context
 from mechint.reporting.report import told
 from mechint.reporting.web.channels import Array, columns_of, layout, measured_points
+from mechint.reporting.web.circuit import circuit_data
 from mechint.reporting.web.page import PAGE, page
 from mechint.results.result import MODELS
 from mechint.results.run_files import RunFiles
@@ -71,6 +72,7 @@ def data_of(context: Context, columns: Mapping[str, Array]) -> dict[str, Any]:
         "objective": result.mask.objective,
         "target": result.sparsity.target,
         "cards": cards(run),
+        "circuit": circuit_data(context),
     }
 
 

@@ -2,6 +2,7 @@
 
 import { Channels, Units, countBlocks, keptAt, ordered, shades } from './channels.js';
 import { barChart, lineChart } from './chart.js';
+import { CIRCUIT_STATE, showCircuit } from './circuit.js';
 import { readPage } from './data.js';
 import { byId, element, onTheme, setOptions } from './dom.js';
 import { saveFile, svgText } from './export.js';
@@ -17,6 +18,7 @@ function runPage() {
   const channels = new Channels(info.layers, columns);
   const units = new Units(channels);
   const state = new State({
+    ...CIRCUIT_STATE,
     keep: '',
     colour: 'importance',
     rows: 'number',
@@ -290,6 +292,12 @@ function runPage() {
   });
   new ResizeObserver(() => map.draw()).observe(byId('map-frame'));
   drawCurves(info);
+  const open = (i) => {
+    choose(i);
+    byId('map').scrollIntoView();
+    byId('card').focus({ preventScroll: true });
+  };
+  if (info.circuit) showCircuit(info, channels, state, open);
   enhanceTables(state);
   if (state.get('unit')) byId('map').scrollIntoView();
 }
