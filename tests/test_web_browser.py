@@ -20,7 +20,7 @@ import pytest
 from browser import Opened, chromium, opened
 from comparable_runs import write_run
 from test_web import ATTACKS, hostile_run
-from web_runs import SEEDS, nested_run, scored_masks, scored_run, seeds_run
+from web_runs import SEEDS, nested_run, scored_masks, scored_run, seeds_run, task_run
 
 from mechint.comparison.compare import read_comparison
 from mechint.comparison.study import read_study
@@ -53,6 +53,11 @@ def nested(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
 @pytest.fixture(scope="module")
 def seeds(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
     return seeds_run(tmp_path_factory.mktemp("seeds"))
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> RunFiles:
+    return task_run(tmp_path_factory.mktemp("task"))
 
 
 def address(run: RunFiles, view: str = "") -> str:
@@ -263,6 +268,151 @@ def test_views_are_saved_as_drawings(browser: Any, nested: RunFiles) -> None:
         assert (
             len(list(xml.etree.ElementTree.fromstring(chart).iter("{http://www.w3.org/2000/svg}circle"))) == 3
         )
+
+
+def view_box(seen: Opened) -> list[float]:
+    """What part of the diagram is seen: left, top, width, height."""
+    return [float(part) for part in seen.page.get_attribute("#diagram svg", "viewBox").split()]
+
+
+def test_the_diagram_tells_what_heads_and_arrows_are(browser: Any, task: RunFiles) -> None:
+    """Every circle and arrow says what circuit.json says, by pointer and by keyboard; a click keeps it in the link."""
+    drawing, frame = task.drawing, task.channels_frame()
+    readers = {"k": "kept keys", "q": "queries for kept keys", "v": "kept values"}
+    with opened(browser, address(task)) as seen:
+        assert seen.page.locator("#diagram .head").count() == len(drawing.nodes)
+        for node in drawing.nodes:
+            seen.page.locator(f"[data-part='h.{node.layer}.{node.head}'] circle").hover()
+            told = seen.text("#tip")
+            assert told.startswith(f"layer {node.layer}, KV head {node.head} ")
+            assert f"keeps {node.k_kept} K and {node.v_kept} V channels" in told
+        for edge in drawing.edges:
+            (layer, head), (to_layer, to_head) = edge.source, edge.target
+            name = f"e.{layer}.{head}.{to_layer}.{to_head}.{edge.kind}"
+            seen.page.evaluate("name => document.querySelector(`[data-part='${name}']`).focus()", name)
+            told = seen.text("#tip")
+            assert f"layer {layer}, KV head {head} → layer {to_layer}, KV head {to_head}" in told
+            assert f"is read by {readers[edge.kind]}" in told
+            assert f"composition score {edge.score:.4f}; median of all pairs 0.0625" in told
+        first = drawing.nodes[0]
+        seen.page.locator("#diagram [tabindex='0']").focus()
+        assert seen.text("#tip").startswith(f"layer {first.layer}, KV head {first.head} ")
+        seen.page.keyboard.press("ArrowRight")
+        assert seen.text("#tip").startswith(f"layer {first.layer + 1}, KV head {first.head} ")
+        seen.page.keyboard.press("ArrowDown")
+        seen.page.keyboard.press("Enter")
+        here = frame[(frame["layer"] == 1) & (frame["head"] == 1) & frame["kept"]]
+        for kind in "kv":
+            kept = list(here[here["kind"] == kind]["channel"])
+            expected = f"Kept {kind.upper()} channels: {len(kept)} {', '.join(map(str, kept))}"
+            assert expected.strip() in seen.text("#part")
+        assert seen.page.url.endswith("#part=h.1.1")
+        link, view = seen.page.url, seen.text("#part")
+        seen.page.locator("#part .links button").first.click()
+        kind = "k" if (here["kind"] == "k").any() else "v"
+        assert f"unit={kind}.1.1." in seen.page.url
+        assert f"{kind.upper()} channel {here[here['kind'] == kind]['channel'].iloc[0]} " in seen.text(
+            "#card"
+        )
+        seen.page.locator("summary", has_text="Every arrow").click()
+        seen.page.locator("table[data-name=edges] tbody button").first.click()
+        assert "Composition score 0.3125; median of all pairs 0.0625" in seen.text("#part")
+    with opened(browser, link) as again:
+        assert again.text("#part") == view
+        assert again.page.locator("#diagram .head.chosen").get_attribute("data-part") == "h.1.1"
+
+
+def test_the_diagram_moves_and_zooms(browser: Any, task: RunFiles) -> None:
+    """By buttons, keys, wheel and dragging; a drag chooses nothing, a plain wheel scrolls the page."""
+    with opened(browser, address(task)) as seen:
+        seen.page.locator("#diagram").scroll_into_view_if_needed()
+        whole = view_box(seen)
+        seen.page.click("#zoom-in")
+        assert view_box(seen)[2] == pytest.approx(whole[2] / 1.4, abs=0.02)
+        seen.page.click("#zoom-out")
+        assert view_box(seen) == pytest.approx(whole, abs=0.02)
+        seen.page.locator("#diagram [tabindex='0']").focus()
+        seen.page.keyboard.press("+")
+        zoomed = view_box(seen)
+        assert zoomed[2] < whole[2]
+        seen.page.keyboard.press("Shift+ArrowRight")
+        assert view_box(seen)[0] == pytest.approx(zoomed[0] + zoomed[2] / 8, abs=0.02)
+        seen.page.keyboard.press("0")
+        assert view_box(seen) == whole
+        circle = seen.page.locator("#diagram .head circle").first.bounding_box()
+        x, y = circle["x"] + circle["width"] / 2, circle["y"] + circle["height"] / 2
+        scale = whole[2] / seen.page.locator("#diagram svg").bounding_box()["width"]
+        seen.page.mouse.move(x, y)
+        seen.page.mouse.down()
+        seen.page.mouse.move(x + 30, y + 20, steps=3)
+        seen.page.mouse.up()
+        moved = view_box(seen)
+        assert moved[:2] == pytest.approx([whole[0] - 30 * scale, whole[1] - 20 * scale], abs=0.05)
+        assert "part=" not in seen.page.url
+        seen.page.keyboard.down("Control")
+        seen.page.mouse.wheel(0, -100)
+        seen.page.keyboard.up("Control")
+        seen.page.wait_for_function(
+            "width => document.querySelector('#diagram svg').viewBox.baseVal.width < width - 1", arg=moved[2]
+        )
+        seen.page.click("#zoom-reset")
+        seen.page.mouse.move(x, y)
+        seen.page.mouse.wheel(0, 5)
+        seen.page.wait_for_timeout(100)
+        assert view_box(seen) == whole
+        drawing = saved(seen, lambda: seen.page.click("#diagram-svg"))
+        tree = xml.etree.ElementTree.fromstring(drawing)
+        assert len(list(tree.iter("{http://www.w3.org/2000/svg}circle"))) == len(task.drawing.nodes)
+
+
+def test_attention_before_and_after_is_what_was_saved(browser: Any, task: RunFiles) -> None:
+    """Pointing at a cell gives both weights of circuit.json; prompt and head come back from the link."""
+    with opened(browser, address(task)) as seen:
+        seen.page.select_option("#prompt", "1")
+        seen.page.select_option("#head", "1")
+        example = task.drawing.examples[1]
+        pattern = example.patterns[1]
+        quoted = [f"“{token}”".replace("\n", "⏎") for token in example.tokens]
+        picture = seen.page.locator("#attention-masked svg")
+        picture.focus()
+        for column in range(len(quoted)):  # the last row, from the left
+            seen.page.keyboard.press("ArrowRight" if column else "ArrowDown")
+            told = seen.page.locator("#tip").inner_text().split("\n")
+            assert told[0] == f"{quoted[-1]} attends to {quoted[column]}"
+            assert told[1:] == [
+                f"dense {pattern.dense[-1][column]:.4f}",
+                f"masked {pattern.masked[-1][column]:.4f}",
+            ]
+        cells = seen.page.locator("#attention-dense .weight")
+        shown = sum(weight >= 0.005 for row in pattern.dense for weight in row)
+        assert cells.count() == shown
+        cells.last.hover()
+        assert f"dense {pattern.dense[-1][-1]:.4f}" in seen.text("#tip")
+        assert seen.page.url.endswith("#prompt=1&head=1")
+        assert "<rect" in saved(seen, lambda: seen.page.click("#attention-svg"))
+        link = seen.page.url
+    with opened(browser, link) as again:
+        assert again.page.input_value("#prompt") == again.page.input_value("#head") == "1"
+
+
+def test_a_task_shows_curve_gates_and_scores(browser: Any, task: RunFiles) -> None:
+    """Faithfulness and completeness against size, scores of the four models, gates and verdict."""
+    with opened(browser, address(task)) as seen:
+        assert "Verdict: NO GO" in seen.text("#verdict h2")
+        gates = seen.texts("table[data-name=gates] tbody tr")
+        assert gates == ["faithfulness >= 0.8 0.8750 PASS", "seed_iou >= 0.7 — FAIL, not measured"]
+        masked = seen.page.locator("table[data-name=task] tr.own td").all_inner_texts()
+        assert masked == ["3.250", "75.0 %", "0.5000", "0.2500", "1.5000"]
+        dots = seen.page.locator("#circuit-chart circle")
+        assert dots.count() == 6  # of three sizes; none has no place on the axis
+        places = [float(dot.get_attribute("cx")) for dot in dots.all()[:3]]
+        ratio = np.log(40 / 5) / np.log(96 / 5)
+        assert (places[1] - places[0]) / (places[2] - places[0]) == pytest.approx(ratio, abs=1e-3)
+        dots.nth(1).scroll_into_view_if_needed()
+        dots.nth(1).hover(force=True)
+        assert "40 units kept (41.7 %)" in seen.text("#tip")
+        assert "faithfulness 0.875 (0.775 to 0.975)" in seen.text("#tip")
+        assert "rises without 2 and falls without 1" in seen.text("#circuit")
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

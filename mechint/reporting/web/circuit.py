@@ -40,7 +40,12 @@ def example_data(example: Example) -> dict[str, Any]:
     return {
         "tokens": example.tokens,
         "patterns": [
-            {"layer": one.layer, "head": one.query_head, "dense": triangle(one.dense), "masked": triangle(one.masked)}
+            {
+                "layer": one.layer,
+                "head": one.query_head,
+                "dense": triangle(one.dense),
+                "masked": triangle(one.masked),
+            }
             for one in example.patterns
         ],
     }

@@ -56,10 +56,14 @@ export function showCircuit(info, channels, state, open) {
     const part = nodes.get(name) ?? edges.find((edge) => edge.name === name);
     diagram.mark(part ?? null);
     for (const row of rows) row.classList.toggle('chosen', row.dataset.part === name);
-    const parts = part ? (part.kept ? nodeCard(part) : edgeCard(part)) : [];
-    byId('part').replaceChildren(
-      ...(part ? [closing(), ...parts] : [element('p', { class: 'note' }, 'Click a head or an arrow to read about it here.')]),
-    );
+    if (!part) {
+      const hint = 'Click a head or an arrow to read about it here.';
+      byId('part').replaceChildren(element('p', { class: 'note' }, hint));
+      return;
+    }
+    const [heading, ...blocks] = part.kept ? nodeCard(part) : edgeCard(part);
+    const parts = blocks.map((block) => element('div', {}, ...block));
+    byId('part').replaceChildren(closing(), heading, element('div', { class: 'parts' }, ...parts));
   }
 
   function closing() {
@@ -82,25 +86,24 @@ export function showCircuit(info, channels, state, open) {
     };
     return [
       element('h3', {}, title(node)),
-      ...['k', 'v'].flatMap((kind) => keptList(node, kind)),
-      element('h4', {}, 'Reads what these write'),
-      arrows('to', 'from'),
-      element('h4', {}, 'Is read by'),
-      arrows('from', 'to'),
+      keptList(node, 'k'),
+      keptList(node, 'v'),
+      [element('h4', {}, 'Reads what these write'), arrows('to', 'from')],
+      [element('h4', {}, 'Is read by'), arrows('from', 'to')],
     ];
   }
 
   function edgeCard(edge) {
-    const median = known(circuit.chance) ? `the median of all pairs is ${fixed(circuit.chance)}` : 'the median is not known';
+    const median = known(circuit.chance) ? `; median of all pairs ${fixed(circuit.chance)}` : '';
+    const to = (node) => element('p', {}, link(title(node), () => state.set({ part: node.name })));
     return [
-      element('h3', {}, `Composition score ${fixed(edge.score)}`),
-      element('p', { class: 'note' }, median),
-      element('h4', {}, 'Writes'),
-      element('p', {}, link(title(edge.from), () => state.set({ part: edge.from.name }))),
-      ...keptList(edge.from, 'v'),
-      element('h4', {}, `Reads, by ${READERS[edge.kind]}`),
-      element('p', {}, link(title(edge.to), () => state.set({ part: edge.to.name }))),
-      ...keptList(edge.to, edge.kind === 'v' ? 'v' : 'k'),
+      element('h3', {}, `Composition score ${fixed(edge.score)}${median}`),
+      [element('h4', {}, 'Writes'), to(edge.from), ...keptList(edge.from, 'v')],
+      [
+        element('h4', {}, `Reads, by ${READERS[edge.kind]}`),
+        to(edge.to),
+        ...keptList(edge.to, edge.kind === 'v' ? 'v' : 'k'),
+      ],
     ];
   }
 

@@ -5,9 +5,10 @@ import { hideTip, showTip } from './tip.js';
 
 const UPRIGHT_BELOW = 560;
 const RADIUS = 17;
-const EDGE_ROOM = 58; // around the outermost heads, for labels and bent arrows
+const EDGE_ROOM = 66; // around the outermost heads, for labels and bent arrows
 const MOST_BEND = 46;
 const [LEAST_ZOOM, MOST_ZOOM] = [0.5, 12];
+const LARGEST = 1.4; // a small circuit is not blown up beyond
 
 export class Diagram {
   // nodes: {name, layer, head, kept: {k, v}}; edges: {name, from, to, kind, score}; describe: the lines of a part;
@@ -38,7 +39,7 @@ export class Diagram {
 
   // Where heads are. Layers go to the right, or up where there is no room for that.
   arrange() {
-    const [along, across] = this.upright ? [46, 84] : [62, 84];
+    const [along, across] = this.upright ? [42, 84] : [44, 80];
     const [steps, rows] = [this.layers.length - 1, this.heads - 1];
     this.size = this.upright
       ? [rows * across + 2 * EDGE_ROOM, steps * along + 2 * EDGE_ROOM]
@@ -54,7 +55,7 @@ export class Diagram {
 
   draw() {
     const [wide, tall] = this.size;
-    const height = Math.round(Math.max(220, Math.min(620, (this.width * tall) / wide)));
+    const height = Math.round(Math.max(220, Math.min(this.upright ? 1000 : 620, tall * Math.min(LARGEST, this.width / wide))));
     const { drawing } = this;
     drawing.setAttribute('width', this.width);
     drawing.setAttribute('height', height);
@@ -163,7 +164,7 @@ export class Diagram {
   reset() {
     const [wide, tall] = this.size;
     const [width, height] = [this.width, Number(this.drawing.getAttribute('height'))];
-    const scale = Math.max(wide / width, tall / height);
+    const scale = Math.max(wide / width, tall / height, 1 / LARGEST);
     this.whole = { width: width * scale, height: height * scale };
     this.view = {
       x: (wide - this.whole.width) / 2,
