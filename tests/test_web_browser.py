@@ -534,12 +534,28 @@ def test_two_masks_over_each_other_are_counted_exactly(browser: Any, sweep: Path
     ]
     with opened(browser, path.as_uri()) as seen:
         for first, second in ((0, 1), (2, 7), (3, 3)):
-            seen.page.select_option("#first", str(first))
-            seen.page.select_option("#second", str(second))
+            seen.page.select_option("#first", index=first)
+            seen.page.select_option("#second", index=second)
             a, b = frames[first], frames[second]
             told = [int(number) for number in re.findall(r"\b\d+\b(?!\.)", seen.text("#recount"))[:4]]
             assert told == [(a & b).sum(), a.size, (a & ~b).sum(), (b & ~a).sum()]
         assert saved(seen, lambda: seen.page.click("#map-svg")).count("<path") >= 2
+        assert seen.page.locator("#pair-kl circle:not(.mark)").count() == 1  # one run beside itself
+        seen.page.select_option("#second", "7")
+        link, told = (
+            seen.page.url,
+            {part: seen.text(part) for part in ("#recount", "#second-title", "#pair-kl")},
+        )
+        for name in ("3", "7"):
+            kl = RunFiles.read(sweep / name).result.metrics.masked.kl
+            dot = seen.page.locator(f"#pair-kl circle.s{(name == '7') * 1}:not(.mark)")
+            dot.scroll_into_view_if_needed()
+            dot.hover(force=True)
+            assert f"KL {kl:.4f}" in seen.text("#tip")
+            assert f"· {name} " in seen.text("#tip")
+    with opened(browser, link) as again:  # links name runs, so they hold when others are added
+        assert link.endswith("#first=3&second=7")
+        assert {part: again.text(part) for part in told} == told
     variants = {"one": [sweep / "0", sweep / "1"], "K=V <script>": [sweep / "4", sweep / "5"]}
     path.write_text(comparison_page(read_comparison(variants, None)), encoding="utf-8")
     with opened(browser, path.as_uri()) as seen:

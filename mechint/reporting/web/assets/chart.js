@@ -9,7 +9,8 @@ const LEGEND_LINE = 16;
 const MOST_NAMES = 12;
 const MARGIN = { left: 56, right: 16, top: 14, bottom: 40 };
 
-// spec: title, x {label, format, from, to, log} and y {label, format, from, to, within: what is shown at most}, series [{name, points [{x, y, low, high, text}], dots}],
+// spec: title, x {label, format, from, to, log} and y {label, format, from, to, within: what is shown at most}, series [{name, points [{x, y, low, high, text}], dots,
+// line: false for dots alone, style: number of its colour}],
 // levels [{y, name}], height. Returns a function that draws another spec at the same place.
 export function lineChart(place, spec) {
   return keepDrawn(place, spec, drawLines);
@@ -72,7 +73,11 @@ function frame(width, height, title, above = 0) {
 function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
   const above = series.length > 1 ? Math.min(series.length, MOST_NAMES + 1) : 0;
   const { drawing, right, top, bottom } = frame(width, height + LEGEND_LINE * above, title, above);
-  const drawn = series.map((one) => ({ ...one, points: one.points.filter((p) => known(p.x) && known(p.y)) }));
+  const drawn = series.map((one, number) => ({
+    ...one,
+    style: `s${(one.style ?? number) % 6}`,
+    points: one.points.filter((p) => known(p.x) && known(p.y)),
+  }));
   const points = drawn.flatMap((one) => one.points);
   if (!points.length) return drawing;
   const scale = x.log ? Math.log10 : (value) => value;
@@ -100,23 +105,23 @@ function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
       svgElement('text', { class: 'quiet', x: right, y: up(at) - 4, 'text-anchor': 'end' }, name),
     );
   }
-  drawn.forEach((one, number) => {
+  drawn.forEach((one) => {
     const band = one.points.filter((p) => known(p.low) && known(p.high));
     if (band.length > 1) {
       const there = band.map((p) => `${across(p.x)} ${up(p.high)}`);
       const back = band.map((p) => `${across(p.x)} ${up(p.low)}`).reverse();
       pane.append(
-        svgElement('path', { class: `band s${number % 6}`, d: `M${[...there, ...back].join('L')}Z` }),
+        svgElement('path', { class: `band ${one.style}`, d: `M${[...there, ...back].join('L')}Z` }),
       );
     }
     const path = one.points.map((p) => `${across(p.x).toFixed(1)} ${up(p.y).toFixed(1)}`).join('L');
-    pane.append(svgElement('path', { class: `line s${number % 6}`, d: `M${path}` }));
+    if (one.line !== false) pane.append(svgElement('path', { class: `line ${one.style}`, d: `M${path}` }));
     if (!one.dots) return;
     for (const p of one.points) {
       if (known(p.low) && known(p.high)) {
         pane.append(
           svgElement('line', {
-            class: `line s${number % 6}`,
+            class: `line ${one.style}`,
             x1: across(p.x),
             x2: across(p.x),
             y1: up(p.low),
@@ -124,17 +129,13 @@ function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
           }),
         );
       }
-      const dot = svgElement('circle', { class: `dot s${number % 6}`, cx: across(p.x), cy: up(p.y), r: 4 });
+      const dot = svgElement('circle', { class: `dot ${one.style}`, cx: across(p.x), cy: up(p.y), r: 4 });
       pane.append(dot);
     }
   });
   if (pane !== drawing) drawing.append(pane);
   if (drawn.length > 1)
-    legend(
-      drawing,
-      drawn.map((one) => one.name),
-      right,
-    );
+    legend(drawing, drawn, right);
   pointNearest(drawing, drawn, across, up);
   return drawing;
 }
@@ -198,12 +199,14 @@ function axes(drawing, { right, top, bottom, x, y, xs, ys, across, up }) {
   write(y.label, { x: 12, y: middle, 'text-anchor': 'middle', transform: `rotate(-90 12 ${middle})` });
 }
 
-function legend(drawing, names, right) {
-  const hidden = names.length - MOST_NAMES;
-  names.slice(0, MOST_NAMES).forEach((name, i) => {
+function legend(drawing, series, right) {
+  const hidden = series.length - MOST_NAMES;
+  series.slice(0, MOST_NAMES).forEach(({ name, style, line }, i) => {
     const y = 8 + LEGEND_LINE * i;
     drawing.append(
-      svgElement('line', { class: `line s${i % 6}`, x1: MARGIN.left, x2: MARGIN.left + 26, y1: y, y2: y }),
+      line === false
+        ? svgElement('circle', { class: `dot mark ${style}`, cx: MARGIN.left + 13, cy: y, r: 4 })
+        : svgElement('line', { class: `line ${style}`, x1: MARGIN.left, x2: MARGIN.left + 26, y1: y, y2: y }),
     );
     drawing.append(
       svgElement(
