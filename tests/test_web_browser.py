@@ -11,12 +11,14 @@ import threading
 import time
 import xml.etree.ElementTree
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from browser import Opened, chromium, opened
 from comparable_runs import write_run
 from test_web import ATTACKS, hostile_run
@@ -30,6 +32,7 @@ from mechint.reporting.web.notebook import in_notebook
 from mechint.reporting.web.server import make_server
 from mechint.reporting.wording import measured
 from mechint.results import RunFiles
+from mechint.results.units import UnitMeaning, UnitMeanings
 from mechint.runtime.files import write_json
 
 pytestmark = pytest.mark.slow  # a browser takes seconds to start
@@ -415,6 +418,79 @@ def test_a_task_shows_curve_gates_and_scores(browser: Any, task: RunFiles) -> No
         assert "rises without 2 and falls without 1" in seen.text("#circuit")
 
 
+def facts_of(seen: Opened) -> dict[str, str]:
+    """The card's facts by name, and its lists by title."""
+    names, values = seen.texts("#card dt"), seen.texts("#card dd")
+    lists = {
+        title: seen.text(f"#card h4:nth-of-type({number}) + *")
+        for number, title in enumerate(seen.texts("#card h4"), 1)
+    }
+    return dict(zip(names, values, strict=True)) | lists
+
+
+def test_the_card_tells_what_was_measured_and_what_was_not(
+    browser: Any, task: RunFiles, seeds: RunFiles, tmp_path: Path
+) -> None:
+    """Tokens, contexts, necessity, partner, mean and bias where the run has them; "not measured" where it has not."""
+    context = {"before": "When Mary and", "token": " John", "value": 2.5}
+    key = UnitMeaning(
+        layer=0,
+        kind="k",
+        head=1,
+        channel=2,
+        mean=0.5,
+        sd=2.0,
+        keys=[context],
+        queries=[context],
+        mean_share=0.25,
+        bias_share=None,
+        matches=[{"query": " to", "key": " John", "term": 1.25, "attention": 0.5}],
+    )
+    value = UnitMeaning(
+        layer=1,
+        kind="v",
+        head=0,
+        channel=3,
+        values=[context],
+        promotes=[{"token": " Mary", "weight": 1.5}],
+        suppresses=[{"token": " the", "weight": -0.5}],
+    )
+    pairs = torch.arange(96) // 2
+    run = replace(task, directory=tmp_path, meanings=UnitMeanings(prompts=1, units=[key, value]), units=pairs)
+    with opened(browser, address(run, "unit=k.0.1.2")) as seen:
+        told = facts_of(seen)
+        assert told["Its key, mean ± standard deviation"] == "0.500 ± 2.000"
+        assert told["Share of the head's mean key"] == "25.0 %"
+        assert told["Share of the bias"] == "not measured"
+        assert told["Switched together with"] == "K 3"
+        assert told["Kept by"] == told["KL rise when it alone is removed"] == "not measured"
+        assert told["Where the key is large"] == "When Mary and John +2.50"
+        assert told["Pairs with the largest terms"] == "' to' attends to ' John': +1.25 nats"
+        assert seen.text("#card mark") == "John"
+        seen.page.goto(address(run, "unit=v.1.0.3"))
+        told = facts_of(seen)
+        assert told["Promotes"] == "' Mary' +1.5"
+        assert told["Suppresses"] == "' the' -0.5"
+        assert told["Where the value is large"] == "When Mary and John +2.50"
+        seen.page.goto(address(run, "unit=v.2.0.6"))
+        told = facts_of(seen)
+        assert told["Promotes"] == told["Suppresses"] == told["Where the value is large"] == "not measured"
+    frame, evidence = seeds.channels_frame(), seeds.evidence
+    with opened(browser, address(seeds)) as seen:
+        for kept in (True, False):
+            line = frame[frame["kept"] == kept].iloc[3]
+            part = evidence[line["layer_name"], line["kind"]]
+            place = line["head"], line["channel"]
+            name = f"{line['kind']}.{line['layer']}.{line['head']}.{line['channel']}"
+            seen.page.goto(address(seeds, f"unit={name}"))
+            told = facts_of(seen)
+            assert told["Kept by"] == f"{round(float(part.frequency[place]) * SEEDS)} of {SEEDS} seeds"
+            rise, error = float(part.necessity[place]), float(part.necessity_error[place])
+            expected = f"+{rise:.5f} ± {error:.5f} nats" if kept else "not measured"
+            assert told["KL rise when it alone is removed"] == expected
+            assert told["Switched together with"] == "no other"
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_names_do_nothing(browser: Any, tmp_path: Path, attack: str) -> None:
     """No dialog, no error, no request; the name is shown as it is."""
@@ -422,13 +498,17 @@ def test_hostile_names_do_nothing(browser: Any, tmp_path: Path, attack: str) -> 
     write_page(run)
     with opened(browser, (run.directory / PAGE).as_uri()) as seen:
         seen.page.on("dialog", lambda dialog: seen.said.append(dialog.message))
-        seen.page.locator("#unit-table tbody tr").first.click()
         shown = " ".join(attack.split())
-        assert shown in seen.text("#card")
-        assert seen.text("#card dl dd:nth-of-type(1)")[:-1] == shown  # the module
-        assert " ".join(seen.page.locator("#card mark").inner_text().split()) == shown
-        assert "25.0 %" in seen.text("#card")
-        assert "Promotes" in seen.text("#card")
+        for unit in run.meanings.units:
+            seen.page.goto(address(run, f"unit={unit.kind}.{unit.layer}.{unit.head}.{unit.channel}"))
+            card = seen.text("#card")
+            assert seen.text("#card dl dd:nth-of-type(1)")[:-1] == shown  # the module
+            assert " ".join(seen.page.locator("#card mark").inner_text().split()) == shown
+            assert ("25.0 %" in card) == (unit.kind == "k")
+            assert ("Promotes" in card) == (unit.kind == "v")
+        seen.page.locator("#attention-masked svg").focus()
+        seen.page.keyboard.press("ArrowDown")
+        assert shown in seen.text("#tip")
         assert seen.page.locator("img, iframe, object, embed, link").count() == 0
         seen.page.wait_for_timeout(50)
 

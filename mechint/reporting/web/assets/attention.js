@@ -51,12 +51,17 @@ export function showAttention(examples, state) {
     drawing.addEventListener('pointermove', (event) => {
       const frame = drawing.getBoundingClientRect();
       const scale = size.width / frame.width;
-      point(at((event.clientX - frame.left) * scale, (event.clientY - frame.top) * scale), event.clientX, event.clientY);
+      point(
+        at((event.clientX - frame.left) * scale, (event.clientY - frame.top) * scale),
+        event.clientX,
+        event.clientY,
+      );
     });
     drawing.addEventListener('pointerleave', () => point(null));
     drawing.addEventListener('blur', () => point(null));
     drawing.addEventListener('keydown', (event) => {
-      const [down, right] = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
+      const [down, right] =
+        { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] ?? [];
       if (event.key === 'Escape') point(null);
       if (down === undefined) return;
       event.preventDefault();
@@ -80,7 +85,9 @@ export function showAttention(examples, state) {
   state.onChange((keys) => {
     if (keys.has('prompt') || keys.has('head')) draw();
   });
-  byId('attention-svg').addEventListener('click', () => saveFile('attention.svg', 'image/svg+xml', svgText(both(drawings))));
+  byId('attention-svg').addEventListener('click', () =>
+    saveFile('attention.svg', 'image/svg+xml', svgText(both(drawings))),
+  );
 }
 
 function grid(room, tokens, pattern, side) {
@@ -89,28 +96,43 @@ function grid(room, tokens, pattern, side) {
   const cell = Math.max(LEAST_CELL, Math.min(MOST_CELL, Math.floor((room - label - 4) / tokens.length)));
   const length = cell * tokens.length;
   const size = { width: label + length + 4, height: label + length + 4 };
+  const whose = `layer ${pattern.layer}, query head ${pattern.head}`;
   const drawing = svgElement('svg', {
     ...size,
     viewBox: `0 0 ${size.width} ${size.height}`,
     tabindex: 0,
     role: 'img',
-    'aria-label': `Attention of layer ${pattern.layer}, query head ${pattern.head}, ${side} model; arrow keys read the weights`,
+    'aria-label': `Attention of ${whose}, ${side} model; arrow keys read the weights`,
   });
   const every = Math.ceil(LABEL_CELL / cell);
   names.forEach((name, i) => {
     if (i % every) return;
     const middle = label + (i + 0.5) * cell;
-    drawing.append(svgElement('text', { class: 'quiet', x: label - 5, y: middle + 4, 'text-anchor': 'end' }, name));
+    drawing.append(
+      svgElement('text', { class: 'quiet', x: label - 5, y: middle + 4, 'text-anchor': 'end' }, name),
+    );
     const turn = `rotate(-90 ${middle + 4} ${label - 5})`;
-    drawing.append(svgElement('text', { class: 'quiet', x: middle + 4, y: label - 5, transform: turn }, name));
+    drawing.append(
+      svgElement('text', { class: 'quiet', x: middle + 4, y: label - 5, transform: turn }, name),
+    );
   });
-  const back = tokens.map((_, row) => `M${label} ${label + row * cell}h${(row + 1) * cell}v${cell}h-${(row + 1) * cell}z`);
+  const back = tokens.map(
+    (_, row) => `M${label} ${label + row * cell}h${(row + 1) * cell}v${cell}h-${(row + 1) * cell}z`,
+  );
   drawing.append(svgElement('path', { class: 'ground', d: back.join('') }));
   pattern[side].forEach((weights, row) =>
     weights.forEach((weight, column) => {
       if (weight < 0.005) return; // not to be told from none
       const place = { x: label + column * cell, y: label + row * cell };
-      drawing.append(svgElement('rect', { class: 'weight', ...place, width: cell, height: cell, opacity: weight.toFixed(3) }));
+      drawing.append(
+        svgElement('rect', {
+          class: 'weight',
+          ...place,
+          width: cell,
+          height: cell,
+          opacity: weight.toFixed(3),
+        }),
+      );
     }),
   );
   const mark = svgElement('rect', { class: 'cursor', width: cell, height: cell, visibility: 'hidden' });
@@ -137,7 +159,11 @@ function both(drawings) {
   const { width, height } = drawings[0].size;
   const whole = svgElement('svg', { width: 2 * width + gap, height: height + 20 });
   [left, right].forEach((drawing, i) => {
-    const title = svgElement('text', { x: i * (width + gap), y: 14, 'font-size': 13, fill: 'currentColor' }, SIDES[i]);
+    const title = svgElement(
+      'text',
+      { x: i * (width + gap), y: 14, 'font-size': 13, fill: 'currentColor' },
+      SIDES[i],
+    );
     const group = svgElement('g', { transform: `translate(${i * (width + gap)} 20)` });
     group.append(...[...drawing.cloneNode(true).childNodes]);
     whole.append(title, group);

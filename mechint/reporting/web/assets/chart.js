@@ -9,8 +9,8 @@ const LEGEND_LINE = 16;
 const MOST_NAMES = 12;
 const MARGIN = { left: 56, right: 16, top: 14, bottom: 40 };
 
-// spec: title, x {label, format, from, to, log} and y {label, format, from, to, within: what is shown at most}, series [{name, points [{x, y, low, high, text}], dots,
-// line: false for dots alone, style: number of its colour}],
+// spec: title, x {label, format, from, to, log}, y {label, format, from, to, within: what is shown at most},
+// series [{name, points [{x, y, low, high, text}], dots, line: false for dots alone, style: number of its colour}],
 // levels [{y, name}], height. Returns a function that draws another spec at the same place.
 export function lineChart(place, spec) {
   return keepDrawn(place, spec, drawLines);
@@ -93,7 +93,12 @@ function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
   const up = (value) => bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (bottom - top);
   axes(drawing, { right, top, bottom, x: x.log ? { ...x, ticks: powers(xs) } : x, y, xs, ys, across, up });
   // A window of its own cuts off what lies beyond an axis that shows a part only.
-  const field = { x: MARGIN.left - 6, y: top - 6, width: right - MARGIN.left + 12, height: bottom - top + 12 };
+  const field = {
+    x: MARGIN.left - 6,
+    y: top - 6,
+    width: right - MARGIN.left + 12,
+    height: bottom - top + 12,
+  };
   const pane = y.within
     ? svgElement('svg', { ...field, viewBox: Object.values(field).join(' '), overflow: 'hidden' })
     : drawing;
@@ -134,8 +139,7 @@ function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
     }
   });
   if (pane !== drawing) drawing.append(pane);
-  if (drawn.length > 1)
-    legend(drawing, drawn, right);
+  if (drawn.length > 1) legend(drawing, drawn, right);
   pointNearest(drawing, drawn, across, up);
   return drawing;
 }
@@ -252,9 +256,7 @@ export function span(values, margin = 0) {
   const high = Math.max(...finite);
   const room = (high - low || Math.abs(high) || 1) * margin;
   const around = room || Math.abs(high) * 0.02 || 0.5; // so little that a share does not seem to go beyond 1
-  return low === high
-    ? [low - around, high + around]
-    : [low - (low === 0 ? 0 : room), high + room];
+  return low === high ? [low - around, high + around] : [low - (low === 0 ? 0 : room), high + room];
 }
 
 export function ticks([low, high], wanted) {

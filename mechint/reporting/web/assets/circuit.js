@@ -18,6 +18,7 @@ export function showCircuit(info, channels, state, open) {
   drawCurve(circuit.curve);
   showAttention(circuit.examples, state);
   if (!byId('diagram')) return;
+  const median = known(circuit.chance) ? `; median of all pairs ${fixed(circuit.chance)}` : '';
   const heads = circuit.nodes.map(([layer, head]) => ({ name: `h.${layer}.${head}`, layer, head }));
   const nodes = new Map(heads.map((one) => [one.name, { ...one, kept: keptOf(channels, one) }]));
   const edges = circuit.edges.map(([layer, head, toLayer, toHead, kind, score]) => ({
@@ -47,7 +48,7 @@ export function showCircuit(info, channels, state, open) {
     return [
       `${title(part.from)} → ${title(part.to)}`,
       `what its kept values write is read by ${READERS[part.kind]}`,
-      `composition score ${fixed(part.score)}${known(circuit.chance) ? `; median of all pairs ${fixed(circuit.chance)}` : ''}`,
+      `composition score ${fixed(part.score)}${median}`,
     ];
   }
 
@@ -80,9 +81,16 @@ export function showCircuit(info, channels, state, open) {
     const arrows = (wanted, other) => {
       const found = edges.filter((edge) => edge[wanted] === node);
       const items = found.map((edge) =>
-        element('li', {}, link(`${title(edge[other])}, ${fixed(edge.score, 3)}`, () => state.set({ part: edge.name })), ` by ${READERS[edge.kind]}`),
+        element(
+          'li',
+          {},
+          link(`${title(edge[other])}, ${fixed(edge.score, 3)}`, () => state.set({ part: edge.name })),
+          ` by ${READERS[edge.kind]}`,
+        ),
       );
-      return items.length ? element('ul', {}, ...items) : element('p', { class: 'note' }, 'none of the strongest arrows');
+      return items.length
+        ? element('ul', {}, ...items)
+        : element('p', { class: 'note' }, 'none of the strongest arrows');
     };
     return [
       element('h3', {}, title(node)),
@@ -94,8 +102,12 @@ export function showCircuit(info, channels, state, open) {
   }
 
   function edgeCard(edge) {
-    const median = known(circuit.chance) ? `; median of all pairs ${fixed(circuit.chance)}` : '';
-    const to = (node) => element('p', {}, link(title(node), () => state.set({ part: node.name })));
+    const to = (node) =>
+      element(
+        'p',
+        {},
+        link(title(node), () => state.set({ part: node.name })),
+      );
     return [
       element('h3', {}, `Composition score ${fixed(edge.score)}${median}`),
       [element('h4', {}, 'Writes'), to(edge.from), ...keptList(edge.from, 'v')],
@@ -110,7 +122,9 @@ export function showCircuit(info, channels, state, open) {
   // A head's kept channels; each opens its own card.
   function keptList(node, kind) {
     const kept = node.kept[kind];
-    const shown = kept.slice(0, MOST_CHANNELS).flatMap((i, n) => [n ? ', ' : '', link(String(channels.place(i).channel), () => open(i))]);
+    const shown = kept
+      .slice(0, MOST_CHANNELS)
+      .flatMap((i, n) => [n ? ', ' : '', link(String(channels.place(i).channel), () => open(i))]);
     const rest = kept.length > MOST_CHANNELS ? ` and ${count(kept.length - MOST_CHANNELS)} more` : '';
     return [
       element('h4', {}, `Kept ${kind.toUpperCase()} ${noun}s: ${count(kept.length)}`),

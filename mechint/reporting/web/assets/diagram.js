@@ -55,7 +55,8 @@ export class Diagram {
 
   draw() {
     const [wide, tall] = this.size;
-    const height = Math.round(Math.max(220, Math.min(this.upright ? 1000 : 620, tall * Math.min(LARGEST, this.width / wide))));
+    const needed = tall * Math.min(LARGEST, this.width / wide);
+    const height = Math.round(Math.max(220, Math.min(this.upright ? 1000 : 620, needed)));
     const { drawing } = this;
     drawing.setAttribute('width', this.width);
     drawing.setAttribute('height', height);
@@ -69,17 +70,26 @@ export class Diagram {
   }
 
   labels() {
-    const write = (text, x, y, anchor) => svgElement('text', { class: 'quiet', x, y, 'text-anchor': anchor }, text);
+    const write = (text, x, y, anchor) =>
+      svgElement('text', { class: 'quiet', x, y, 'text-anchor': anchor }, text);
     const found = [];
     this.layers.forEach((layer, i) => {
       const { x, y } = this.spot(layer, 0);
       const text = i ? `${layer}` : `layer ${layer}`;
-      found.push(this.upright ? write(text, x - RADIUS - 6, y + 4, 'end') : write(text, x, this.size[1] - 14, 'middle'));
+      found.push(
+        this.upright
+          ? write(text, x - RADIUS - 6, y + 4, 'end')
+          : write(text, x, this.size[1] - 14, 'middle'),
+      );
     });
     for (let head = 0; head < this.heads; head += 1) {
       const { x, y } = this.spot(this.layers[0], head);
       const text = head ? `${head}` : 'head 0';
-      found.push(this.upright ? write(text, x, this.size[1] - 14, 'middle') : write(text, x - RADIUS - 6, y + 4, 'end'));
+      found.push(
+        this.upright
+          ? write(text, x, this.size[1] - 14, 'middle')
+          : write(text, x - RADIUS - 6, y + 4, 'end'),
+      );
     }
     return found;
   }
@@ -88,7 +98,11 @@ export class Diagram {
     const { x, y, kept } = node;
     const used = this.edges.some((edge) => edge.from === node || edge.to === node);
     const circle = svgElement('circle', { cx: x, cy: y, r: RADIUS });
-    const text = svgElement('text', { x, y: y + 4, 'text-anchor': 'middle' }, `${kept.k.length}, ${kept.v.length}`);
+    const text = svgElement(
+      'text',
+      { x, y: y + 4, 'text-anchor': 'middle' },
+      `${kept.k.length}, ${kept.v.length}`,
+    );
     return this.group(node, `head${used ? '' : ' unused'}`, circle, text);
   }
 
@@ -97,13 +111,17 @@ export class Diagram {
     const [dx, dy] = [to.x - from.x, to.y - from.y];
     const length = Math.hypot(dx, dy) || 1;
     const bend = Math.min(MOST_BEND, 0.18 * length) * (from.head <= to.head ? 1 : -1);
-    const middle = { x: (from.x + to.x) / 2 - (dy / length) * bend, y: (from.y + to.y) / 2 + (dx / length) * bend };
+    const middle = {
+      x: (from.x + to.x) / 2 - (dy / length) * bend,
+      y: (from.y + to.y) / 2 + (dx / length) * bend,
+    };
     const start = towards(from, middle, RADIUS + 1);
     const tip = towards(to, middle, RADIUS + 2);
     const neck = towards(to, middle, RADIUS + 9);
     const side = { x: ((neck.y - tip.y) / 7) * 4, y: ((tip.x - neck.x) / 7) * 4 };
     const d = `M${at(start)}Q${at(middle)} ${at(neck)}`;
-    const head = `M${at(tip)}L${at({ x: neck.x + side.x, y: neck.y + side.y })}L${at({ x: neck.x - side.x, y: neck.y - side.y })}Z`;
+    const corner = (sign) => at({ x: neck.x + sign * side.x, y: neck.y + sign * side.y });
+    const head = `M${at(tip)}L${corner(1)}L${corner(-1)}Z`;
     return this.group(
       edge,
       `arrow ${edge.kind}`,
@@ -115,7 +133,13 @@ export class Diagram {
 
   group(part, style, ...children) {
     const label = this.describe(part).join('; ');
-    const group = svgElement('g', { class: style, tabindex: -1, role: 'button', 'aria-label': label, 'data-part': part.name });
+    const group = svgElement('g', {
+      class: style,
+      tabindex: -1,
+      role: 'button',
+      'aria-label': label,
+      'data-part': part.name,
+    });
     group.append(...children);
     this.groups.set(part.name, group);
     return group;
@@ -137,7 +161,8 @@ export class Diagram {
     if (part?.kept) {
       near.add(part);
       for (const edge of this.edges) {
-        if (edge.from === part || edge.to === part) for (const one of [edge, edge.from, edge.to]) near.add(one);
+        if (edge.from === part || edge.to === part)
+          for (const one of [edge, edge.from, edge.to]) near.add(one);
       }
     } else if (part) {
       for (const one of [part, part.from, part.to]) near.add(one);
@@ -310,7 +335,10 @@ export class Diagram {
 
 function towards(from, to, distance) {
   const length = Math.hypot(to.x - from.x, to.y - from.y) || 1;
-  return { x: from.x + ((to.x - from.x) / length) * distance, y: from.y + ((to.y - from.y) / length) * distance };
+  return {
+    x: from.x + ((to.x - from.x) / length) * distance,
+    y: from.y + ((to.y - from.y) / length) * distance,
+  };
 }
 
 function at({ x, y }) {

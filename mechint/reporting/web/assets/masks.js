@@ -115,12 +115,13 @@ export function showMasks(info, columns, state, curvePoints) {
       byId('recount').textContent =
         'The two models have different shapes, so channels cannot be laid over each other.';
     }
-    for (const [name, one] of [
-      ['first', first],
-      ['second', second],
+    // Each by itself in its colour of the map above: 'k' is blue, 'v' orange.
+    for (const [name, one, palette] of [
+      ['first', first, 'k'],
+      ['second', second, 'v'],
     ]) {
       const kept = columns[one.column];
-      const paint = (i, kind) => (kept[i] ? [kind, one.runs > 1 ? share(one, i) : 0.5] : ['r', 0]);
+      const paint = (i) => (kept[i] ? [palette, one.runs > 1 ? share(one, i) : 0.5] : ['r', 0]);
       maps.push(makeMap(name, places[one.layout], paint, { k: 'K', v: 'V' }));
     }
     drawPair(first === second ? [first] : [first, second]);
