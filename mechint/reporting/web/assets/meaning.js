@@ -35,8 +35,14 @@ export function meaningParts(meaning, kind) {
     element('h4', {}, title),
     items?.length ? element('ul', {}, ...items) : element('p', { class: 'note' }, UNMEASURED),
   ];
-  const marked = ([before, token, value]) =>
-    element('li', {}, before, element('mark', {}, token), ` ${known(value) ? signed(value, 2) : ''}`);
+  const marked = ([before, token, value]) => {
+    const shown = token.trimStart(); // a space before the token is not marked: it may end a line
+    const text = shown
+      ? [before + token.slice(0, token.length - shown.length), shown]
+      : [before, quotedSpace(token)];
+    const number = known(value) ? ` ${signed(value, 2)}` : '';
+    return element('li', {}, text[0], element('mark', {}, text[1]), number);
+  };
   return [
     ...TOLD[kind].tokens.flatMap((title) =>
       part(
@@ -46,4 +52,8 @@ export function meaningParts(meaning, kind) {
     ),
     ...TOLD[kind].contexts.flatMap((title) => part(title, meaning?.contexts[title]?.map(marked))),
   ];
+}
+
+function quotedSpace(token) {
+  return token.replaceAll('\n', '⏎').replaceAll(' ', '␣') || '·';
 }
