@@ -31,7 +31,10 @@ export function showAttention(examples, state) {
     byId('prompt').value = String(examples.indexOf(example));
     byId('head').value = String(example.patterns.indexOf(pattern));
     drawings = SIDES.map((side) => grid(width, example.tokens, pattern, side));
-    SIDES.forEach((side, i) => byId(`attention-${side}`).replaceChildren(drawings[i].drawing));
+    SIDES.forEach((side, i) => {
+      byId(`attention-${side}`).replaceChildren(drawings[i].drawing);
+      byId(`attention-${side}-head`).textContent = `, layer ${pattern.layer}, query head ${pattern.head}`;
+    });
     for (const { drawing, at, size } of drawings) listen(drawing, at, size, example.tokens, pattern);
   }
 

@@ -14,44 +14,41 @@ const TOLD = {
   v: { tokens: ['Promotes', 'Suppresses'], contexts: ['Where the value is large'] },
 };
 
-// Names and values; meaning: undefined where the unit was not looked at.
+// Names and values; meaning: undefined where the unit was not looked at. Lists that were not made are told here.
 export function meaningFacts(meaning, kind) {
   const share = (value) => (known(value) ? percent(value) : UNMEASURED);
   const activation = known(meaning?.mean)
     ? `${fixed(meaning.mean, 3)} ± ${fixed(meaning.sd, 3)}`
     : UNMEASURED;
-  const found = [[`Its ${kind === 'k' ? 'key' : 'value'}, mean ± standard deviation`, activation]];
-  if (kind === 'k')
-    found.push(
-      ["Share of the head's mean key", share(meaning?.mean_share)],
-      ['Share of the bias', share(meaning?.bias_share)],
-    );
-  return found;
+  const missing = listsOf(meaning, kind).filter(([, items]) => !items.length);
+  return [
+    [`Its ${kind === 'k' ? 'key' : 'value'}, mean ± standard deviation`, activation],
+    ...(kind === 'k' ? [["Share of the head's mean key", share(meaning?.mean_share)]] : []),
+    ...(kind === 'k' ? [['Share of the bias', share(meaning?.bias_share)]] : []),
+    ...missing.map(([title]) => [title, UNMEASURED]),
+  ];
 }
 
 // Tokens, and contexts with the token itself marked.
 export function meaningParts(meaning, kind) {
-  const part = (title, items) => [
-    element('h4', {}, title),
-    items?.length ? element('ul', {}, ...items) : element('p', { class: 'note' }, UNMEASURED),
-  ];
-  const marked = ([before, token, value]) => {
-    const shown = token.trimStart(); // a space before the token is not marked: it may end a line
-    const text = shown
-      ? [before + token.slice(0, token.length - shown.length), shown]
-      : [before, quotedSpace(token)];
-    const number = known(value) ? ` ${signed(value, 2)}` : '';
-    return element('li', {}, text[0], element('mark', {}, text[1]), number);
-  };
+  const lists = listsOf(meaning, kind).filter(([, items]) => items.length);
+  return lists.flatMap(([title, items]) => [element('h4', {}, title), element('ul', {}, ...items)]);
+}
+
+function listsOf(meaning, kind) {
+  const { tokens, contexts } = TOLD[kind];
+  const plain = (text) => element('li', {}, text);
   return [
-    ...TOLD[kind].tokens.flatMap((title) =>
-      part(
-        title,
-        meaning?.tokens[title]?.map((text) => element('li', {}, text)),
-      ),
-    ),
-    ...TOLD[kind].contexts.flatMap((title) => part(title, meaning?.contexts[title]?.map(marked))),
+    ...tokens.map((title) => [title, (meaning?.tokens[title] ?? []).map(plain)]),
+    ...contexts.map((title) => [title, (meaning?.contexts[title] ?? []).map(inContext)]),
   ];
+}
+
+function inContext([before, token, value]) {
+  const shown = token.trimStart(); // a space before the token is not marked: it may end a line
+  const lead = shown ? before + token.slice(0, token.length - shown.length) : before;
+  const number = known(value) ? ` ${signed(value, 2)}` : '';
+  return element('li', {}, lead, element('mark', {}, shown || quotedSpace(token)), number);
 }
 
 function quotedSpace(token) {
