@@ -19,6 +19,7 @@ import pytest
 import torch
 from web_runs import circuit_drawing, nested_run, scored_masks, scored_run, seeds_run, task_run
 
+from mechint.circuits.drawing import EXAMPLES, PATTERNS, TOKENS
 from mechint.reporting.templates import environment
 from mechint.reporting.web import run_page
 from mechint.reporting.web.channels import threshold_of
@@ -237,7 +238,9 @@ def test_the_page_of_a_task_has_its_circuit(tmp_path: Path) -> None:
     assert circuit["nodes"] == [[node.layer, node.head] for node in drawing.nodes]
     assert circuit["edges"] == [[*edge.source, *edge.target, edge.kind, edge.score] for edge in drawing.edges]
     shown, pattern = circuit["examples"][0]["patterns"][0], drawing.examples[0].patterns[0]
-    assert [row + [0.0] * (len(shown["masked"]) - len(row)) for row in shown["masked"]] == pattern.masked
+    assert [[part / 10_000 for part in row] for row in shown["masked"]] == [
+        row[: number + 1] for number, row in enumerate(pattern.masked)
+    ]
     assert [point["kept"] for point in circuit["curve"]] == [0, 5, 40, 96]
     assert Read(run_page(scored_run(tmp_path, scored_masks(12)))).data["circuit"] is None
     bare = replace(run, drawing=None)
@@ -264,9 +267,11 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     ids=["11520 channels", "23040 channels", "201216 channels"],
 )
 def test_the_file_is_small_enough_to_mail(tmp_path: Path, shape: tuple[int, int, int], limit: float) -> None:
-    """SmolLM2-135M's channels fit in 0.8 MB, 200,000 in 4 MB, with the columns of several seeds."""
+    """SmolLM2-135M's channels fit in 0.8 MB, 200,000 in 4 MB, with the columns of several seeds and a circuit."""
     layers, heads, width = shape
-    run = scored_run(tmp_path, scored_masks(1000, layers, heads, width))
+    masks = scored_masks(1000, layers, heads, width)
+    drawing = circuit_drawing(masks, ["token"] * (TOKENS - 1), EXAMPLES, PATTERNS)
+    run = replace(scored_run(tmp_path, masks, task={"name": "ioi"}), drawing=drawing)
     of_seeds = (
         layers * heads * width * 2 * (1 + 4 + 4) * 4 / 3
     )  # frequency, necessity and its error, in base64

@@ -113,8 +113,10 @@ def attention_rows(tokens: int, seed: int) -> list[list[float]]:
     return [[round(weight, 4) for weight in row] for row in weights]
 
 
-def circuit_drawing(masks: MaskSet, tokens: list[str] = TOKENS) -> CircuitDrawing:
-    """Every head with kept channels, arrows of each kind, and two heads' attention on two prompts."""
+def circuit_drawing(
+    masks: MaskSet, tokens: list[str] = TOKENS, prompts: int = 2, heads: int = 2
+) -> CircuitDrawing:
+    """Every head with kept channels, arrows of each kind, and some heads' attention on some prompts."""
     counts = {
         (layer, head): (int(mask.k_mask[head].sum()), int(mask.v_mask[head].sum()))
         for layer, mask in enumerate(masks.values())
@@ -142,10 +144,10 @@ def circuit_drawing(masks: MaskSet, tokens: list[str] = TOKENS) -> CircuitDrawin
                         dense=attention_rows(len(tokens) + 1, 10 * number + layer),
                         masked=attention_rows(len(tokens) + 1, 100 + 10 * number + layer),
                     )
-                    for layer in (1, 2)
+                    for layer in range(1, heads + 1)
                 ],
             )
-            for number in range(2)
+            for number in range(prompts)
         ],
         notes=["a note on the drawing"],
     )

@@ -9,6 +9,7 @@ from mechint.results.circuit import CircuitPoint
 from mechint.results.diagram import CircuitDrawing, Example
 
 SCORES = ("faithfulness", "completeness")
+PARTS = 10_000  # as many as the files have digits for
 
 
 def circuit_data(context: Context) -> dict[str, Any] | None:
@@ -51,6 +52,6 @@ def example_data(example: Example) -> dict[str, Any]:
     }
 
 
-def triangle(rows: list[list[float]]) -> list[list[float]]:
-    """Rows of attention [T][T] up to the token itself."""
-    return [row[: number + 1] for number, row in enumerate(rows)]
+def triangle(rows: list[list[float]]) -> list[list[int]]:
+    """Rows of attention [T][T] up to the token itself, in parts of PARTS, which take less room than fractions."""
+    return [[round(PARTS * weight) for weight in row[: number + 1]] for number, row in enumerate(rows)]

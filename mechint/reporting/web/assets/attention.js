@@ -6,6 +6,7 @@ import { fixed, shortened } from './format.js';
 import { hideTip, showTip } from './tip.js';
 
 const SIDES = ['dense', 'masked'];
+const PARTS = 10000; // weights come as whole numbers of so many parts
 const LONGEST = 12; // characters of a token on an axis
 const [LEAST_CELL, MOST_CELL] = [5, 24];
 const LABEL_CELL = 10; // smaller cells have no room for a label each
@@ -48,7 +49,7 @@ export function showAttention(examples, state) {
         return;
       }
       const [row, column] = next;
-      const lines = SIDES.map((side) => `${side} ${fixed(pattern[side][row][column])}`);
+      const lines = SIDES.map((side) => `${side} ${fixed(pattern[side][row][column] / PARTS)}`);
       showTip([`${quoted(tokens[row])} attends to ${quoted(tokens[column])}`, ...lines], x, y);
     };
     drawing.addEventListener('pointermove', (event) => {
@@ -124,7 +125,8 @@ function grid(room, tokens, pattern, side) {
   );
   drawing.append(svgElement('path', { class: 'ground', d: back.join('') }));
   pattern[side].forEach((weights, row) =>
-    weights.forEach((weight, column) => {
+    weights.forEach((parts, column) => {
+      const weight = parts / PARTS;
       if (weight < 0.005) return; // not to be told from none
       const place = { x: label + column * cell, y: label + row * cell };
       drawing.append(
