@@ -288,7 +288,12 @@ def test_the_diagram_tells_what_heads_and_arrows_are(browser: Any, task: RunFile
             seen.page.locator(f"[data-part='h.{node.layer}.{node.head}'] circle").hover()
             told = seen.text("#tip")
             assert told.startswith(f"layer {node.layer}, KV head {node.head} ")
-            assert f"keeps {node.k_kept} K and {node.v_kept} V channels" in told
+            for kind, count in (("k", node.k_kept), ("v", node.v_kept)):
+                here = (frame["layer"] == node.layer) & (frame["head"] == node.head) & frame["kept"]
+                kept = list(frame[here & (frame["kind"] == kind)]["channel"])
+                assert len(kept) == count
+                listed = f": {', '.join(map(str, kept))}" if kept else ""
+                assert f"keeps {count} {kind.upper()} channels{listed}" in told
         for edge in drawing.edges:
             (layer, head), (to_layer, to_head) = edge.source, edge.target
             name = f"e.{layer}.{head}.{to_layer}.{to_head}.{edge.kind}"

@@ -10,7 +10,7 @@ import { count, fixed, known, percent } from './format.js';
 export const CIRCUIT_STATE = { part: '', prompt: '0', head: '0' };
 
 const READERS = { k: 'kept keys', q: 'queries for kept keys', v: 'kept values' };
-const MOST_CHANNELS = 24;
+const [MOST_TOLD, MOST_CHANNELS] = [8, 24]; // of a head's kept channels, beside the pointer and in the card
 
 // open: called with the number of a channel, to show its card.
 export function showCircuit(info, channels, state, open) {
@@ -41,7 +41,8 @@ export function showCircuit(info, channels, state, open) {
       const uses = edges.filter((edge) => edge.from === part || edge.to === part).length;
       return [
         title(part),
-        `keeps ${count(k.length)} K and ${count(v.length)} V ${noun}s`,
+        `keeps ${count(k.length)} K ${noun}s${numbers(k)}`,
+        `keeps ${count(v.length)} V ${noun}s${numbers(v)}`,
         `${uses} of the strongest arrows begin or end here`,
       ];
     }
@@ -50,6 +51,11 @@ export function showCircuit(info, channels, state, open) {
       `what its kept values write is read by ${READERS[part.kind]}`,
       `composition score ${fixed(part.score)}${median}`,
     ];
+  }
+
+  function numbers(kept) {
+    const shown = kept.slice(0, MOST_TOLD).map((i) => channels.place(i).channel);
+    return shown.length ? `: ${shown.join(', ')}${kept.length > MOST_TOLD ? ', …' : ''}` : '';
   }
 
   function drawPart() {
