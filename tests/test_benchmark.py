@@ -18,7 +18,7 @@ from PIL import Image
 from test_configs import composed
 
 from mechint import config as configuration
-from mechint.benchmark.quality.cells import Cell, Entry, entries, kind_of, spend
+from mechint.benchmark.quality.cells import Cell, Entry, entries, in_bases, kind_of, spend
 from mechint.benchmark.quality.figure import draw_quality
 from mechint.benchmark.quality.quality import QualityBenchmark
 from mechint.benchmark.quality.summary import summarise
@@ -197,6 +197,16 @@ def test_entries_are_options_with_overrides_and_labels() -> None:
     assert [model.label for model in models] == ["bundled:llama", "model.pt", "mine"]
     cell = Cell(Entry.of("bundled:llama", "models"), Entry.of("topk mask.unit=head", "methods"), 0.9, 3)
     assert cell.directory == Path("runs/llama/topk_mask.unit=head/0.9/3")
+
+
+def test_methods_run_in_every_basis_but_one_of_their_own_once() -> None:
+    methods = entries(["topk", "energy", {"energy of its own": "energy basis=principal"}], "methods")
+    assert [entry.label for entry in in_bases(methods, ["channels"])] == ["topk", "energy of its own"]
+    found = in_bases(methods, ["channels", "learned"])
+    labels = ["topk", "energy of its own", "topk in learned", "energy in learned"]
+    assert [entry.label for entry in found] == labels
+    assert found[1].overrides == ("basis=principal",)
+    assert found[2].overrides == ("basis=learned",)
 
 
 def test_every_method_gets_the_same_passes() -> None:

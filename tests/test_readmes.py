@@ -11,7 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mechint.config.help import Conf
 
-READMES = sorted(path for path in ROOT.glob("**/README.md") if ".venv" not in path.parts)
+READMES = sorted(
+    path
+    for path in ROOT.glob("**/README.md")
+    if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)  # tools' own folders
+)
 PROGRAMS = sorted((ROOT / "experiments").glob("*.py"))
 CONF = Conf([ROOT / "conf"])
 # Flags that take a value of their own.

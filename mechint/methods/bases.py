@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import cycle
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -77,6 +78,10 @@ class PrincipalBasis(BasisMethod):
     F^1/2 C^1/2 = U S V^T: coordinates are x' = x C^-1/2 V, each worth S^2, which is comparable between heads, layers
     and kinds. Keys that are not rotated are taken about their mean, for softmax sees no constant.
 
+    Where the model is sure of its answer, gradients hardly see what the answer rests on. So g is also taken on the way
+    to the empty model, where all keys and values are scaled down; x is always the dense model's.
+
+    scales: what keys and values are multiplied with, in turn from pass to pass; 1 is the dense model.
     keys: where the directions of keys are; `auto`: before the rotation where there is one. passes: batches of
     calibration sequences for the moments. proofs: whether a run also learns on models with permuted weights, as many as
     `controls.permutations` says. second_text: text that the mask is measured on as well, `python_docs` or a path; None:
@@ -90,12 +95,18 @@ class PrincipalBasis(BasisMethod):
 
     keys: Keys = "auto"
     passes: int = 4
+    scales: Sequence[float] = (1.0, 1.0, 1.0, 0.5)
     proofs: bool = False
     second_text: str | None = None
 
     def __post_init__(self) -> None:
         if self.keys not in get_args(Keys):
             raise UserError(f"basis.keys={self.keys} is not known; use one of {', '.join(get_args(Keys))}")
+        self.scales = tuple(self.scales)
+        if not self.scales or self.scales[0] != 1 or not all(0 < scale <= 1 for scale in self.scales):
+            raise UserError(
+                f"basis.scales={list(self.scales)} must be numbers above 0 and up to 1, the first of them 1"
+            )
         if self.passes < 1:
             raise UserError(f"basis.passes={self.passes} must be at least 1")
 
@@ -107,7 +118,7 @@ class PrincipalBasis(BasisMethod):
         rotary = has_rotary_embedding(masked)
         keys: Where = ("before_rope" if rotary else "after_rope") if self.keys == "auto" else self.keys
         generator = torch.Generator().manual_seed(seed)
-        moments = fisher_moments(calibration, keys, self.passes, generator)
+        moments = fisher_moments(calibration, keys, self.passes, generator, self.scales)
         centred = not rotary
         solved = [_solve(moment, centred and number % 2 == 0) for number, moment in enumerate(moments)]
         energy = torch.cat([worth.flatten() for _, worth in solved]).float()
@@ -132,7 +143,7 @@ class LearnedBasis(PrincipalBasis):
     learning_rate: float = 1e-2
     last_rate: float = 1e-2
     score_share: float = 0.3
-    updates: int = 2
+    updates: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -211,10 +222,10 @@ class Moments:
 
 
 class _Leaves:
-    """Adds zero to a layer's keys and values, so that a backward pass leaves the gradients in them."""
+    """Scales a layer's keys and values and adds zero, so that a backward pass leaves the gradients in them."""
 
-    def __init__(self, before: bool) -> None:
-        self._before = before
+    def __init__(self, before: bool, scale: float) -> None:
+        self._before, self._scale = before, scale
         self.states: dict[str, Tensor] = {}
         self.leaves: dict[str, Tensor] = {}
 
@@ -228,25 +239,31 @@ class _Leaves:
     def _add(self, name: str, values: Tensor) -> Tensor:
         self.states[name] = values.detach()
         self.leaves[name] = torch.zeros_like(values, requires_grad=True)
-        return values + self.leaves[name]
+        return (values if self._scale == 1 else self._scale * values) + self.leaves[name]
 
 
 def fisher_moments(
-    calibration: Evaluator, keys: Where, passes: int, generator: torch.Generator
+    calibration: Evaluator,
+    keys: Where,
+    passes: int,
+    generator: torch.Generator,
+    scales: Sequence[float] = (1.0,),
 ) -> list[Moments]:
     """Moments of every layer's keys and values and of the gradients of log p(y) in them, y drawn from the model.
 
-    In the order of `ChannelSpace.slices`, from the first passes * at_once calibration sequences.
+    In the order of `ChannelSpace.slices`, from the first passes * at_once calibration sequences. scales: what all keys
+    and values are multiplied with, in turn from pass to pass; states are those of the passes without any scaling.
     """
     masked = calibration.masked
     if keys == "before_rope":
         reach_before_rotation(masked)
-    totals: list[Moments] | None = None
-    count = 0
     modules = attention_modules(masked)
-    for part in torch.arange(len(calibration.batch)).split(calibration.at_once)[:passes]:
+    totals: list[Moments] | None = None
+    states_seen = gradients_seen = 0
+    parts = torch.arange(len(calibration.batch)).split(calibration.at_once)[:passes]
+    for part, scale in zip(parts, cycle(scales), strict=False):
         batch = calibration.batch[part].to(masked.device)
-        leaves = [_Leaves(keys == "before_rope") for _ in modules]
+        leaves = [_Leaves(keys == "before_rope", scale) for _ in modules]
         with hooks(list(zip(modules, leaves, strict=True))), torch.enable_grad():
             hidden = masked.hidden(Batch(batch.tokens, attention_mask=batch.attention_mask))
             answers = _draw(masked, hidden.detach(), generator)
@@ -258,16 +275,21 @@ def fisher_moments(
             for leaf in leaves
             for kind in ("k", "v")
         ]
-        count += batch.tokens.numel() if there is None else int(there.sum())
+        seen = batch.tokens.numel() if there is None else int(there.sum())
+        gradients_seen += seen
+        states_seen += seen if scale == 1 else 0
         if totals is None:
             totals = found
-        else:
-            for total, more in zip(totals, found, strict=True):
+            continue
+        for total, more in zip(totals, found, strict=True):
+            total.gradients += more.gradients
+            if scale == 1:
                 total.states += more.states
-                total.gradients += more.gradients
                 total.mean += more.mean
     assert totals is not None
-    return [Moments(m.states / count, m.gradients / count, m.mean / count) for m in totals]
+    return [
+        Moments(m.states / states_seen, m.gradients / gradients_seen, m.mean / states_seen) for m in totals
+    ]
 
 
 def _asked_positions(batch: Batch) -> Tensor | None:

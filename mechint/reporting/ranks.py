@@ -38,7 +38,7 @@ class RankFigure:
         starts = np.cumsum([0, *(count + 0.6 for count in heads)])
         lines = [
             "Effective rank: exp of the entropy of what a head's directions are worth to the basis; 1: a single "
-            "direction does everything, the width of the pale bar: all do alike."
+            "direction does everything, the width of the pale bar: all count the same."
         ]
         height = starts[-1] * min(TALLEST, max(LOWEST, ROOM / starts[-1])) + 0.8
         title = f"{context.run.model_name}: effective rank of every KV head"

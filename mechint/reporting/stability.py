@@ -135,8 +135,10 @@ def draw_necessity(axes: Axes, context: Context) -> None:
     axes.set_yticks(layer_ticks(context), layer_names(context))
     panel_looks(axes)
     for kind in KINDS:
-        axes.scatter([], [], s=13, color=ACCENT[kind], label=f"{kind}, told from 0")
-    axes.scatter([], [], s=13, facecolor="white", edgecolor=QUIET, linewidths=0.7, label="not told from 0")
+        axes.scatter([], [], s=13, color=ACCENT[kind], label=f"{kind}, above 0")
+    axes.scatter(
+        [], [], s=13, facecolor="white", edgecolor=QUIET, linewidths=0.7, label="not shown to be above 0"
+    )
     axes.legend(loc="best", handletextpad=0.1, frameon=True, framealpha=0.85, edgecolor="none", fontsize=7)
     axes.set_title("Necessity of each kept unit", weight="bold")
 

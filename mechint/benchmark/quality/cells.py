@@ -66,22 +66,21 @@ def entries(given: Sequence[Any], what: str) -> tuple[Entry, ...]:
 def in_bases(methods: Sequence[Entry], bases: Sequence[str]) -> tuple[Entry, ...]:
     """Every method in every basis; in other coordinates than the channels its label says so.
 
-    Raises UserError where there is no basis.
+    A method that brings a basis of its own is taken as it is. Raises UserError where there is no basis.
     """
     if not bases:
         raise UserError("bases must name at least one option of conf/basis, e.g. [channels]")
-    return tuple(
-        method
-        if basis == "channels"
-        else replace(
-            method,
-            label=f"{method.label} in {basis}",
-            overrides=(f"basis={basis}", *method.overrides),
-        )
-        for basis in bases
-        for method in methods
-        if basis != "channels" or method.option != "energy"
-    )
+    found: list[Entry] = []
+    for basis in bases:
+        for method in methods:
+            if any(override.startswith("basis=") for override in method.overrides):
+                found += [] if method in found else [method]
+            elif basis != "channels":
+                label, overrides = f"{method.label} in {basis}", (f"basis={basis}", *method.overrides)
+                found.append(replace(method, label=label, overrides=overrides))
+            elif method.option != "energy":  # there are no directions to put in order
+                found.append(method)
+    return tuple(found)
 
 
 @dataclass(frozen=True)
