@@ -468,7 +468,7 @@ def test_the_card_tells_what_was_measured_and_what_was_not(
         assert told["Share of the head's mean key"] == "25.0 %"
         assert told["Share of the bias"] == "not measured"
         assert told["Switched together with"] == "K 3"
-        assert told["Kept by"] == told["KL rise when it alone is removed"] == "not measured"
+        assert told["Seeds that keep it"] == told["KL rise when it alone is removed"] == "not measured"
         assert told["Where the key is large"] == "When Mary and John +2.50"
         assert told["Pairs with the largest terms"] == "' to' attends to ' John': +1.25 nats"
         assert seen.text("#card mark") == "John"
@@ -489,7 +489,10 @@ def test_the_card_tells_what_was_measured_and_what_was_not(
             name = f"{line['kind']}.{line['layer']}.{line['head']}.{line['channel']}"
             seen.page.goto(address(seeds, f"unit={name}"))
             told = facts_of(seen)
-            assert told["Kept by"] == f"{round(float(part.frequency[place]) * SEEDS)} of {SEEDS} seeds"
+            assert (
+                told["Seeds that keep it"]
+                == f"{round(float(part.frequency[place]) * SEEDS)} of {SEEDS} seeds"
+            )
             rise, error = float(part.necessity[place]), float(part.necessity_error[place])
             expected = f"+{rise:.5f} ± {error:.5f} nats" if kept else "not measured"
             assert told["KL rise when it alone is removed"] == expected
@@ -572,6 +575,22 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     failed = {"status": "failed", "error": "UserError: <img src=x onerror=alert(1)>", "config": {}}
     write_json(tree / "8" / "result.json", failed)
     return tree
+
+
+def test_every_page_fits_a_phone(browser: Any, task: RunFiles, sweep: Path, tmp_path: Path) -> None:
+    """A run on a task, a study and a comparison with long names: only tables and pictures scroll aside."""
+    pages = {
+        "study": study_page(read_study(sweep)),
+        "comparison": comparison_page(read_comparison({"long " * 30: sweep / "0", "b": sweep / "4"}, None)),
+    }
+    links = [address(task, "part=h.1.1&unit=k.1.1.0")]
+    for name, text in pages.items():
+        path = tmp_path / f"{name}.html"
+        path.write_text(text, encoding="utf-8")
+        links.append(path.as_uri())
+    for link in links:
+        with opened(browser, link, width=360) as seen:
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_a_study_shows_curves_runs_differences_and_failures(

@@ -180,7 +180,7 @@ function runPage() {
     const seeds = columns.frequency ? `${columns.frequency[i]} of ${info.seeds} seeds` : UNMEASURED;
     const rise = columns.necessity?.[i];
     const error = columns.necessity_error?.[i];
-    facts.push(['Kept by', seeds]);
+    facts.push(['Seeds that keep it', seeds]);
     facts.push([
       'KL rise when it alone is removed',
       known(rise) ? `${signed(rise, 5)} ± ${fixed(error, 5)} nats` : UNMEASURED,
