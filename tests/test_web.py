@@ -243,6 +243,10 @@ def test_the_page_of_a_task_has_its_circuit(tmp_path: Path) -> None:
     ]
     assert [point["kept"] for point in circuit["curve"]] == [0, 5, 40, 96]
     assert Read(run_page(scored_run(tmp_path, scored_masks(12)))).data["circuit"] is None
+    foreign = circuit_drawing(scored_masks(40, 5, 4))
+    drawn = Read(run_page(replace(run, drawing=foreign))).data["circuit"]["nodes"]
+    assert {tuple(node) for node in drawn} <= {(layer, head) for layer in range(3) for head in range(2)}
+    assert 0 < len(drawn) < len(foreign.nodes)
     bare = replace(run, drawing=None)
     bare.result.circuit = None
     assert "Which head reads" not in run_page(bare)

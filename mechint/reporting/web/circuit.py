@@ -18,10 +18,17 @@ def circuit_data(context: Context) -> dict[str, Any] | None:
     if result.task is None:
         return None
     drawing = context.run.drawing or CircuitDrawing()
+    heads = {layer.index: len(context.run.masks[layer.name].k_mask) for layer in context.layers}
+    # A file of another run may have been put here: the page draws what this model has.
+    nodes = [(node.layer, node.head) for node in drawing.nodes if node.head < heads.get(node.layer, 0)]
     return {
         "curve": [curve_point(point) for point in result.circuit.curve] if result.circuit else [],
-        "nodes": [[node.layer, node.head] for node in drawing.nodes],
-        "edges": [[*edge.source, *edge.target, edge.kind, edge.score] for edge in drawing.edges],
+        "nodes": nodes,
+        "edges": [
+            [*edge.source, *edge.target, edge.kind, edge.score]
+            for edge in drawing.edges
+            if edge.source in nodes and edge.target in nodes
+        ],
         "chance": drawing.chance,
         "examples": [example_data(example) for example in drawing.examples],
     }

@@ -17,7 +17,7 @@ export function showCircuit(info, channels, state, open) {
   const { circuit, noun } = info;
   drawCurve(circuit.curve);
   showAttention(circuit.examples, state);
-  if (!byId('diagram')) return;
+  if (!byId('diagram') || !circuit.nodes.length) return;
   const median = known(circuit.chance) ? `; median of all pairs ${fixed(circuit.chance)}` : '';
   const heads = circuit.nodes.map(([layer, head]) => ({ name: `h.${layer}.${head}`, layer, head }));
   const nodes = new Map(heads.map((one) => [one.name, { ...one, kept: keptOf(channels, one) }]));
