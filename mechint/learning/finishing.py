@@ -19,6 +19,9 @@ from mechint.metrics.metric import Metric
 AJAR = 0.3
 WIDTH = 8
 
+# What closing a kept unit costs is estimated at so many gates on its way, for one of GROUPS groups of units at a time.
+GROUPS, GATES = 8, 3
+
 # Two gradients cancel if this little of their squared norms is left in the squared norm of their sum.
 OPPOSITE = 0.05
 
@@ -71,6 +74,7 @@ class Exchange:
     token_limit: int | None = None
     on_trial: Callable[[int], None] = lambda tried: None
     _tried: int = field(default=0, init=False)
+    _worth: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         device, count = self.selection.masked.device, len(self.selection.batch)
@@ -100,7 +104,7 @@ class Exchange:
             found = (
                 self._coarse(keep, value, best)
                 or self._coarse(keep, effect, best)
-                or self._fine(keep, (effect, value), pairs, best)
+                or self._thorough(keep, effect, value, pairs, best)
             )
             if found is None:
                 break
@@ -124,6 +128,42 @@ class Exchange:
             if proposal is None or value_there >= best:
                 break
             found, best, size = (proposal, value_there), value_there, 2 * size
+        return found
+
+    def _thorough(
+        self, keep: Tensor, effect: Tensor, value: Tensor, pairs: list[tuple[int, int]], best: float
+    ) -> tuple[Tensor, float] | None:
+        """What is tried where gradients propose nothing that helps; tokens permitting, by what closing units costs."""
+        if self.token_limit is not None:
+            return self._fine(keep, (effect, value), pairs, best)
+        if self._worth is None:
+            self._worth = self._closing(keep)  # once: it costs more than many trials
+        closing = torch.where(keep, self._worth, value)
+        for size in (1, 2, 4):  # two that only work together do nothing one by one
+            if not self._may_try():
+                return None
+            proposal = self._swap(keep, closing, size)
+            if proposal is not None and (there := self._try(proposal)) < best:
+                return proposal, there
+        return self._fine(keep, (closing, effect, value), pairs, best)
+
+    def _closing(self, keep: Tensor) -> Tensor:
+        """What each kept unit is worth on its way from open to closed, [U]; infinity for removed ones.
+
+        Where the model is sure of its answer, the gradient at an open gate is nearly zero for units that the answer
+        rests on, so that others of no account seem worth more.
+        """
+        generator = torch.Generator().manual_seed(self._turn)
+        kept = keep.nonzero().flatten()
+        found = torch.full((len(keep),), torch.inf, device=keep.device)
+        found[kept] = 0
+        for stratum in range(GATES):
+            drawn = (stratum + torch.rand(len(keep), generator=generator).to(keep.device)) / GATES
+            order = kept[torch.randperm(len(kept), generator=generator).to(keep.device)]
+            for group in order.chunk(GROUPS):
+                gate = keep.float()
+                gate[group] = drawn[group]
+                found[group] -= self.sequence_gradients(gate).mean(0)[group].to(found) / GATES
         return found
 
     def _fine(
