@@ -10,19 +10,21 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from web_runs import nested_run, scored_masks, scored_run, seeds_run
+from web_runs import circuit_drawing, nested_run, scored_masks, scored_run, seeds_run, task_run
 
+from mechint.circuits.drawing import EXAMPLES, PATTERNS, TOKENS
 from mechint.reporting.templates import environment
 from mechint.reporting.web import run_page
 from mechint.reporting.web.channels import threshold_of
 from mechint.reporting.web.page import ASSETS, bundle
-from mechint.results import RunFiles
+from mechint.results import RunFiles, save_masks
 from mechint.results.units import UnitMeaning, UnitMeanings
 
 PROGRAMS = ("run", "comparison", "study", "index")
@@ -97,13 +99,32 @@ def hostile_run(directory: Path, attack: str) -> RunFiles:
         versions={attack: attack},
         config_digest=attack,
         finished=attack,
+        task={
+            "name": attack,
+            "prompts": {attack: 1},
+            "accuracy": {attack: 0.5},
+            "example": {"clean": attack, attack: attack},
+        },
+        circuit={"ablation": attack, "ablations": [{"ablation": attack}]},
+        verdict={"overall": "GO", "gates": [{"gate": attack}]},
     )
-    most = run.channels_frame().sort_values("importance").iloc[-1]
-    place = {key: int(most[key]) for key in ("layer", "head", "channel")}
+    frame = run.channels_frame().sort_values("importance")
     weight, context = {"token": attack, "weight": 1.5}, {"before": attack, "token": attack, "value": -2.0}
-    unit = UnitMeaning(**place, kind=most["kind"], promotes=[weight], keys=[context], mean_share=0.25)
-    run.directory.mkdir(parents=True)
-    UnitMeanings(prompts=1, units=[unit]).write(run.directory)
+    match = {"query": attack, "key": attack, "term": 1.0, "attention": 0.5}
+    told: dict[str, dict[str, Any]] = {
+        "k": {"keys": [context], "matches": [match], "mean_share": 0.25},
+        "v": {"promotes": [weight], "suppresses": [weight], "values": [context]},
+    }
+    units = []
+    for kind, known in told.items():
+        most = frame[frame["kind"] == kind].iloc[-1]
+        place = {key: int(most[key]) for key in ("layer", "head", "channel")}
+        units.append(UnitMeaning(**place, kind=kind, **known))
+    run = replace(
+        run,
+        meanings=UnitMeanings(prompts=1, units=units),
+        drawing=circuit_drawing(masks, [attack, attack]).model_copy(update={"notes": [attack]}),
+    )
     overrides = run.directory / ".hydra" / "overrides.yaml"
     overrides.parent.mkdir(parents=True)
     overrides.write_text(json.dumps([f"checkpoint={attack}"]))
@@ -119,8 +140,10 @@ def test_nothing_that_a_run_is_called_acts_in_its_page(tmp_path: Path, attack: s
     assert not any(name.startswith("on") for _, attributes in hostile.elements for name in attributes)
     assert hostile.data["layers"][0]["name"] == attack + "0"
     assert " ".join(attack.split()) in hostile.text
-    (card,) = hostile.data["cards"].values()
-    assert card["contexts"]["Where the key is large"] == [[attack, attack, -2.0]]
+    key, value = hostile.data["cards"].values()
+    assert key["contexts"]["Where the key is large"] == [[attack, attack, -2.0]]
+    assert value["tokens"]["Promotes"] == [f"{attack!r} +1.5"]
+    assert hostile.data["circuit"]["examples"][0]["tokens"][0] == attack
     assert hostile.inside["script"][2] == harmless.inside["script"][2]
 
 
@@ -179,14 +202,6 @@ def test_a_loss_stands_at_a_threshold_only_where_exactly_that_mask_was_measured(
     assert Read(run_page(run)).data["measured"][-1]["threshold"] is None
 
 
-def test_a_damaged_file_of_meanings_costs_only_the_cards(tmp_path: Path) -> None:
-    """The page is made all the same."""
-    run = scored_run(tmp_path, scored_masks(12))
-    assert Read(run_page(run)).data["cards"] == {}
-    (tmp_path / "units.json").write_text("{")
-    assert Read(run_page(run)).data["cards"] == {}
-
-
 def test_units_of_several_channels_are_numbered(tmp_path: Path) -> None:
     """Where one unit switches a whole head the page gets the number of every channel's unit."""
     masks = scored_masks(0)
@@ -197,6 +212,44 @@ def test_units_of_several_channels_are_numbered(tmp_path: Path) -> None:
     unit = Read(run_page(run)).column("unit").reshape(-1, 8)
     assert (unit == unit[:, :1]).all()
     assert len(np.unique(unit)) == 12
+
+
+def test_a_run_read_again_knows_which_channels_share_a_unit(tmp_path: Path) -> None:
+    """Pairs that are rotated together follow from the model; what the run wrote of them is enough for its page."""
+    pairs = (
+        torch.arange(96).view(12, 2, 4).transpose(1, 2).reshape(-1)
+    )  # as a model would tell: any two of a head
+    run = replace(scored_run(tmp_path, scored_masks(12), mask__unit="rope_pair"), units=pairs // 2)
+    save_masks(run.masks, tmp_path, {})
+    run.result.write(tmp_path)
+    assert "unit" not in Read(run_page(RunFiles.read(tmp_path))).data["columns"]
+    run.export_channels()
+    again = RunFiles.read(tmp_path)
+    np.testing.assert_array_equal(Read(run_page(again)).column("unit"), (pairs // 2).numpy())
+    (tmp_path / "channels.csv").write_text("unit\n1\n")  # of another run
+    assert "unit" not in Read(run_page(RunFiles.read(tmp_path))).data["columns"]
+
+
+def test_the_page_of_a_task_has_its_circuit(tmp_path: Path) -> None:
+    """Curve, heads, arrows and attention are those of the files; rows of attention end with the token itself."""
+    run = task_run(tmp_path)
+    circuit, drawing = Read(run_page(run)).data["circuit"], run.drawing
+    assert drawing is not None
+    assert circuit["nodes"] == [[node.layer, node.head] for node in drawing.nodes]
+    assert circuit["edges"] == [[*edge.source, *edge.target, edge.kind, edge.score] for edge in drawing.edges]
+    shown, pattern = circuit["examples"][0]["patterns"][0], drawing.examples[0].patterns[0]
+    assert [[part / 10_000 for part in row] for row in shown["masked"]] == [
+        row[: number + 1] for number, row in enumerate(pattern.masked)
+    ]
+    assert [point["kept"] for point in circuit["curve"]] == [0, 5, 40, 96]
+    assert Read(run_page(scored_run(tmp_path, scored_masks(12)))).data["circuit"] is None
+    foreign = circuit_drawing(scored_masks(40, 5, 4))
+    drawn = Read(run_page(replace(run, drawing=foreign))).data["circuit"]["nodes"]
+    assert {tuple(node) for node in drawn} <= {(layer, head) for layer in range(3) for head in range(2)}
+    assert 0 < len(drawn) < len(foreign.nodes)
+    bare = replace(run, drawing=None)
+    bare.result.circuit = None
+    assert "Which head reads" not in run_page(bare)
 
 
 def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
@@ -218,9 +271,11 @@ def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:
     ids=["11520 channels", "23040 channels", "201216 channels"],
 )
 def test_the_file_is_small_enough_to_mail(tmp_path: Path, shape: tuple[int, int, int], limit: float) -> None:
-    """SmolLM2-135M's channels fit in 0.8 MB, 200,000 in 4 MB, with the columns of several seeds."""
+    """SmolLM2-135M's channels fit in 0.8 MB, 200,000 in 4 MB, with the columns of several seeds and a circuit."""
     layers, heads, width = shape
-    run = scored_run(tmp_path, scored_masks(1000, layers, heads, width))
+    masks = scored_masks(1000, layers, heads, width)
+    drawing = circuit_drawing(masks, ["token"] * (TOKENS - 1), EXAMPLES, PATTERNS)
+    run = replace(scored_run(tmp_path, masks, task={"name": "ioi"}), drawing=drawing)
     of_seeds = (
         layers * heads * width * 2 * (1 + 4 + 4) * 4 / 3
     )  # frequency, necessity and its error, in base64

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from comparable_runs import make_result
 
 from mechint.masking.masks import LayerMask, MaskSet
 from mechint.results import Result, RunFiles, save_masks
+from mechint.results.diagram import CircuitDrawing, Example, HeadNode, Pattern, ReadEdge
 from mechint.results.evidence import KindEvidence
 from mechint.runtime.files import write_json
 
@@ -98,3 +100,100 @@ def seeds_run(directory: Path) -> RunFiles:
     }
     run = scored_run(directory, masks, stability=stability)
     return RunFiles(directory, run.result, masks, [], evidence)
+
+
+TOKENS = ["When", " Mary", " and", "\n", " gave"]
+
+
+def attention_rows(tokens: int, seed: int) -> list[list[float]]:
+    """Weights [T][T] of which every row adds up to 1, as files have them."""
+    scores = torch.randn(tokens, tokens, generator=torch.Generator().manual_seed(seed))
+    seen = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    weights: list[list[float]] = scores.masked_fill(~seen, -torch.inf).softmax(-1).tolist()
+    return [[round(weight, 4) for weight in row] for row in weights]
+
+
+def circuit_drawing(
+    masks: MaskSet, tokens: list[str] = TOKENS, prompts: int = 2, heads: int = 2
+) -> CircuitDrawing:
+    """Every head with kept channels, arrows of each kind, and some heads' attention on some prompts."""
+    counts = {
+        (layer, head): (int(mask.k_mask[head].sum()), int(mask.v_mask[head].sum()))
+        for layer, mask in enumerate(masks.values())
+        for head in range(len(mask.k_mask))
+    }
+    return CircuitDrawing(
+        nodes=[
+            HeadNode(layer=layer, head=head, k_kept=k, v_kept=v)
+            for (layer, head), (k, v) in counts.items()
+            if k or v
+        ],
+        edges=[
+            ReadEdge(source=(0, 1), target=(1, 0), kind="q", score=0.3125),
+            ReadEdge(source=(0, 0), target=(2, 1), kind="k", score=0.25),
+            ReadEdge(source=(1, 0), target=(2, 0), kind="v", score=0.125),
+        ],
+        chance=0.0625,
+        examples=[
+            Example(
+                tokens=[*tokens, f"<{number}>"],
+                patterns=[
+                    Pattern(
+                        layer=layer,
+                        query_head=3,
+                        dense=attention_rows(len(tokens) + 1, 10 * number + layer),
+                        masked=attention_rows(len(tokens) + 1, 100 + 10 * number + layer),
+                    )
+                    for layer in range(1, heads + 1)
+                ],
+            )
+            for number in range(prompts)
+        ],
+        notes=["a note on the drawing"],
+    )
+
+
+def task_run(directory: Path) -> RunFiles:
+    """A run on a task: a circuit with its curve, a drawing of its heads, and gates."""
+    masks = scored_masks(40)
+
+    def point(kept: int, faithfulness: float) -> dict[str, Any]:
+        ends = [faithfulness - 0.1, faithfulness + 0.1]
+        return {
+            "share": kept / 96,
+            "kept": kept,
+            "kl": 0.5,
+            "accuracy": 0.75,
+            "logit_diff": 2.0,
+            "faithfulness": faithfulness,
+            "faithfulness_interval": ends,
+            "completeness": 1 - faithfulness,
+            "completeness_interval": [0.0, 1.0],
+        }
+
+    circuit = {
+        "prompts": 12,
+        "ablation": "counterfactual",
+        "faithfulness": 0.875,
+        "completeness": 0.125,
+        "masked": {"logit_diff": 3.25, "accuracy": 0.75, "kl": 0.5, "kl_median": 0.25, "kl_p95": 1.5},
+        "ablations": [{"ablation": "zero", "faithfulness": 0.5}, {"ablation": "counterfactual"}],
+        "curve": [point(0, 0.0), point(5, 0.25), point(40, 0.875), point(96, 1.0)],
+        "minimality": {"parts": 9, "tested": 3, "prompts": 4, "needed": 2, "harmful": 1},
+    }
+    gates = [
+        {"gate": "faithfulness >= 0.8", "value": 0.875, "passed": True},
+        {"gate": "seed_iou >= 0.7", "value": None, "passed": False},
+    ]
+    run = scored_run(
+        directory,
+        masks,
+        task={
+            "name": "ioi",
+            "prompts": {"evaluation": 12},
+            "example": {"clean": "When Mary", "right": " Mary"},
+        },
+        circuit=circuit,
+        verdict={"overall": "NO_GO", "gates": gates},
+    )
+    return replace(run, drawing=circuit_drawing(masks))

@@ -7,19 +7,20 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from mechint.circuits.meaning import attention, readable, scaling_of, states_on
+from mechint.circuits.meaning import States, attention, readable, scaling_of, states_on
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, Units
 from mechint.masking.ablation import Ablation
 from mechint.masking.weights import input_rows, output_projections
-from mechint.results.diagram import CircuitDrawing, HeadNode, Pattern, ReadEdge
+from mechint.results.diagram import CircuitDrawing, Example, HeadNode, Pattern, ReadEdge
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# So many of the strongest edges are kept, and patterns of so many heads.
-EDGES, PATTERNS = 40, 4
+# So many of the strongest edges are kept, and patterns of so many heads on so many prompts, of whose tokens the last
+# ones are shown. Weights are rounded: a picture shows no more, and a page holds all of them.
+EDGES, PATTERNS, EXAMPLES, TOKENS, DIGITS = 40, 4, 3, 48, 4
 
 Reader = Literal["k", "q", "v"]
 
@@ -35,7 +36,7 @@ def draw(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> CircuitDrawing:
     """The drawing of a mask keep, bool [U], whose ranking [U] says which heads matter most; patterns are those of the
-    batch's first prompt.
+    batch's first prompts.
     """
     space, kept = masked.space, units.to_channels(keep.cpu())
     found = CircuitDrawing()
@@ -63,33 +64,12 @@ def draw(
     if masked.basis is not None and masked.basis.keys == "before_rope":
         found.notes = [*found.notes, "attention patterns are not drawn for directions before the rotation"]
         return found
-    one = batch[:1]
-    there = (
-        one.attention_mask
-        if one.attention_mask is not None
-        else torch.ones_like(one.tokens, dtype=torch.bool)
-    )
-    ids = one.tokens[there].tolist()
-    found.tokens = [str(number) if tokenizer is None else readable([number], tokenizer) for number in ids]
     gates = kept.float().to(masked.device)
-    dense, under = states_on(masked, one), states_on(masked, one, gates, ablation)
-    for position, head in _most_important(units, keep, ranking):
-        repeats = space.layers[position].num_query_heads // space.layers[position].num_kv_heads
-        pair = [
-            _pattern(masked, states.query[position], states.key[position], position, there)
-            for states in (dense, under)
-        ]
-        own = slice(head * repeats, (head + 1) * repeats)
-        sharpest = head * repeats + int(pair[0][own, -1].max(-1).values.argmax())
-        found.patterns = [
-            *found.patterns,
-            Pattern(
-                layer=space.layers[position].index,
-                query_head=sharpest,
-                dense=pair[0][sharpest].tolist(),
-                masked=pair[1][sharpest].tolist(),
-            ),
-        ]
+    heads = _query_heads(masked, batch[:1], _most_important(units, keep, ranking))
+    found.examples = [
+        _example(masked, batch[number : number + 1], heads, gates, ablation, tokenizer)
+        for number in range(min(EXAMPLES, len(batch)))
+    ]
     return found
 
 
@@ -134,8 +114,61 @@ def read_edges(masked: MaskedModel, kept: Tensor) -> list[ReadEdge]:
     ]
 
 
-def _pattern(masked: MaskedModel, query: Tensor, key: Tensor, position: int, there: Tensor) -> Tensor:
+def _example(
+    masked: MaskedModel,
+    prompt: Batch,
+    heads: list[tuple[int, int]],
+    gates: Tensor,
+    ablation: Ablation,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> Example:
+    """How query heads, given by layer position and number, attend on a batch of one prompt."""
+    there = _there(prompt)
+    ids = prompt.tokens[there].tolist()
+    dense, under = states_on(masked, prompt), states_on(masked, prompt, gates, ablation)
+    return Example(
+        tokens=[
+            str(number) if tokenizer is None else readable([number], tokenizer) for number in ids[-TOKENS:]
+        ],
+        patterns=[
+            Pattern(
+                layer=masked.space.layers[position].index,
+                query_head=head,
+                dense=_rounded(_patterns(masked, dense, position, there)[head]),
+                masked=_rounded(_patterns(masked, under, position, there)[head]),
+            )
+            for position, head in heads
+        ],
+        left_out=max(0, len(ids) - TOKENS),
+    )
+
+
+def _query_heads(masked: MaskedModel, prompt: Batch, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of each KV head the query head that is surest of where to look from the last token of a prompt."""
+    there, dense, found = _there(prompt), states_on(masked, prompt), []
+    for position, head in heads:
+        layer = masked.space.layers[position]
+        repeats = layer.num_query_heads // layer.num_kv_heads
+        own = slice(head * repeats, (head + 1) * repeats)
+        surest = _patterns(masked, dense, position, there)[own, -1].max(-1).values.argmax()
+        found.append((position, head * repeats + int(surest)))
+    return found
+
+
+def _there(prompt: Batch) -> Tensor:
+    """Which tokens are no padding, bool [1, T]."""
+    there = prompt.attention_mask
+    return torch.ones_like(prompt.tokens, dtype=torch.bool) if there is None else there
+
+
+def _rounded(pattern: Tensor) -> list[list[float]]:
+    """Attention [T, T] among the last tokens."""
+    return [[round(weight, DIGITS) for weight in row] for row in pattern[-TOKENS:, -TOKENS:].tolist()]
+
+
+def _patterns(masked: MaskedModel, states: States, position: int, there: Tensor) -> Tensor:
     """Attention [H, T, T] of the first prompt, without padding."""
+    query, key = states.query[position], states.key[position]
     seen = attention(query, key, scaling_of(masked, position), there.to(query.device))[0].cpu()
     mask = there[0].cpu()
     return seen[:, mask][:, :, mask]

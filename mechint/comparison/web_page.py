@@ -21,6 +21,8 @@ from mechint.results import RunFiles
 
 # Masks of a study that the page holds, at one bit a channel: more would make it too large to mail.
 MOST_MASK_BYTES = 2_000_000
+# Steps of a run's objective that it holds: a study has hundreds of runs.
+MOST_STEPS = 100
 
 
 def comparison_page(comparison: Comparison) -> str:
@@ -28,7 +30,7 @@ def comparison_page(comparison: Comparison) -> str:
     short, *sections = key_findings(comparison)
     masks = Masks()
     for variant in comparison.variants:
-        masks.add(variant.name, variant.runs)
+        masks.add(variant.name, variant.name, variant.runs, curve=variant.name)
     context = {
         "title": f"Comparison of {', '.join(variant.name for variant in comparison.variants)}",
         "comparison": comparison,
@@ -44,11 +46,10 @@ def comparison_page(comparison: Comparison) -> str:
         "how_to_read": HOW_TO_READ,
         "missing": [],
     }
-    curves = [curve(variant) for variant in comparison.variants]
     data = {
         "kind": "comparison",
         **masks.data,
-        "curves": [one for one in curves if len(one["points"]) > 1],
+        "curves": [curve(variant) for variant in comparison.variants],
     }
     return page("comparison", "comparison", context, data, masks.columns)
 
@@ -65,9 +66,8 @@ def study_page(study: Study) -> str:
         if masks.bytes + run.result.channels.total / 8 > MOST_MASK_BYTES:
             missing.append(str(directory))
             continue
-        masks.add(
-            f"{group} · {run.result.sparsity.achieved:.4g} · seed {run.result.seed} · {directory}", [run]
-        )
+        name = f"{group} · {run.result.sparsity.achieved:.4g} · seed {run.result.seed} · {directory}"
+        masks.add(str(directory), name, [run], curve=str(group))
     context = {
         "title": f"Runs below {study.root}",
         "study": study,
@@ -97,8 +97,11 @@ class Masks:
         self.entries: list[dict[str, Any]] = []
         self.columns: dict[str, Array] = {}
 
-    def add(self, name: str, runs: Sequence[RunFiles]) -> None:
-        """Add an entry; its runs have the same shape, and at most 255 of them count."""
+    def add(self, key: str, name: str, runs: Sequence[RunFiles], curve: str) -> None:
+        """Add an entry; its runs have the same shape, and at most 255 of them count.
+
+        key: what links call it. curve: the name of the page's curve that it belongs to.
+        """
         runs = runs[:255]
         kept = sum(flat(run.layer_masks, "mask").astype(np.uint8) for run in runs)
         shape = layout(runs[0])
@@ -107,7 +110,17 @@ class Masks:
         column = f"kept{len(self.entries)}"
         self.columns[column] = np.asarray(kept, dtype=bool if len(runs) == 1 else np.uint8)
         self.entries.append(
-            {"name": name, "layout": self.layouts.index(shape), "column": column, "runs": len(runs)}
+            {
+                "key": key,
+                "name": name,
+                "layout": self.layouts.index(shape),
+                "column": column,
+                "runs": len(runs),
+                "curve": curve,
+                "points": own_points(runs),
+                "learning": learning(runs),
+                "objectives": sorted({str(run.result.mask.objective) for run in runs}),
+            }
         )
 
     @property
@@ -121,6 +134,30 @@ class Masks:
     def data(self) -> dict[str, Any]:
         """What the program needs to find them."""
         return {"layouts": self.layouts, "entries": self.entries}
+
+
+def own_points(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
+    """What was measured of the runs' own masks: fractions removed, and KL with its standard error."""
+    results = [run.result for run in runs]
+    return [
+        {"sparsity": one.sparsity.achieved, "kl": one.metrics.masked.kl, "error": one.metrics.masked.kl_se}
+        for one in results
+        if one.metrics.masked.kl is not None
+    ]
+
+
+def learning(runs: Sequence[RunFiles]) -> list[dict[str, Any]]:
+    """The objective over the steps: mean and range over the runs that logged a step; at most MOST_STEPS of them."""
+    lines = [
+        {"step": line["step"], "loss": line["loss"]}
+        for run in runs
+        for line in run.history
+        if isinstance(line.get("loss"), (int, float)) and isinstance(line.get("step"), int)
+    ]
+    if not lines:
+        return []
+    steps = pd.DataFrame(lines).groupby("step")["loss"].agg(["mean", "min", "max", "size"]).reset_index()
+    return rows_of(steps.iloc[:: max(1, -(-len(steps) // MOST_STEPS))])
 
 
 def facts(comparison: Comparison) -> list[dict[str, Any]]:

@@ -69,20 +69,21 @@ class CircuitPatterns:
     def draw(self, context: Context) -> Iterator[tuple[str, Figure]]:
         """The picture, where a run left patterns."""
         drawing = _drawing(context)
-        if drawing is None or not drawing.patterns:
+        example = drawing.examples[0] if drawing and drawing.examples else None
+        if example is None or not example.patterns:
             return
         about = (
             "Rows attend to columns, on the first evaluation prompt; above in the dense model, below with the kept "
             f"units alone ({context.result.mask.ablation} ablation)."
         )
-        columns = len(drawing.patterns)
+        columns = len(example.patterns)
         side = (WIDTH - 0.6) / max(columns, 2)
         title = f"{context.run.model_name}: attention before and after"
         figure, body = titled_figure(title, [about], WIDTH, 2 * side + 0.6)
         grid = body.subgridspec(2, columns)
-        labels = [token.replace("\n", "⏎").strip() or "·" for token in drawing.tokens]
+        labels = [token.replace("\n", "⏎").strip() or "·" for token in example.tokens]
         size = max(3.5, min(6.5, 110 / max(len(labels), 1)))
-        for column, pattern in enumerate(drawing.patterns):
+        for column, pattern in enumerate(example.patterns):
             for row, values in enumerate((pattern.dense, pattern.masked)):
                 axes = figure.add_subplot(grid[row, column])
                 axes.imshow(np.array(values), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")

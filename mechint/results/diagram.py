@@ -40,8 +40,16 @@ class Pattern(Section):
     masked: list[list[float]]
 
 
+class Example(Section):
+    """One prompt, and how the circuit's first heads attend on it. left_out: tokens before those that are shown."""
+
+    tokens: list[str]
+    patterns: list[Pattern]
+    left_out: int = 0
+
+
 class CircuitDrawing(SideFile):
-    """Nodes and the strongest edges of a circuit, and attention patterns on one prompt.
+    """Nodes and the strongest edges of a circuit, and attention patterns on some prompts.
 
     chance: the median score of all edges there could be between these heads.
     """
@@ -51,6 +59,5 @@ class CircuitDrawing(SideFile):
     nodes: list[HeadNode] = Field(default_factory=list)
     edges: list[ReadEdge] = Field(default_factory=list)
     chance: float | None = None
-    tokens: list[str] = Field(default_factory=list)
-    patterns: list[Pattern] = Field(default_factory=list)
+    examples: list[Example] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)

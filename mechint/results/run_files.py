@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 CHANNELS = "channels.csv"
 NECESSITY = "necessity.csv"
 
+# Units that follow from the shape of the masks; which channels others switch is the model's to tell.
+COUNTABLE = ("channel", "head")
+
 
 @dataclass(frozen=True, repr=False)
 class RunFiles:
@@ -71,6 +74,7 @@ class RunFiles:
             {name: masks[name] for name in names},
             _read_history(directory / "metrics.jsonl"),
             load_evidence(directory) if result.stability else None,
+            _read_units(directory) if result.mask.unit not in COUNTABLE else None,
             energy=load_energy(directory),
             drawing=CircuitDrawing.read(directory),
             meanings=UnitMeanings.read(directory),
@@ -211,12 +215,14 @@ class RunFiles:
         import pandas as pd
 
         units = self.units
+        if units is not None and len(units) != len(channels):  # the table of another run
+            units = None
         if units is None and self.evidence is not None:
             units = torch.cat([part.unit.flatten() for part in self.evidence.values()])
         if units is not None:
             return pd.Series(units.cpu().numpy())
         mask = self.result.mask
-        if mask.unit not in ("channel", "head"):  # which channels are rotated together is the model's to tell
+        if mask.unit not in COUNTABLE:  # which channels are rotated together is the model's to tell
             return pd.Series([pd.NA] * len(channels))
         keys = [
             "layer",
@@ -254,6 +260,17 @@ def read_masks(directory: Path) -> MaskSet:
     """The masks of a run, from either mask file; they hold the same tensors."""
     path = directory / "final_masks.safetensors"
     return load_masks(path if path.exists() else directory / "final_masks.pt")
+
+
+def _read_units(directory: Path) -> Tensor | None:
+    """The unit of every channel [N] as the run has written it; None where there is no such table, or a damaged one."""
+    import pandas as pd
+
+    try:
+        units = pd.read_csv(directory / CHANNELS, usecols=["unit"])["unit"].astype("int64")
+    except (OSError, ValueError):  # of which pandas' own errors are
+        return None
+    return torch.from_numpy(units.to_numpy(copy=True))
 
 
 def _read_history(path: Path) -> list[dict[str, Any]]:

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mechint.errors import UserError
 from mechint.reporting.context import Context
 from mechint.reporting.report import told
 from mechint.reporting.web.channels import Array, columns_of, layout, measured_points
+from mechint.reporting.web.circuit import circuit_data
 from mechint.reporting.web.page import PAGE, page
 from mechint.results.result import MODELS
 from mechint.results.run_files import RunFiles
-from mechint.results.units import UnitMeanings
 from mechint.runtime.files import read_text, write_atomically
 
 # Logged quantities that the page draws over the steps, in this order.
@@ -71,6 +70,7 @@ def data_of(context: Context, columns: Mapping[str, Array]) -> dict[str, Any]:
         "objective": result.mask.objective,
         "target": result.sparsity.target,
         "cards": cards(run),
+        "circuit": circuit_data(context),
     }
 
 
@@ -80,10 +80,6 @@ def cards(run: RunFiles) -> dict[str, Any]:
     Of every unit: lists of texts by title, and contexts by title, each with the text before a token, the token and the
     number there.
     """
-    try:
-        found = UnitMeanings.read(run.directory)
-    except UserError:  # a damaged file costs the cards, not the page
-        return {}
     return {
         f"{unit.kind}.{unit.layer}.{unit.head}.{unit.channel}": {
             "tokens": {
@@ -101,10 +97,12 @@ def cards(run: RunFiles) -> dict[str, Any]:
                     ("Where the value is large", unit.values),
                 )
             },
+            "mean": unit.mean,
+            "sd": unit.sd,
             "mean_share": unit.mean_share,
             "bias_share": unit.bias_share,
         }
-        for unit in (found.units if found else [])
+        for unit in (run.meanings.units if run.meanings else [])
     }
 
 

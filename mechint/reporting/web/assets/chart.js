@@ -2,14 +2,15 @@
 
 import { element, svgElement } from './dom.js';
 import { saveFile, svgText } from './export.js';
-import { known } from './format.js';
+import { known, shortened } from './format.js';
 import { hideTip, showTip } from './tip.js';
 
 const LEGEND_LINE = 16;
 const MOST_NAMES = 12;
 const MARGIN = { left: 56, right: 16, top: 14, bottom: 40 };
 
-// spec: title, x and y {label, format, from, to}, series [{name, points [{x, y, low, high, text}], dots}],
+// spec: title, x {label, format, from, to, log}, y {label, format, from, to, within: what is shown at most},
+// series [{name, points [{x, y, low, high, text}], dots, line: false for dots alone, style: number of its colour}],
 // levels [{y, name}], height. Returns a function that draws another spec at the same place.
 export function lineChart(place, spec) {
   return keepDrawn(place, spec, drawLines);
@@ -72,17 +73,35 @@ function frame(width, height, title, above = 0) {
 function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
   const above = series.length > 1 ? Math.min(series.length, MOST_NAMES + 1) : 0;
   const { drawing, right, top, bottom } = frame(width, height + LEGEND_LINE * above, title, above);
-  const drawn = series.map((one) => ({ ...one, points: one.points.filter((p) => known(p.x) && known(p.y)) }));
+  const drawn = series.map((one, number) => ({
+    ...one,
+    style: `s${(one.style ?? number) % 6}`,
+    points: one.points.filter((p) => known(p.x) && known(p.y)),
+  }));
   const points = drawn.flatMap((one) => one.points);
   if (!points.length) return drawing;
-  const xs = span([...points.map((p) => p.x), x.from, x.to]);
+  const scale = x.log ? Math.log10 : (value) => value;
+  const xs = span([...points.map((p) => p.x), x.from, x.to].filter(known).map(scale), x.log ? 0.03 : 0);
+  const inside = (value) => Math.max(y.within?.[0] ?? -Infinity, Math.min(y.within?.[1] ?? Infinity, value));
   const ys = span(
-    [...points.flatMap((p) => [p.y, p.low, p.high]), ...levels.map((level) => level.y), y.from, y.to],
+    [...points.flatMap((p) => [p.y, p.low, p.high]), ...levels.map((level) => level.y), y.from, y.to]
+      .filter(known)
+      .map(inside),
     0.06,
   );
-  const across = (value) => MARGIN.left + ((value - xs[0]) / (xs[1] - xs[0])) * (right - MARGIN.left);
+  const across = (value) => MARGIN.left + ((scale(value) - xs[0]) / (xs[1] - xs[0])) * (right - MARGIN.left);
   const up = (value) => bottom - ((value - ys[0]) / (ys[1] - ys[0])) * (bottom - top);
-  axes(drawing, { right, top, bottom, x, y, xs, ys, across, up });
+  axes(drawing, { right, top, bottom, x: x.log ? { ...x, ticks: powers(xs) } : x, y, xs, ys, across, up });
+  // A window of its own cuts off what lies beyond an axis that shows a part only.
+  const field = {
+    x: MARGIN.left - 6,
+    y: top - 6,
+    width: right - MARGIN.left + 12,
+    height: bottom - top + 12,
+  };
+  const pane = y.within
+    ? svgElement('svg', { ...field, viewBox: Object.values(field).join(' '), overflow: 'hidden' })
+    : drawing;
   for (const { y: at, name } of levels.filter((level) => known(level.y))) {
     drawing.append(
       svgElement('line', { class: 'level', x1: MARGIN.left, x2: right, y1: up(at), y2: up(at) }),
@@ -91,23 +110,23 @@ function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
       svgElement('text', { class: 'quiet', x: right, y: up(at) - 4, 'text-anchor': 'end' }, name),
     );
   }
-  drawn.forEach((one, number) => {
+  drawn.forEach((one) => {
     const band = one.points.filter((p) => known(p.low) && known(p.high));
     if (band.length > 1) {
       const there = band.map((p) => `${across(p.x)} ${up(p.high)}`);
       const back = band.map((p) => `${across(p.x)} ${up(p.low)}`).reverse();
-      drawing.append(
-        svgElement('path', { class: `band s${number % 6}`, d: `M${[...there, ...back].join('L')}Z` }),
+      pane.append(
+        svgElement('path', { class: `band ${one.style}`, d: `M${[...there, ...back].join('L')}Z` }),
       );
     }
     const path = one.points.map((p) => `${across(p.x).toFixed(1)} ${up(p.y).toFixed(1)}`).join('L');
-    drawing.append(svgElement('path', { class: `line s${number % 6}`, d: `M${path}` }));
+    if (one.line !== false) pane.append(svgElement('path', { class: `line ${one.style}`, d: `M${path}` }));
     if (!one.dots) return;
     for (const p of one.points) {
       if (known(p.low) && known(p.high)) {
-        drawing.append(
+        pane.append(
           svgElement('line', {
-            class: `line s${number % 6}`,
+            class: `line ${one.style}`,
             x1: across(p.x),
             x2: across(p.x),
             y1: up(p.low),
@@ -115,16 +134,12 @@ function drawLines(width, { title, x, y, series, levels = [], height = 260 }) {
           }),
         );
       }
-      const dot = svgElement('circle', { class: `dot s${number % 6}`, cx: across(p.x), cy: up(p.y), r: 4 });
-      drawing.append(dot);
+      const dot = svgElement('circle', { class: `dot ${one.style}`, cx: across(p.x), cy: up(p.y), r: 4 });
+      pane.append(dot);
     }
   });
-  if (drawn.length > 1)
-    legend(
-      drawing,
-      drawn.map((one) => one.name),
-      right,
-    );
+  if (pane !== drawing) drawing.append(pane);
+  if (drawn.length > 1) legend(drawing, drawn, right);
   pointNearest(drawing, drawn, across, up);
   return drawing;
 }
@@ -188,12 +203,14 @@ function axes(drawing, { right, top, bottom, x, y, xs, ys, across, up }) {
   write(y.label, { x: 12, y: middle, 'text-anchor': 'middle', transform: `rotate(-90 12 ${middle})` });
 }
 
-function legend(drawing, names, right) {
-  const hidden = names.length - MOST_NAMES;
-  names.slice(0, MOST_NAMES).forEach((name, i) => {
+function legend(drawing, series, right) {
+  const hidden = series.length - MOST_NAMES;
+  series.slice(0, MOST_NAMES).forEach(({ name, style, line }, i) => {
     const y = 8 + LEGEND_LINE * i;
     drawing.append(
-      svgElement('line', { class: `line s${i % 6}`, x1: MARGIN.left, x2: MARGIN.left + 26, y1: y, y2: y }),
+      line === false
+        ? svgElement('circle', { class: `dot mark ${style}`, cx: MARGIN.left + 13, cy: y, r: 4 })
+        : svgElement('line', { class: `line ${style}`, x1: MARGIN.left, x2: MARGIN.left + 26, y1: y, y2: y }),
     );
     drawing.append(
       svgElement(
@@ -208,10 +225,6 @@ function legend(drawing, names, right) {
   drawing.append(
     svgElement('text', { class: 'legend', x: MARGIN.left + 32, y: 12 + LEGEND_LINE * MOST_NAMES }, rest),
   );
-}
-
-function shortened(text, most) {
-  return text.length > most ? `${text.slice(0, Math.max(4, most - 1))}…` : text;
 }
 
 function pointNearest(drawing, series, across, up) {
@@ -243,9 +256,7 @@ export function span(values, margin = 0) {
   const high = Math.max(...finite);
   const room = (high - low || Math.abs(high) || 1) * margin;
   const around = room || Math.abs(high) * 0.02 || 0.5; // so little that a share does not seem to go beyond 1
-  return low === high
-    ? [low - around, high + around]
-    : [low - (low === 0 ? 0 : room), high + room];
+  return low === high ? [low - around, high + around] : [low - (low === 0 ? 0 : room), high + room];
 }
 
 export function ticks([low, high], wanted) {
@@ -255,6 +266,15 @@ export function ticks([low, high], wanted) {
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) found.push(i * step);
   return found;
+}
+
+// 1, 2, 5, 10, ... between two logarithms.
+function powers([low, high]) {
+  const found = [];
+  for (let power = Math.floor(low); power <= high; power += 1)
+    found.push(...[1, 2, 5].map((one) => one * 10 ** power));
+  const seen = found.filter((value) => Math.log10(value) >= low && Math.log10(value) <= high);
+  return seen.length > 8 ? seen.filter((value) => /^[1]/.test(value.toExponential())) : seen;
 }
 
 function tickText(value) {

@@ -11,9 +11,6 @@ import { enhanceTables } from './tables.js';
 function comparisonPage() {
   const { info, columns } = readPage();
   const state = new State({ ...MASK_STATE, sort: '', find: '' });
-  showMasks(info, columns, state);
-  enhanceTables(state);
-  if (!info.curves.length) return;
   const series = info.curves.map(({ name, points }) => ({
     name,
     dots: true,
@@ -25,11 +22,15 @@ function comparisonPage() {
       text: [`sparsity ${percent(point.sparsity, 2)}`, `KL ${fixed(point.mean)}`, `${point.size} runs`],
     })),
   }));
+  showMasks(info, columns, state, (name) => series.find((one) => one.name === name)?.points ?? []);
+  enhanceTables(state);
+  const curves = series.filter(({ points }) => points.length > 1);
+  if (!curves.length) return;
   lineChart(byId('kl-chart'), {
     title: 'KL against sparsity: mean and range over runs',
     x: { label: 'sparsity [fraction of units removed]' },
     y: { label: 'KL [nats/token]' },
-    series,
+    series: curves,
   });
 }
 

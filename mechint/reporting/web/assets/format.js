@@ -31,3 +31,7 @@ export function precise(value) {
 export function withError(value, error, digits = 4) {
   return known(error) ? `${fixed(value, digits)} ± ${fixed(error, digits)}` : fixed(value, digits);
 }
+
+export function shortened(text, most) {
+  return text.length > most ? `${text.slice(0, Math.max(4, most - 1))}…` : text;
+}

@@ -1,17 +1,19 @@
-// Any two of a page's masks: over each other and side by side.
+// Any two of a page's masks: over each other, side by side, and their curves.
 
 import { Channels } from './channels.js';
+import { lineChart } from './chart.js';
 import { byId, onTheme, setOptions } from './dom.js';
 import { saveFile, svgText } from './export.js';
-import { count, fixed } from './format.js';
+import { count, fixed, percent, withError } from './format.js';
 import { ChannelMap, listenTo } from './map.js';
 import { hideTip, showTip } from './tip.js';
 
-export const MASK_STATE = { first: '0', second: '1', rows: 'number' };
+export const MASK_STATE = { first: '', second: '', rows: 'number' };
 
-export function showMasks(info, columns, state) {
+// curvePoints: called with the name of a curve, gives its points {x: sparsity, y: KL, low, high, text}.
+export function showMasks(info, columns, state, curvePoints) {
   const { entries, layouts } = info;
-  const names = entries.map(({ name }, i) => [String(i), name]);
+  const names = entries.map(({ key, name }) => [key, name]);
   for (const id of ['first', 'second']) setOptions(byId(id), names);
   setOptions(byId('rows'), [
     ['number', 'by layer and head'],
@@ -22,8 +24,10 @@ export function showMasks(info, columns, state) {
     byId(id).addEventListener('change', () => state.set({ [id]: byId(id).value }));
   }
   const places = layouts.map((layers) => new Channels(layers, {}));
-  const entry = (id) => entries[Number(state.get(id))] ?? entries[id === 'first' ? 0 : entries.length - 1];
+  const usual = { first: entries[0], second: entries[1] ?? entries[0] };
+  const entry = (id) => entries.find(({ key }) => key === state.get(id)) ?? usual[id];
   let maps = [];
+  const charts = {};
 
   function share(one, i) {
     return columns[one.column][i] / one.runs;
@@ -79,7 +83,9 @@ export function showMasks(info, columns, state) {
 
   function draw() {
     const [first, second] = [entry('first'), entry('second')];
-    for (const id of ['first', 'second', 'rows']) byId(id).value = state.get(id);
+    byId('rows').value = state.get('rows');
+    byId('first').value = first.key;
+    byId('second').value = second.key;
     byId('first-title').textContent = first.name;
     byId('second-title').textContent = second.name;
     maps = [];
@@ -109,14 +115,63 @@ export function showMasks(info, columns, state) {
       byId('recount').textContent =
         'The two models have different shapes, so channels cannot be laid over each other.';
     }
-    for (const [name, one] of [
-      ['first', first],
-      ['second', second],
+    // Each by itself in its colour of the map above: 'k' is blue, 'v' orange.
+    for (const [name, one, palette] of [
+      ['first', first, 'k'],
+      ['second', second, 'v'],
     ]) {
       const kept = columns[one.column];
-      const paint = (i, kind) => (kept[i] ? [kind, one.runs > 1 ? share(one, i) : 0.5] : ['r', 0]);
+      const paint = (i) => (kept[i] ? [palette, one.runs > 1 ? share(one, i) : 0.5] : ['r', 0]);
       maps.push(makeMap(name, places[one.layout], paint, { k: 'K', v: 'V' }));
     }
+    drawPair(first === second ? [first] : [first, second]);
+  }
+
+  // The curves of both in the colours of the map: blue for the first, orange for the second.
+  function drawPair(chosen) {
+    const series = chosen.flatMap((one, style) => {
+      const own = one.points.map((point) => ({
+        x: point.sparsity,
+        y: point.kl,
+        text: [`sparsity ${percent(point.sparsity, 2)}`, `KL ${withError(point.kl, point.error)}`],
+      }));
+      const curve = curvePoints(one.curve);
+      const alone = curve.length < 2 || (style && one.curve === chosen[0].curve);
+      return [
+        ...(alone ? [] : [{ name: `curve of ${one.curve}`, style, points: curve }]),
+        { name: one.name, style, points: own, dots: true, line: false },
+      ];
+    });
+    chartAt('pair-kl', {
+      title: 'KL against sparsity of the two',
+      x: { label: 'sparsity [fraction of units removed]' },
+      y: { label: 'KL [nats/token]' },
+      series,
+    });
+    const learned = chosen.map((one, style) => ({
+      name: one.name,
+      style,
+      points: one.learning.map(({ step, mean, min, max, size }) => ({
+        x: step,
+        y: mean,
+        low: size > 1 ? min : null,
+        high: size > 1 ? max : null,
+        text: [`step ${count(step)}`, size > 1 ? `mean ${fixed(mean)} of ${size} runs` : fixed(mean)],
+      })),
+    }));
+    const objectives = [...new Set(chosen.flatMap((one) => one.objectives))];
+    chartAt('pair-learning', {
+      title: 'Objective on calibration data while the two were learned',
+      x: { label: 'step' },
+      y: { label: `${objectives.length === 1 ? objectives[0] : 'objective'} [nats/token]` },
+      series: learned.filter(({ points }) => points.length),
+    });
+  }
+
+  function chartAt(id, spec) {
+    byId(id).hidden = !spec.series.some(({ points }) => points.length);
+    if (charts[id]) charts[id](spec);
+    else charts[id] = lineChart(byId(id), spec);
   }
 
   byId('map-svg').addEventListener('click', () => {

@@ -2,11 +2,13 @@
 
 import { Channels, Units, countBlocks, keptAt, ordered, shades } from './channels.js';
 import { barChart, lineChart } from './chart.js';
+import { CIRCUIT_STATE, showCircuit } from './circuit.js';
 import { readPage } from './data.js';
 import { byId, element, onTheme, setOptions } from './dom.js';
 import { saveFile, svgText } from './export.js';
 import { count, fixed, known, percent, precise, signed, withError } from './format.js';
 import { ChannelMap, listenTo } from './map.js';
+import { UNMEASURED, meaningFacts, meaningParts } from './meaning.js';
 import { State } from './state.js';
 import { enhanceTables } from './tables.js';
 import { hideTip, showTip } from './tip.js';
@@ -17,6 +19,7 @@ function runPage() {
   const channels = new Channels(info.layers, columns);
   const units = new Units(channels);
   const state = new State({
+    ...CIRCUIT_STATE,
     keep: '',
     colour: 'importance',
     rows: 'number',
@@ -166,7 +169,6 @@ function runPage() {
     if (i < 0) return;
     const { block, head, channel } = channels.place(i);
     const unit = units.of(i);
-    const partners = units.channelsOf(unit).filter((one) => one !== i);
     const own = columns.kept[i] ? 'kept' : 'removed';
     const facts = [
       ['Module', block.name],
@@ -175,18 +177,18 @@ function runPage() {
       ["In the run's mask", own],
     ];
     if (threshold() !== null) facts.push(['At the slider', kept[i] ? 'kept' : 'removed']);
-    if (columns.frequency) facts.push(['Kept by', `${columns.frequency[i]} of ${info.seeds} seeds`]);
-    if (columns.necessity && known(columns.necessity[i])) {
-      facts.push([
-        'KL rise when it alone is removed',
-        `${signed(columns.necessity[i], 5)} ± ${fixed(columns.necessity_error[i], 5)} nats`,
-      ]);
-    }
+    const seeds = columns.frequency ? `${columns.frequency[i]} of ${info.seeds} seeds` : UNMEASURED;
+    const rise = columns.necessity?.[i];
+    const error = columns.necessity_error?.[i];
+    facts.push(['Seeds that keep it', seeds]);
+    facts.push([
+      'KL rise when it alone is removed',
+      known(rise) ? `${signed(rise, 5)} ± ${fixed(error, 5)} nats` : UNMEASURED,
+    ]);
     if (columns.share) facts.push(['Share', precise(columns.share[i])]);
-    if (partners.length) facts.push(['Switched together with', partnerText(partners)]);
+    facts.push(['Switched together with', partnerText(units.channelsOf(unit).filter((one) => one !== i))]);
     const meaning = meaningOf(i);
-    if (known(meaning?.mean_share)) facts.push(["Share of the head's mean key", percent(meaning.mean_share)]);
-    if (known(meaning?.bias_share)) facts.push(['Share of the bias', percent(meaning.bias_share)]);
+    facts.push(...meaningFacts(meaning, block.kind));
     const close = element('button', { type: 'button', class: 'close', 'aria-label': 'Close' }, '×');
     close.addEventListener('click', () => {
       state.set({ unit: '' });
@@ -202,7 +204,7 @@ function runPage() {
         {},
         ...facts.flatMap(([name, value]) => [element('dt', {}, name), element('dd', {}, value)]),
       ),
-      ...(meaning ? meaningParts(meaning) : []),
+      ...meaningParts(meaning, block.kind),
     );
   }
 
@@ -213,6 +215,8 @@ function runPage() {
   }
 
   function partnerText(partners) {
+    if (!partners.length)
+      return info.units.total < channels.total && !units.members ? 'not recorded' : 'no other';
     const names = partners.slice(0, 6).map((i) => {
       const { block, channel } = channels.place(i);
       return `${block.kind.toUpperCase()} ${channel}`;
@@ -290,27 +294,14 @@ function runPage() {
   });
   new ResizeObserver(() => map.draw()).observe(byId('map-frame'));
   drawCurves(info);
+  const open = (i) => {
+    choose(i);
+    byId('map').scrollIntoView();
+    byId('card').focus({ preventScroll: true });
+  };
+  if (info.circuit) showCircuit(info, channels, state, open);
   enhanceTables(state);
   if (state.get('unit')) byId('map').scrollIntoView();
-}
-
-// Tokens, and contexts with the token itself marked.
-function meaningParts({ tokens, contexts }) {
-  const parts = [];
-  const add = (title, items) => {
-    if (items.length) parts.push(element('h4', {}, title), element('ul', {}, ...items));
-  };
-  for (const [title, texts] of Object.entries(tokens))
-    add(
-      title,
-      texts.map((text) => element('li', {}, text)),
-    );
-  for (const [title, places] of Object.entries(contexts)) {
-    const item = ([before, token, value]) =>
-      element('li', {}, before, element('mark', {}, token), ` ${known(value) ? signed(value, 2) : ''}`);
-    add(title, places.map(item));
-  }
-  return parts;
 }
 
 function total(values) {

@@ -43,16 +43,19 @@ function studyPage() {
   const rows = [...document.querySelectorAll('table[data-name=runs] tbody tr')];
   let pareto = null;
 
-  function drawCurves() {
+  function pointsOf(group, number, against) {
+    const found = info.points.filter((point) => point.group === group);
+    return found.map((point) => studyPoint(point, number, against));
+  }
+
+  function drawStudy() {
     const [number, title] = measured.find(([name]) => name === state.get('number')) ??
       measured[0] ?? ['', ''];
     const [against, label] = AGAINST.find(([name]) => name === state.get('against')) ?? AGAINST[0];
     const series = info.groups.map((name) => ({
       name,
       dots: true,
-      points: info.points
-        .filter((point) => point.group === name)
-        .map((point) => studyPoint(point, number, against)),
+      points: pointsOf(name, number, against),
     }));
     const spec = {
       title: `${title} against ${label}`,
@@ -81,12 +84,12 @@ function studyPage() {
 
   const update = (keys) => {
     for (const id of ['number', 'against', 'reference']) byId(id).value = state.get(id);
-    if (keys.has('number') || keys.has('against')) drawCurves();
+    if (keys.has('number') || keys.has('against')) drawStudy();
     if (keys.has('reference')) showDifferences();
   };
   update(new Set(['number', 'against', 'reference']));
   state.onChange(update);
-  showMasks(info, columns, state);
+  showMasks(info, columns, state, (group) => pointsOf(group, 'kl', 'sparsity'));
   enhanceTables(state);
 }
 
