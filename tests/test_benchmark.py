@@ -48,11 +48,9 @@ SMALL = [
 
 
 @pytest.fixture
-def benchmark(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Experiment]:
+def benchmark(tmp_path: Path) -> Iterator[Experiment]:
     """Runs experiments/benchmark.py below tmp_path."""
-    with experiment(tmp_path, monkeypatch, capsys, "benchmark.py") as run:
+    with experiment(tmp_path, "benchmark.py") as run:
         yield run
 
 

@@ -39,11 +39,9 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
 @pytest.fixture
-def analyze(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Experiment]:
+def analyze(tmp_path: Path) -> Iterator[Experiment]:
     """Runs experiments/analyze.py in the test's own process."""
-    with experiment(tmp_path, monkeypatch, capsys) as run:
+    with experiment(tmp_path) as run:
         yield run
 
 

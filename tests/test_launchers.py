@@ -42,11 +42,9 @@ submitit = needs("hydra_submitit_launcher", "slurm")
 
 
 @pytest.fixture
-def analyze(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Experiment]:
+def analyze(tmp_path: Path) -> Iterator[Experiment]:
     """Runs experiments/analyze.py below tmp_path."""
-    with experiment(tmp_path, monkeypatch, capsys) as run:
+    with experiment(tmp_path) as run:
         yield run
 
 
