@@ -20,7 +20,7 @@ CONTEXT.set_forkserver_preload(
         "transformers.models.llama.modeling_llama",
         "hydra.main",
         "mechint.config",
-        "mechint.analysis.single",
+        "mechint.api",
     ]
 )
 
