@@ -25,6 +25,16 @@ if TYPE_CHECKING:  # the process that only hands the tests out to others need no
 ROOT = Path(__file__).resolve().parents[1]
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where slow tests are left out, properties are tried on fewer random examples, unless a test says on how many."""
+    hands_out = config.getoption("numprocesses", None) and not hasattr(config, "workerinput")
+    if config.option.markexpr == "not slow" and not hands_out:
+        from hypothesis import settings
+
+        settings.register_profile("quick", max_examples=25)
+        settings.load_profile("quick")
+
+
 def pytest_collection_finish() -> None:
     """What is imported stays: the collections that every run asks for need not look through it."""
     gc.collect()

@@ -79,7 +79,12 @@ def base() -> Planted:
 
 @pytest.mark.parametrize(
     "ablation",
-    [ZERO, MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation()],
+    [
+        ZERO,
+        pytest.param(MeanAblation(), marks=pytest.mark.slow),
+        pytest.param(MeanPerPositionAblation(), marks=pytest.mark.slow),
+        pytest.param(CounterfactualAblation(), marks=pytest.mark.slow),
+    ],
     ids=lambda ablation: ablation.name,
 )
 @pytest.mark.parametrize("name", SIZES)
