@@ -49,7 +49,7 @@ def run(
         steps=4,
         device="cpu",
         dataset=text_file(directory / "text.txt", "bottles"),
-        method=TopK(),
+        method=TopK(finishing_trials=2),
         ablation=ablation,
         trainer=MaskTrainer(batch_size=4),
         visualizer=Visualizer([]),

@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
             device="cpu",
         ),
         "recipe": Recipe(
-            method=TopK(),
+            method=TopK(finishing_trials=2),
             make_optimizer=functools.partial(NormalizedSGD, lr=0.1, momentum=0.9),
             schedule=CubicSchedule(end=0.6),
             steps=3,
