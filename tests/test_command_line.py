@@ -106,7 +106,6 @@ REFUSED_SLOWLY = [
     ("analyze", "trainer.colour=1", "trainer has no key colour; its keys: activation_checkpointing, "),
     ("analyze", "trainer.batchsize=1", "do you mean trainer.batch_size?"),
     ("analyze", "+logger.sink=1", "logger has no key sink; do you mean logger.sinks?"),
-    ("analyze", "mask.ablation=mean", "use ablation=zero or ablation=mean"),
     ("analyze", "mask=../shared/mask", "mask names no class to build"),
     ("analyze", "~mask", "mask is null"),
     ("analyze", "mask=[topk,fisher]", "mask takes one option, not a list"),

@@ -365,9 +365,7 @@ MORE_THAT_CANNOT = [
     (["checkpoint=ckpts/*.pt"], "-m sweep=checkpoints 'checkpoint_glob=ckpts/*.pt'"),
     (["-m", "mask=glob(nothing*)"], "mask=glob(nothing*) matches nothing"),
     (["sweep=checkpoints", "checkpoint_glob=ckpts/*.pt"], "add -m"),
-    (["target_sparsity=half"], "target_sparsity=half is neither a number nor a list or range"),
     (["-m", "mask=magic,topk"], "Could not find 'mask/magic'"),
-    (["seed=-1"], "seed=-1"),
     (["seed=9223372036854775808"], "seed=9223372036854775808"),
 ]
 
@@ -417,15 +415,17 @@ def test_the_table_tells_what_became_of_every_job(tmp_path: Path) -> None:
     assert sweep.begun
     assert not other.begun
     outcomes = sweep.outcomes()
-    assert table(outcomes, tmp_path).splitlines() == [
-        f"sweep {tmp_path}: 1 done, 1 skipped, 1 failed, 1 running, 1 not started",
-        "  job  status       directory  overrides  reason",
-        "  0    done         0          seed=0",
-        "  1    skipped      7          seed=1",
-        "  2    failed       2          seed=2     ValueError: no",
-        "  3    running      3          seed=3     died or still running",
-        "  4    not started             seed=4     never started",
+    first, head, *lines = table(outcomes, tmp_path).splitlines()
+    assert first == f"sweep {tmp_path}: 1 done, 1 skipped, 1 failed, 1 running, 1 not started"
+    assert head.split() == ["job", "status", "directory", "overrides", "reason"]
+    assert [" ".join(line.split()) for line in lines] == [
+        "0 done 0 seed=0",
+        "1 skipped 7 seed=1",
+        "2 failed 2 seed=2 ValueError: no",
+        "3 running 3 seed=3 died or still running",
+        "4 not started seed=4 never started",
     ]
+    assert {line.index("seed=") for line in lines} == {head.index("overrides")}
     assert not succeeded(outcomes)
     assert succeeded(outcomes[:2])
     sweep.end()

@@ -6,8 +6,6 @@ import functools
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from comparable_runs import write_run
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from hydra_application import experiment
 from matplotlib.image import imread
 
 from mechint import config as configuration
@@ -97,12 +96,6 @@ def old_run(tmp_path: Path) -> Path:
     return directory
 
 
-def visualize(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """The experiment, as a user would start it."""
-    command = [sys.executable, str(ROOT / "experiments" / "visualize.py"), *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
-
-
 def content(directory: Path) -> dict[str, bytes]:
     """Every file below a directory."""
     return {
@@ -128,9 +121,10 @@ def test_the_command_draws_the_same_report_and_pictures(finished: Path, run: Pat
         path.unlink()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = visualize(elsewhere, f"run={run}", f"visualizer.dpi={DPI}")
-    assert done.returncode == 0, done.stderr
-    assert str(run / REPORT) in done.stdout
+    with experiment(elsewhere, "visualize.py") as visualize:
+        done = visualize(f"run={run}", f"visualizer.dpi={DPI}", small=False)
+    assert done.code == 0, done.err
+    assert str(run / REPORT) in done.out
     assert (run / REPORT).read_bytes() == (finished / REPORT).read_bytes()
     assert same_pictures(finished, run) == 5
     after = content(run)
@@ -174,13 +168,13 @@ def test_nothing_to_draw_is_one_line_and_exit_code_2(
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    import visualize as experiment  # type: ignore[import-not-found]
+    import visualize  # type: ignore[import-not-found]
 
     configuration.register()
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base=configuration.VERSION_BASE):
         config = compose("visualize", overrides)
     with pytest.raises(UserError) as caught:
-        experiment.main.__wrapped__.__wrapped__(config)
+        visualize.main.__wrapped__.__wrapped__(config)
     with pytest.raises(SystemExit) as stopped:
         configuration.fail(caught.value)
     assert stopped.value.code == 2
