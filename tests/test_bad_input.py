@@ -579,7 +579,11 @@ def ended(case: Case, words: list[str]) -> object:
 def parameters() -> Iterator[Any]:
     """The cases, by their titles; a program takes most of a second, so not all of them are run every time."""
     for case in CASES:
-        slow = (step_of(case) is None and case.title not in SAMPLES) or case.title in TAKES_SECONDS
+        slow = (
+            (step_of(case) is None and case.title not in SAMPLES)
+            or case.title in TAKES_SECONDS
+            or (case in KINDS and not case.title.endswith("of the wrong kind"))
+        )
         yield pytest.param(case, id=case.title.replace(" ", "-"), marks=[pytest.mark.slow] if slow else [])
 
 

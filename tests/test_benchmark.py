@@ -167,6 +167,7 @@ def test_a_model_that_cannot_be_read_is_left_out_and_named(
     assert "left out" in (tmp_path / "out" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_benchmarks_file_composes_and_every_method_in_it_exists() -> None:
     config = composed("benchmark", ["what=quality"])
     assert config.hydra.run.dir.startswith("outputs/benchmarks/quality/2")

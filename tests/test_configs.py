@@ -17,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
+from tiers import rest_slow
 
 from mechint import config as configuration
 from mechint.config.checking import misfit
@@ -206,9 +207,7 @@ def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 QUICK = ("topk", "hard_concrete", "fisher")  # methods of each kind
 
 
-@pytest.mark.parametrize(
-    "option", [pytest.param(o, marks=[] if o in QUICK else pytest.mark.slow) for o in options("mask")]
-)
+@pytest.mark.parametrize("option", rest_slow(options("mask"), QUICK))
 def test_a_methods_file_and_the_python_interface_agree(option: str) -> None:
     config = composed("analyze", [f"mask={option}"])
     method = configuration.build(config.mask)

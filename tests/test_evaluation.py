@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import tiny_model
+from tiers import rest_slow
 from torch import Tensor
 
 from mechint.data.batch import Batch
@@ -185,7 +186,7 @@ def test_measured_numbers_are_over_positions_and_not_over_sequences() -> None:
     assert weighted.item() == pytest.approx(metrics["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_slow(NAMES, ["llama"]))
 @pytest.mark.parametrize("dense_bytes", [0, 2**20])
 def test_many_masks_at_once_are_as_one_at_a_time(name: str, dense_bytes: int) -> None:
     masked = MaskedModel(tiny_model(name))

@@ -204,6 +204,7 @@ def run(byte_model_directory: Path) -> Callable[..., RunFiles]:
     )
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_for_figures_still_gets_the_numbers(
     run: Callable[..., RunFiles], small_disk: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
