@@ -91,7 +91,7 @@ REFUSED = [
     ("analyze", "+trainer.colour=1", "trainer has no key colour; its keys: "),
     ("analyze", "mask=options", "Available options in 'mask'"),
     ("analyze", "mask=[a,b]", "mask takes one option, not a list"),
-    ("analyze", "-m seed=0,1 target_sparsity=0.5,0.9,half", "target_sparsity=half is neither"),
+    ("analyze", "-m target_sparsity=half,0.5", "target_sparsity=half is neither a number nor"),
     ("compare", "+foo=1 tree=x", "there is no key foo; keys: baseline, "),
     ("visualize", "+foo=1 run=x", "there is no key foo"),
     ("validate", "+planted.mine=1", "planted.mine names no class"),
@@ -111,7 +111,7 @@ REFUSED_SLOWLY = [
     ("analyze", "mask=[topk,fisher]", "mask takes one option, not a list"),
     ("analyze", "-m seed=0,1 mask=topk,[topk,fisher]", "mask takes one option, not a list"),
     ("analyze", "logger=[none,nosuch]", "logger has no option nosuch"),
-    ("analyze", "-m target_sparsity=half,0.5", "target_sparsity=half is neither a number nor"),
+    ("analyze", "-m seed=0,1 target_sparsity=0.5,0.9,half", "target_sparsity=half is neither"),
     (
         "analyze",
         "-m seed=0,1 mask=topk,hard_concrete mask.finishing_trials=1,x",
