@@ -7,7 +7,8 @@ CONSTRAINTS := .ci/constraints.txt
 # Tests that run at the same time, and the seconds after which one that hangs is ended.
 JOBS ?= 2
 LIMIT ?= 300
-PYTEST := $(PY) -m pytest -n $(JOBS) --dist worksteal --timeout $(LIMIT) --timeout-method thread
+# What one process has compiled the others, and the programs that tests start, need not compile again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n $(JOBS) --dist worksteal --timeout $(LIMIT) --timeout-method thread
 
 .PHONY: setup demo quick test check reference
 setup: $(VENV)/ready

@@ -28,12 +28,12 @@ class Payload:
         return (exec, ("open('proof', 'w').close()",))
 
 
-def file(name: str, content: bytes = b"") -> Put:
-    """A file with this content."""
+def file(name: str, content: bytes | Callable[[], bytes] = b"") -> Put:
+    """A file with this content, or with what is made when it is put there."""
 
     def put(here: Path, _: Path) -> None:
         (here / name).parent.mkdir(parents=True, exist_ok=True)
-        (here / name).write_bytes(content)
+        (here / name).write_bytes(content() if callable(content) else content)
 
     return put
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import re
 import runpy
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,27 +35,27 @@ class Ended:
     err: str
 
 
+@dataclass(frozen=True)
 class Experiment:
     """`python experiments/analyze.py ...`, or another program, started in `directory`."""
 
-    def __init__(
-        self,
-        directory: Path,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-        program: str = "analyze.py",
-    ) -> None:
-        self.directory, self._monkeypatch, self._capsys = directory, monkeypatch, capsys
-        self._program = program
+    directory: Path
+    program: str = "analyze.py"
 
     def __call__(self, *arguments: str | Path, small: bool = True) -> Ended:
         """Run it; the settings of a small run are added."""
         words = [str(argument) for argument in arguments] + (SMALL if small else [])
         if small and not any(re.match(r"mask=|mask\.finishing|\+?experiment=", word) for word in words):
             words.append(FEW_TRIALS)
-        self._monkeypatch.setattr(sys, "argv", [self._program, *words])
-        self._capsys.readouterr()
-        return Ended(_exit_code(ROOT / "experiments" / self._program), *self._capsys.readouterr())
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            redirect_stdout(io.StringIO()) as out,
+            redirect_stderr(io.StringIO()) as err,
+        ):
+            patch.chdir(self.directory)
+            patch.setattr("sys.argv", [self.program, *words])
+            code = _exit_code(ROOT / "experiments" / self.program)
+        return Ended(code, out.getvalue(), err.getvalue())
 
 
 def _exit_code(script: Path) -> int:
@@ -67,17 +67,18 @@ def _exit_code(script: Path) -> int:
 
 
 @contextmanager
-def experiment(
-    directory: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    program: str = "analyze.py",
-) -> Iterator[Experiment]:
-    """Runs experiments/analyze.py, or another program, below a directory; what Hydra does to logging ends with it."""
-    monkeypatch.chdir(directory)
+def experiment(directory: Path, program: str = "analyze.py") -> Iterator[Experiment]:
+    """Runs experiments/analyze.py, or another program, in a directory; what Hydra does to logging ends with it."""
+    with logging_as_before():
+        yield Experiment(directory, program)
+
+
+@contextmanager
+def logging_as_before() -> Iterator[None]:
+    """Take away the handlers and levels that a program leaves."""
     root, progress = logging.getLogger(), logging.getLogger("mechint.loggers.progress")
     handlers, level = list(root.handlers), root.level
-    yield Experiment(directory, monkeypatch, capsys, program)
+    yield
     progress.setLevel(logging.NOTSET)  # which experiments/benchmark.py raises
     for handler in root.handlers:
         if handler not in handlers:

@@ -48,11 +48,9 @@ SMALL = [
 
 
 @pytest.fixture
-def benchmark(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Experiment]:
+def benchmark(tmp_path: Path) -> Iterator[Experiment]:
     """Runs experiments/benchmark.py below tmp_path."""
-    with experiment(tmp_path, monkeypatch, capsys, "benchmark.py") as run:
+    with experiment(tmp_path, "benchmark.py") as run:
         yield run
 
 
@@ -169,6 +167,7 @@ def test_a_model_that_cannot_be_read_is_left_out_and_named(
     assert "left out" in (tmp_path / "out" / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_benchmarks_file_composes_and_every_method_in_it_exists() -> None:
     config = composed("benchmark", ["what=quality"])
     assert config.hydra.run.dir.startswith("outputs/benchmarks/quality/2")

@@ -13,6 +13,7 @@ import torch
 import transformers
 from families import MULTIMODAL, family_model
 from safetensors.torch import load_file, save_file
+from tiers import rest_slow
 from tiny_checkpoints import (
     TOKENS,
     assert_refused,
@@ -302,7 +303,7 @@ def test_what_comes_back_is_not_the_checkpoints_choice(llama_directory):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", MULTIMODAL)
+@pytest.mark.parametrize("kind", rest_slow(MULTIMODAL, ("gemma3", "llava", "mllama")))
 def test_multimodal_models_give_their_text_decoder(tmp_path, kind):
     model = family_model(kind)
     tokens = TOKENS % 80 + 4

@@ -210,6 +210,7 @@ def test_several_seeds_of_a_model_in_memory(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "seed_1" / "result.json").is_file()
 
 
+@pytest.mark.slow
 def test_a_tokenizer_for_a_checkpoint_on_disk(tmp_path: Path) -> None:
     tiny_llama().save_pretrained(tmp_path / "model")
     byte_tokenizer().save(str(tmp_path / "bytes.json"))

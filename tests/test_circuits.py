@@ -426,6 +426,7 @@ def test_a_task_run_is_measured_again_from_its_files(run: Any) -> None:
     assert again.metrics.masked.kl == pytest.approx(run.result.metrics.masked.kl, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: Path, tmp_path: Path) -> None:
     other = analyze(
         str(byte_model_directory),
@@ -501,6 +502,7 @@ def test_circuits_of_different_models_and_bases_are_refused(
         one_directory_each({"a": ["x", "y"]})
 
 
+@pytest.mark.slow
 def test_a_rival_keeps_other_units(run: Any, byte_model_directory: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "checkpoint": str(byte_model_directory),

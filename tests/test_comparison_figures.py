@@ -153,6 +153,7 @@ def many_drawn(draw: Draw, many: Comparison) -> dict[str, Drawn]:
 # --- every figure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANT_FIGURES)
 def test_each_figure_is_its_file_and_not_blank(two_drawn: dict[str, Drawn], name: str) -> None:
     path = two_drawn[name].path
@@ -195,6 +196,7 @@ def hidden_ticks(axes: Axes) -> list[Text]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANT_FIGURES)
 def test_variants_sparsity_and_data_are_named(
     two_drawn: dict[str, Drawn], many_drawn: dict[str, Drawn], name: str
@@ -214,6 +216,7 @@ def test_variants_sparsity_and_data_are_named(
     assert "nothing measured" in many_drawn[name].words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANT_FIGURES)
 def test_what_forbids_comparing_stands_in_the_figure(
     two_drawn: dict[str, Drawn], many_drawn: dict[str, Drawn], many: Comparison, name: str
@@ -225,6 +228,7 @@ def test_what_forbids_comparing_stands_in_the_figure(
         assert title_of(flag) in words
 
 
+@pytest.mark.slow
 def test_drawing_repeats_exactly_and_leaves_matplotlib_alone(draw: Draw, two: Comparison) -> None:
     settings = dict(matplotlib.rcParams)
     chosen = [VARIANT_FIGURES[name] for name in ("overall_summary.png", "key_findings.png")]
@@ -240,6 +244,7 @@ def test_drawing_repeats_exactly_and_leaves_matplotlib_alone(draw: Draw, two: Co
 # --- overall summary
 
 
+@pytest.mark.slow
 def test_summary_gives_numbers_differences_and_the_verdict(two_drawn: dict[str, Drawn]) -> None:
     loss = two_drawn["overall_summary.png"].panel("Loss: dense")
     said = {text.get_text(): text.get_weight() for text in loss.texts}
@@ -251,6 +256,7 @@ def test_summary_gives_numbers_differences_and_the_verdict(two_drawn: dict[str, 
     assert places == {1.0, 2.0, 2.01, 2.02, 2.4, 2.41, 2.42}, "dense, every run, and the means"
 
 
+@pytest.mark.slow
 def test_summary_withholds_what_cannot_be_compared(many_drawn: dict[str, Drawn]) -> None:
     drawn = many_drawn["overall_summary.png"]
     assert "(+" not in drawn.words.split("⚠ different evaluation")[1]
@@ -258,6 +264,7 @@ def test_summary_withholds_what_cannot_be_compared(many_drawn: dict[str, Drawn])
     assert drawn.words.count("not measured") == 5, "numbers of the replaced tool are not ours"
 
 
+@pytest.mark.slow
 def test_numbers_of_the_replaced_tool_are_quoted_but_never_plotted(draw: Draw) -> None:
     comparison = compare({"ours": seeds(2.0, 1), "old": unmeasured()}, "ours")
     summary = draw(figures.OverallSummary(), comparison)
@@ -278,6 +285,7 @@ def test_summary_of_masks_alone_is_drawn(draw: Draw) -> None:
 # --- layers
 
 
+@pytest.mark.slow
 def test_heatmap_shows_the_differences_and_marks_those_beyond_seeds(
     two: Comparison, two_drawn: dict[str, Drawn]
 ) -> None:
@@ -294,6 +302,7 @@ def test_heatmap_shows_the_differences_and_marks_those_beyond_seeds(
     assert "−62.5" in drawn.words, "K of layer 1: 4 kept against 14, of 16"
 
 
+@pytest.mark.slow
 def test_profiles_show_each_variant_beside_the_baseline(two: Comparison, two_drawn: dict[str, Drawn]) -> None:
     panel = two_drawn["sparsity_comparison.png"].panel("K channels")
     lines = [np.asarray(line.get_ydata()).tolist() for line in panel.lines]
@@ -302,6 +311,7 @@ def test_profiles_show_each_variant_beside_the_baseline(two: Comparison, two_dra
     assert len([c for c in panel.collections if isinstance(c, PolyCollection)]) == 2, "a band for each: seeds"
 
 
+@pytest.mark.slow
 def test_other_depths_are_placed_by_relative_depth(many_drawn: dict[str, Drawn]) -> None:
     drawn = many_drawn["sparsity_comparison.png"]
     assert "relative depth" in drawn.words
@@ -311,6 +321,7 @@ def test_other_depths_are_placed_by_relative_depth(many_drawn: dict[str, Drawn])
     assert ends[18] == pytest.approx([0.5 / 18, 17.5 / 18])
 
 
+@pytest.mark.slow
 def test_bars_count_kept_channels_and_overlap_stands_below(
     two: Comparison, two_drawn: dict[str, Drawn]
 ) -> None:
@@ -330,6 +341,7 @@ def test_bars_count_kept_channels_and_overlap_stands_below(
     assert "keeps K 28 of 64, V 36 of 64" in drawn.words
 
 
+@pytest.mark.slow
 def test_masks_that_cannot_overlap_say_why(many_drawn: dict[str, Drawn]) -> None:
     assert "channels cannot be matched" in many_drawn["channels_comparison.png"].words
 
@@ -337,6 +349,7 @@ def test_masks_that_cannot_overlap_say_why(many_drawn: dict[str, Drawn]) -> None
 # --- key findings
 
 
+@pytest.mark.slow
 def test_the_card_holds_the_findings_in_short(two: Comparison, two_drawn: dict[str, Drawn]) -> None:
     written = re.sub(r"\s", "", two_drawn["key_findings.png"].words)
     sentences = in_short(two)
@@ -403,6 +416,7 @@ def test_pareto_draws_means_against_sparsity_and_bytes(draw: Draw, study: Study)
     ]
 
 
+@pytest.mark.slow
 def test_pareto_says_what_is_missing_and_where_it_was_measured(draw: Draw, study: Study) -> None:
     drawn = draw(figures.Pareto(), study)
     for fact in (
@@ -429,6 +443,7 @@ def test_pareto_scales_kl_only_where_it_helps(draw: Draw, study: Study) -> None:
     assert draw(figures.Pareto(), zero).panel("KL").get_yscale() == "linear", "0 has no logarithm"
 
 
+@pytest.mark.slow
 def test_pareto_of_single_points_and_absent_numbers(draw: Draw) -> None:
     assert "1 run per point" in draw(figures.Pareto(), study_of(curve("g", "c", {0.9: [2.0]}))).words
     silent = study_of(curve("g", "c", {0.9: [2.0]}, kl=math.nan, loss=math.nan, faithfulness=math.nan))
@@ -481,6 +496,7 @@ def test_bases_of_a_sweep_are_named_curves_on_logarithmic_axes(draw: Draw) -> No
     assert outside(drawn.figure) == []
 
 
+@pytest.mark.slow
 def test_methods_of_two_models_are_two_panels(draw: Draw, study: Study) -> None:
     drawn = draw(figures.KLBySparsity(), study)
     assert [axes.get_title(loc="left") for axes in drawn.figure.axes] == ["base", "tied"]

@@ -3,6 +3,7 @@
 import copy
 import functools
 import inspect
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -16,6 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
+from tiers import rest_slow
 
 from mechint import config as configuration
 from mechint.config.checking import misfit
@@ -76,17 +78,38 @@ def composed(name: str, overrides: list[str]) -> DictConfig:
     return config
 
 
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [(group, option) for group in ANALYZE_GROUPS for option in options(group)],
-)
+def together() -> list[list[str]]:
+    """Choices in which every option of `analyze` stands at least once; to compose takes most of a test."""
+    alone = ("experiment", "sweep")  # which choose other options themselves
+    groups = {group: options(group) for group in ANALYZE_GROUPS if group not in alone}
+    rows = [
+        [f"{group}={names[row % len(names)]}" for group, names in groups.items()]
+        for row in range(max(len(names) for names in groups.values()))
+    ]
+    return rows + [[f"{group}={option}"] for group in alone for option in options(group)]
+
+
+def described_by(chosen: list[str]) -> list[str]:
+    """The same choices with the keys that a user has to give for them."""
+    needed = (NEEDED.get((group, option), []) for group, _, option in (one.partition("=") for one in chosen))
+    return [*chosen, *itertools.chain(*needed)]
+
+
+def name(chosen: str | list[str]) -> str:
+    """The name of a test: a program, or the method among the chosen options."""
+    if isinstance(chosen, str):
+        return chosen
+    return next((one for one in chosen if one.startswith("mask=")), chosen[0])
+
+
+@pytest.mark.parametrize("chosen", together(), ids=name)
 def test_every_option_fits_its_class(
-    group: str, option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chosen: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "a.pt").touch()
-    config = composed("analyze", [f"{group}={option}", *NEEDED.get((group, option), [])])
+    config = composed("analyze", described_by(chosen))
     run_dir = OmegaConf.to_container(config.hydra.run, resolve=True)
     assert run_dir["dir"].startswith("outputs/runs/")  # type: ignore[index, call-overload]
     sweep_dir = OmegaConf.to_container(config.hydra.sweep.copy(), resolve=False)
@@ -125,32 +148,40 @@ OTHER_DEFAULTS = {
 
 
 @pytest.mark.parametrize(
-    ("program", "group", "option"),
+    ("program", "chosen"),
     [
-        (program, group, option)
-        for program, groups in (
-            ("analyze", [group for group in ANALYZE_GROUPS if group not in ("experiment", "sweep")]),
-            ("benchmark", ["what"]),
-            ("pretrain", ["architecture"]),
-            ("validate", ["planted"]),
-        )
-        for group in groups
-        for option in options(group)
+        *(("analyze", chosen) for chosen in together() if len(chosen) > 1),
+        *(
+            (program, [f"{group}={option}"])
+            for program, group in (
+                ("benchmark", "what"),
+                ("pretrain", "architecture"),
+                ("validate", "planted"),
+            )
+            for option in options(group)
+        ),
     ],
+    ids=name,
 )
-def test_values_in_conf_are_the_defaults_of_their_classes(program: str, group: str, option: str) -> None:
-    plain = OmegaConf.to_container(composed(program, [f"{group}={option}"])[group], resolve=False)
-    for path, node in described(plain, group):
-        made = get_object(node["_target_"])
-        parameters = inspect.signature(made).parameters
-        factories = {f.name: f.default_factory for f in fields(made)} if is_dataclass(made) else {}
-        for key, value in node.items():
-            default = parameters[key].default if key in parameters else inspect.Parameter.empty
-            if default is inspect.Parameter.empty or f"{path}.{key}" in OTHER_DEFAULTS or group == "planted":
-                continue
-            if factories.get(key, MISSING) is not MISSING:
-                default = factories[key]()  # type: ignore[operator]
-            assert value == (list(default) if isinstance(default, tuple) else default), f"{path}.{key}"
+def test_values_in_conf_are_the_defaults_of_their_classes(program: str, chosen: list[str]) -> None:
+    config = composed(program, chosen)
+    for group in (one.partition("=")[0] for one in chosen):
+        plain = OmegaConf.to_container(config[group], resolve=False)
+        for path, node in described(plain, group):
+            made = get_object(node["_target_"])
+            parameters = inspect.signature(made).parameters
+            factories = {f.name: f.default_factory for f in fields(made)} if is_dataclass(made) else {}
+            for key, value in node.items():
+                default = parameters[key].default if key in parameters else inspect.Parameter.empty
+                if (
+                    default is inspect.Parameter.empty
+                    or f"{path}.{key}" in OTHER_DEFAULTS
+                    or group == "planted"
+                ):
+                    continue
+                if factories.get(key, MISSING) is not MISSING:
+                    default = factories[key]()  # type: ignore[operator]
+                assert value == (list(default) if isinstance(default, tuple) else default), f"{path}.{key}"
 
 
 def described(node: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -173,7 +204,10 @@ def test_run_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert configuration.job_directory(None, "outputs/runs/x") == "outputs/runs/x-2"
 
 
-@pytest.mark.parametrize("option", options("mask"))
+QUICK = ("topk", "hard_concrete", "fisher")  # methods of each kind
+
+
+@pytest.mark.parametrize("option", rest_slow(options("mask"), QUICK))
 def test_a_methods_file_and_the_python_interface_agree(option: str) -> None:
     config = composed("analyze", [f"mask={option}"])
     method = configuration.build(config.mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -117,7 +118,7 @@ FORMATS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Path], None]]] = 
 }
 
 
-SLOW = ("nanoGPT .pt", "weights .bin", "weights .safetensors", "masks .safetensors", "metrics.jsonl")
+QUICK = ("tokenizer.json", "text", "tokens", "saved state", "old masks", "LeanK masks")
 
 # What the allocator may take from the system at a time, whatever for.
 ALLOCATOR_BYTES = 2**24
@@ -142,27 +143,33 @@ def damages(draw: st.DrawFn) -> Callable[[bytes], bytes]:
     return damage
 
 
+Honest = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A directory with an undamaged example of every format."""
-    made = {}
-    for name, (file, make, _) in FORMATS.items():
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Honest:
+    """Makes an undamaged example of a format, once."""
+
+    @functools.cache
+    def example(name: str) -> Path:
+        file, make, _ = FORMATS[name]
         path = tmp_path_factory.mktemp("honest") / "run" / file
         path.parent.mkdir(parents=True)
         make(path)
-        made[name] = path
-    return made
+        return path
+
+    return example
 
 
 @pytest.fixture(scope="module")
-def bytes_for(honest: dict[str, Path]) -> Callable[[str], int]:
+def bytes_for(honest: Honest) -> Callable[[str], int]:
     """The memory that reading the undamaged example of a format takes."""
     known: dict[str, int] = {}
 
     def measure(name: str) -> int:
         if name not in known:
-            FORMATS[name][2](honest[name])  # what is imported or made only once does not count
-            known[name] = read_within(FORMATS[name][2], honest[name])[1]
+            FORMATS[name][2](honest(name))  # what is imported or made only once does not count
+            known[name] = read_within(FORMATS[name][2], honest(name))[1]
         return known[name]
 
     return measure
@@ -183,7 +190,7 @@ def read_within(read: Callable[[Path], None], path: Path) -> tuple[str | None, i
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in FORMATS]
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FORMATS]
 )
 @settings(
     max_examples=25,
@@ -195,12 +202,12 @@ def read_within(read: Callable[[Path], None], path: Path) -> tuple[str | None, i
 def test_damaged_files_are_refused_plainly(
     name: str,
     damage: Callable[[bytes], bytes],
-    honest: dict[str, Path],
+    honest: Honest,
     bytes_for: Callable[[str], int],
     tmp_path: Path,
 ) -> None:
     allowed = 2 * bytes_for(name) + ALLOCATOR_BYTES
-    good = honest[name]
+    good = honest(name)
     base = next(parent for parent in good.parents if parent.name == "run")
     shutil.rmtree(tmp_path / "run", ignore_errors=True)
     shutil.copytree(base, tmp_path / "run")

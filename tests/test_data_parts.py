@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import BYTES, documents, load, story, text_of
+from tiers import rest_slow
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -159,6 +160,7 @@ def test_bytes_add_up(text: str) -> None:
         assert counts.sum() == len(text.encode())
 
 
+@pytest.mark.slow
 def test_gpt2_bytes_per_token(shared_data: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "tokenizers" / "gpt2")
     text = "Hé 😀 lo  \n\n wörld<|endoftext|>中"
@@ -169,7 +171,9 @@ def test_gpt2_bytes_per_token(shared_data: Path) -> None:
     assert stream.byte_counts.sum() == len(text.encode())
 
 
-@pytest.mark.parametrize("tokenizer", ["models/stories260k", "tokenizers/gpt2"])
+@pytest.mark.parametrize(
+    "tokenizer", rest_slow(["models/stories260k", "tokenizers/gpt2"], ["models/stories260k"])
+)
 def test_bytes_of_stories(shared_data: Path, tokenizer: str) -> None:
     files = TextFiles(path=str(shared_data / "text" / "tinystories1000.val.txt"), calibration_tokens=512)
     loaded = AutoTokenizer.from_pretrained(shared_data / tokenizer)

@@ -1,6 +1,7 @@
 """A run on two processes is the run of one, whether each holds the model or both hold it together."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import torch
 from architectures import tiny_model
 from conftest import ROOT
 from hydra_application import Experiment, experiment
+from warm_programs import ended, start
 
 from mechint.checkpoints import CheckpointLoader
 from mechint.data.batch import Batch
@@ -39,19 +41,34 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
 
 
 @pytest.fixture
-def analyze(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Experiment]:
+def analyze(tmp_path: Path) -> Iterator[Experiment]:
     """Runs experiments/analyze.py in the test's own process."""
-    with experiment(tmp_path, monkeypatch, capsys) as run:
+    with experiment(tmp_path) as run:
         yield run
 
 
-def analyze_in_two(*arguments: str) -> None:
-    """Run experiments/analyze.py in two processes."""
+def by_torchrun(_: Path, *arguments: str) -> None:
+    """Run experiments/analyze.py in two processes, as a user would."""
     command = [sys.executable, *TORCHRUN, "experiments/analyze.py", *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+
+
+def by_hand(directory: Path, *arguments: str) -> None:
+    """The same in processes that need not import torch first, and know of each other what torchrun would tell them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    places = [directory / str(rank) for rank in range(2)]
+    for place in places:
+        place.mkdir(parents=True)
+    processes = [
+        start(place, *arguments, **told, RANK=str(rank), LOCAL_RANK=str(rank))
+        for rank, place in enumerate(places)
+    ]
+    for process, place in zip(processes, places, strict=True):
+        assert ended(process) == 0, (place / "output.txt").read_text()
 
 
 def result(output: Path) -> tuple[dict, list[dict]]:  # type: ignore[type-arg]
@@ -67,8 +84,8 @@ def test_two_processes_learn_the_mask_of_one(
     ended = analyze(*settings, f"output_dir={tmp_path / 'one'}", small=False)
     assert ended.code == 0, ended.err
     alone, history = result(tmp_path / "one")
-    for name, more in (("copies", []), ("halves", ["model.shard=true"])):
-        analyze_in_two(*settings, *more, f"output_dir={tmp_path / name}")
+    for name, run, more in (("copies", by_torchrun, []), ("halves", by_hand, ["model.shard=true"])):
+        run(tmp_path / "processes", *settings, *more, f"output_dir={tmp_path / name}")
         both, history_of_both = result(tmp_path / name)
         for variant in ("dense", "empty", "masked", "complement"):
             assert both["metrics"][variant] == pytest.approx(alone["metrics"][variant], rel=1e-6, abs=1e-6)
@@ -80,7 +97,7 @@ def test_two_processes_learn_the_mask_of_one(
         assert both["finishing"]["exchanged_units"] == alone["finishing"]["exchanged_units"]
         assert both["cost"]["tokens"] >= alone["cost"]["tokens"]
         assert (tmp_path / name / "final_masks.pt").exists()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["copies", "halves", "one"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["copies", "halves", "one", "processes"]
 
 
 @pytest.mark.parametrize(

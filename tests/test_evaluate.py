@@ -11,16 +11,14 @@ from hydra_application import SMALL, experiment
 def test_a_saved_mask_is_measured_again_and_on_other_text(
     byte_model_directory: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with experiment(tmp_path, monkeypatch, capsys) as analyze:
+    with experiment(tmp_path) as analyze:
         assert (
             analyze(f"checkpoint={byte_model_directory}", "target_sparsity=0.5", "output_dir=run").code == 0
         )
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     recorded = json.loads((tmp_path / "run" / "result.json").read_text())
-    with experiment(tmp_path, monkeypatch, capsys, "evaluate.py") as evaluate:
+    with experiment(tmp_path, "evaluate.py") as evaluate:
         again = evaluate("run=run", "output_dir=again", small=False)
         assert again.code == 0, again.err
         found = json.loads((tmp_path / "again" / "evaluation.json").read_text())

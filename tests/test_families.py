@@ -1,6 +1,5 @@
 """Every causal language model of transformers is masked as the definition says, or refused by name."""
 
-import itertools
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,8 +21,8 @@ BATCHES = 16
 # One of each kind of attention: by the interface, in code of its own, with shared keys and values, with an index, with
 # latent keys, with a second path around attention.
 SAMPLE = (
-    *("llama", "gpt2", "gemma2", "mixtral", "gpt_neo", "gptj", "bloom", "mpt", "falcon", "gemma3n_text"),
-    *("deepseek_v3", "deepseek_v32", "falcon_h1", "qwen3_next", "lfm2", "bert"),
+    *("llama", "gpt2", "gemma2", "gpt_neo", "gptj", "bloom", "falcon", "gemma3n_text"),
+    *("deepseek_v3", "deepseek_v32", "qwen3_next", "lfm2"),
 )
 TOKENS = torch.randint(
     4, 97, (2, 16), generator=torch.Generator().manual_seed(0)
@@ -58,9 +57,10 @@ def test_a_family_of_each_kind(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_families(batch: int, tmp_path: Path) -> None:
+def test_all_other_families(batch: int, tmp_path: Path) -> None:
     wrong = {}
-    for kind in itertools.islice(supported(), batch, None, BATCHES):
+    others = [kind for kind in supported() if kind not in SAMPLE]
+    for kind in others[batch::BATCHES]:
         try:
             wrong[kind] = list(problems(kind, tmp_path / kind))
         except Exception as error:

@@ -13,11 +13,14 @@ from warm_programs import ended, start, wait_for
 
 from mechint.results import load_masks
 
+pytestmark = pytest.mark.slow  # the processes take seconds each
+
 SETTINGS = [
     "output_dir=out",
-    "steps=100",
+    "steps=50",
     "mask.finishing_trials=10",
     "controls.random_masks=2",
+    "visualizer.figures=[{_target_: mechint.reporting.SparsityCurves}]",
     "visualizer.dpi=20",
     "target_sparsity=0.5",
     "dataset.sequence_length=32",
@@ -78,17 +81,14 @@ def differences(first: Path, second: Path) -> list[str]:
     return found + sorted(names[0] ^ names[1])
 
 
-QUICK = 0.35
-MOMENTS = [800, *sorted(random.Random(0).sample(range(1000), 20))]  # thousandths; the first while it draws
+# A moment of every part of a run, 0 to 1 of its length.
+PARTS = 12
+MOMENTS = [(part + random.Random(part).random()) / PARTS for part in range(PARTS)]
 
 
-@pytest.mark.parametrize(
-    "moment",
-    [QUICK, *(pytest.param(moment / 1000, marks=pytest.mark.slow) for moment in MOMENTS)],
-    ids="{:.3f}".format,
-)
+@pytest.mark.parametrize("moment", MOMENTS, ids="{:.3f}".format)
 def test_a_run_killed_at_any_moment_goes_on(undisturbed: Undisturbed, tmp_path: Path, moment: float) -> None:
-    """moment: 0 to 1 of the length of a run; -s shows what it was doing then, and where it went on."""
+    """-s shows what it was doing then, and where it went on."""
     process = start(tmp_path, *undisturbed.arguments)
     wait_for(tmp_path / "out" / "result.json", process)
     time.sleep(moment * undisturbed.seconds)

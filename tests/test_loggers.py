@@ -218,6 +218,7 @@ def test_wandb_run_read_back(run, figure, mask, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")  # nothing that could break a progress bar or a pipe
 
 
+@pytest.mark.slow
 def test_wandb_settings_are_the_loggers_then_the_environments_then_the_runs(run, tmp_path, monkeypatch):
     def stored(**settings):
         logger = WandbLogger(mode="offline", **settings)
@@ -393,6 +394,7 @@ def start_and_finish(mode: str, directory: Path, **environment: str) -> str:
     return output.decode().replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 def test_wandb_without_a_login_stays_offline_and_does_not_ask(tmp_path):
     lines = start_and_finish("auto", tmp_path / "output").splitlines()
     stored = read_offline_run(tmp_path / "output" / "wandb")
@@ -405,6 +407,7 @@ def test_wandb_without_a_login_stays_offline_and_does_not_ask(tmp_path):
     assert stored.exit_code == 0
 
 
+@pytest.mark.slow
 def test_wandb_online_without_a_login_says_what_to_do(tmp_path):
     output = start_and_finish("online", tmp_path / "output")
     assert "NOT LOGGED ['wandb: everything (no W&B login" in output
@@ -420,6 +423,7 @@ def test_wandb_without_a_network_stays_offline(tmp_path):
     assert read_offline_run(tmp_path / "output" / "wandb").history[0]["loss"] == 1.0
 
 
+@pytest.mark.slow
 def test_disabled_wandb_is_not_passed_over_in_silence(tmp_path):
     output = start_and_finish("auto", tmp_path / "output", WANDB_MODE="disabled")
     assert "LINE W&B is disabled by WANDB_MODE, so nothing was sent there." in output

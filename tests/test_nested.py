@@ -128,6 +128,7 @@ def test_a_tree_counts_the_runs_and_not_their_sum(nested: RunFiles) -> None:
     assert any("sums up the nested runs" in note for note in study.notes)
 
 
+@pytest.mark.slow
 def test_a_finished_target_is_not_learned_again(nested: RunFiles, settings: dict[str, Any]) -> None:
     first = nested.directory / "sparsity_0.25" / "result.json"
     before = first.stat().st_mtime_ns

@@ -99,6 +99,7 @@ def test_old_and_new_numbers_never_meet(tmp_path: Path) -> None:
     assert "| loss degradation against own dense model \\[%\\] | — | — |" in report
 
 
+@pytest.mark.slow
 def test_an_old_run_can_be_redrawn_elsewhere(tmp_path: Path) -> None:
     old = write_old(tmp_path / "old", {"transformer.h.0.attn": 3, "transformer.h.1.attn": 5})
     before = {path.name: path.read_bytes() for path in old.iterdir()}

@@ -79,7 +79,12 @@ def base() -> Planted:
 
 @pytest.mark.parametrize(
     "ablation",
-    [ZERO, MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation()],
+    [
+        ZERO,
+        pytest.param(MeanAblation(), marks=pytest.mark.slow),
+        pytest.param(MeanPerPositionAblation(), marks=pytest.mark.slow),
+        pytest.param(CounterfactualAblation(), marks=pytest.mark.slow),
+    ],
     ids=lambda ablation: ablation.name,
 )
 @pytest.mark.parametrize("name", SIZES)
@@ -233,9 +238,14 @@ class Understated(Induction):
     [
         (lambda: Overclaimed(**SMALL).plant(0), "is inert"),
         (lambda: Understated(**SMALL).plant(0), "the planted units alone are at KL"),
-        (lambda: small("rope", position_sharpness=20.0), "pair .* is inert"),
-        (lambda: small("graded", weakness=0.3), "could not be certified"),
-        (lambda: small("induction", sharpness=0.1), "right at only"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (lambda: small("rope", position_sharpness=20.0), "pair .* is inert"),
+                (lambda: small("graded", weakness=0.3), "could not be certified"),
+                (lambda: small("induction", sharpness=0.1), "right at only"),
+            )
+        ),
         (lambda: small("induction", head_dim=8), "head_dim >= 9"),
         (lambda: small("induction", num_kv_heads=3), "multiple of"),
         (lambda: small("graded", noise_heads=3), "from 1 to 2"),

@@ -44,10 +44,8 @@ def test_settings_without_meaning_are_refused() -> None:
             Pretrainer(**{**RECIPE, name: value})
 
 
-def test_a_pretrained_model_and_its_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with experiment(tmp_path, monkeypatch, capsys, "pretrain.py") as pretrain:
+def test_a_pretrained_model_and_its_record(tmp_path: Path) -> None:
+    with experiment(tmp_path, "pretrain.py") as pretrain:
         ended = pretrain(*TINY, "output_dir=model", small=False)
     assert ended.code == 0, ended.err
     record = json.loads((tmp_path / "model" / "training.json").read_text())

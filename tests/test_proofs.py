@@ -204,6 +204,7 @@ def proved(
     return analyze(output_dir=tmp_path_factory.mktemp("proved") / "run", basis=basis, **settings)
 
 
+@pytest.mark.slow
 def test_directions_that_the_weights_do_not_carry_are_never_kept(proved: RunFiles) -> None:
     found = proved.result.proofs.carried  # type: ignore[union-attr]
     assert found is not None
@@ -216,6 +217,7 @@ def test_directions_that_the_weights_do_not_carry_are_never_kept(proved: RunFile
     assert 0 < part.kept[0] <= RANK
 
 
+@pytest.mark.slow
 def test_a_second_text_is_measured_as_any_other(proved: RunFiles, texts: dict[str, Path]) -> None:
     transfer = proved.result.proofs.transfer  # type: ignore[union-attr]
     assert transfer is not None
@@ -237,6 +239,7 @@ def test_a_second_text_is_measured_as_any_other(proved: RunFiles, texts: dict[st
     assert transfer.random_masks.kl_mean > transfer.random_masks.kl_of_mask
 
 
+@pytest.mark.slow
 def test_permuted_models_are_measured_by_themselves(proved: RunFiles, checkpoint: Path) -> None:
     null = proved.result.proofs.null  # type: ignore[union-attr]
     assert null is not None
@@ -273,6 +276,7 @@ def dataset_of(run: RunFiles) -> TextFiles:
     return TextFiles(**recorded)
 
 
+@pytest.mark.slow
 def test_every_fact_is_there_for_the_report_and_every_gap_is_named(
     proved: RunFiles, settings: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -322,6 +326,7 @@ def seeds(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     )
 
 
+@pytest.mark.slow
 def test_seeds_show_their_subspaces_and_learn_on_permuted_models_once(seeds: RunFiles) -> None:
     proofs, stability = seeds.result.proofs, seeds.result.stability
     assert any("directions of the first seed" in note for note in seeds.result.notes)
@@ -349,6 +354,7 @@ def test_seeds_show_their_subspaces_and_learn_on_permuted_models_once(seeds: Run
     assert {"necessity", "random subsets", "random masks", "permuted models", "subspaces"} <= set(names)
 
 
+@pytest.mark.slow
 def test_every_evaluation_number_has_its_error(seeds: RunFiles, proved: RunFiles) -> None:
     for run in (seeds, proved):
         content = run.result.as_json()
@@ -404,6 +410,7 @@ def has_error(content: Any, path: tuple[Any, ...]) -> bool:
     return all(error is not None and math.isfinite(error) and error >= 0 for error in everything)
 
 
+@pytest.mark.slow
 def test_errors_are_those_of_a_mean_over_documents(proved: RunFiles) -> None:
     """Against the linear approximation: the sums of each document's deviations, whose sizes differ a little."""
     sequences = load_sequences(proved.directory)
@@ -417,6 +424,7 @@ def test_errors_are_those_of_a_mean_over_documents(proved: RunFiles) -> None:
         assert proved.result.metrics[name].kl_se == pytest.approx(expected, rel=0.1, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_several_targets_carry_the_proofs_of_their_last_mask(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -44,8 +44,10 @@ from mechint.reporting.style import (
     Caution,
     Kind,
     cell_colours,
+    figure_style,
     index_ticks,
     printable,
+    save,
     wrapped,
 )
 from mechint.reporting.visualizer import RunFigure
@@ -253,7 +255,10 @@ def write_run(run: RunFiles) -> Path:
 
 def draw(figure: RunFigure, run: RunFiles, dpi: int = DPI) -> list[Path]:
     """The pictures of one kind, and no report."""
-    return [path for path in Visualizer([figure], dpi=dpi).draw(run) if path.suffix == ".png"]
+    with figure_style():
+        return [
+            save(picture, run.directory / f"{stem}.png", dpi) for stem, picture in figure.draw(Context(run))
+        ]
 
 
 def report_of(run: RunFiles, drawn: list[Path] | None = None) -> str:
@@ -273,7 +278,13 @@ def with_layer_names(run: RunFiles, names: list[str]) -> RunFiles:
 # --- figures
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param(shape, id=name, marks=[] if name == "one of everything" else pytest.mark.slow)
+        for name, shape in SHAPES.items()
+    ],
+)
 def test_visualizer_writes_exactly_the_files_of_a_run(tmp_path: Path, shape: Shape) -> None:
     run = make_run(tmp_path, shape, target=0.5)
     drawn = Visualizer(FIGURES, dpi=DPI).draw(run)
@@ -293,6 +304,7 @@ def test_visualizer_writes_exactly_the_files_of_a_run(tmp_path: Path, shape: Sha
         assert pixels[..., :3].std() > 0.02, f"{path.name} is blank"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [Shape(6, 12, 64, 64), THIRTY, Shape(32, 32, 32, 32)], ids=str)
 def test_overview_grows_with_the_model_and_keeps_rows_apart(tmp_path: Path, shape: Shape) -> None:
     [path] = draw(ImportanceOverview(), make_run(tmp_path, shape), dpi=150)
@@ -405,8 +417,6 @@ def test_a_failed_drawing_leaves_the_former_file(
 ) -> None:
     run = make_run(tmp_path)
     [path] = draw(figure, run)
-    for name in ("circuit_analysis_report.md", "report.html"):
-        (tmp_path / name).unlink()
     before = path.read_bytes()
 
     def broken(self: Figure, target: Path, **_: Any) -> None:
@@ -441,6 +451,7 @@ def test_layer_files_are_safe_and_all_different() -> None:
     assert len({*taken, ImportanceOverview.stem}) == len(HOSTILE) + 2
 
 
+@pytest.mark.slow
 def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     run = with_layer_names(make_run(directory, Shape(2, 1, 4, 4), steps=2), [HOSTILE[0], HOSTILE[6]])
@@ -450,6 +461,7 @@ def test_hostile_names_are_drawn_as_text(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [directory]
 
 
+@pytest.mark.slow
 def test_curves_without_temperature_or_steps(tmp_path: Path) -> None:
     def height(**options: Any) -> int:
         return imread(draw(SparsityCurves(), make_run(tmp_path, **options))[0]).shape[0]
@@ -672,7 +684,7 @@ OPEN = BinarizationGap(soft_kl=0.2, soft_open=812, gap=1.1)
 def test_a_mask_that_was_not_learned_is_not_presented_as_one(
     tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    run = make_run(tmp_path)
+    run = make_run(tmp_path, Shape(1, 2, 16, 16))
     run.history[-1].update(changed_units=0, sparsity=run.result.sparsity.achieved)
     run.history[-2].update(changed_units=0)
     assert judge(run.result, run.history).not_learned == []

@@ -77,7 +77,9 @@ def train(
     ("method", "optimizer"),
     [*METHODS, (partial(TopK, finishing_trials=4), partial(torch.optim.SGD, lr=0.1, momentum=0.9))],
 )
-@pytest.mark.parametrize("stop_after", [0, 5, 8])
+@pytest.mark.parametrize(
+    "stop_after", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, STEPS - 1))]
+)
 def test_every_method_goes_on_with_the_same_bits(
     method: type[MaskMethod], optimizer: Any, stop_after: int, tmp_path: Path
 ) -> None:
@@ -92,19 +94,20 @@ def test_every_method_goes_on_with_the_same_bits(
 
 
 sgd = functools.partial(NormalizedSGD, lr=0.1)
+few_trials = functools.partial(TopK, finishing_trials=2)
 
 
 def test_the_last_two_states_are_kept_and_a_damaged_one_is_passed_over(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, whole = train(TopK(), sgd)
-    train(TopK(), sgd, tmp_path)
+    _, whole = train(few_trials(), sgd)
+    train(few_trials(), sgd, tmp_path)
     names = [path.name for path in sorted((tmp_path / ".resume").iterdir())]
     assert names == ["step_000000008.pt", "step_000000009.pt"]
     newest = tmp_path / ".resume" / names[1]
     newest.write_bytes(newest.read_bytes()[:1000])
     with caplog.at_level(logging.WARNING):
-        taken, resumed = train(TopK(), sgd, tmp_path)
+        taken, resumed = train(few_trials(), sgd, tmp_path)
     assert "step_000000009.pt cannot be read and is ignored" in caplog.text
     assert taken == [8]
     assert torch.equal(resumed.scores, whole.scores)
@@ -124,7 +127,7 @@ def test_a_state_never_runs_code(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     proof, state = tmp_path / "proof", tmp_path / ".resume" / "step_000000003.pt"
     state.parent.mkdir()
     torch.save({"format": FORMAT, "digest": "digest", "step": 3, "learner": Payload(proof)}, state)
-    taken, _ = train(TopK(), sgd, tmp_path)
+    taken, _ = train(few_trials(), sgd, tmp_path)
     assert taken == list(range(STEPS))
     state.write_bytes(pickle.dumps(Payload(proof)))
     assert SavedStates(tmp_path, "digest").newest() is not None
@@ -157,7 +160,7 @@ def _payload(directory: Path, proof: Path) -> Path:
     ],
 )
 def test_a_state_that_does_not_fit_is_one_line(damage: Callable[[Any], Any], tmp_path: Path) -> None:
-    train(TopK(), sgd, tmp_path, stop_after=3)
+    train(few_trials(), sgd, tmp_path, stop_after=3)
     path = tmp_path / ".resume" / "step_000000004.pt"
     content = torch.load(path, weights_only=True)
     damage(content)
@@ -165,7 +168,7 @@ def test_a_state_that_does_not_fit_is_one_line(damage: Callable[[Any], Any], tmp
     with pytest.raises(
         UserError, match=r"does not fit this run .*; remove that directory, or use resume=false"
     ):
-        train(TopK(), sgd, tmp_path)
+        train(few_trials(), sgd, tmp_path)
 
 
 def test_states_of_another_run_and_of_another_version_are_not_used(tmp_path: Path) -> None:
@@ -265,9 +268,9 @@ def test_dense_outputs_are_computed_with_the_same_rows_again() -> None:
 @pytest.mark.parametrize("stop_after", [0, 5])
 def test_on_cuda_deterministic_algorithms_go_on_with_the_same_bits(stop_after: int, tmp_path: Path) -> None:
     with deterministic(True):
-        _, whole = train(TopK(), sgd, device="cuda")
-        train(TopK(), sgd, tmp_path, stop_after, device="cuda")
-        taken, resumed = train(TopK(), sgd, tmp_path, device="cuda")
+        _, whole = train(few_trials(), sgd, device="cuda")
+        train(few_trials(), sgd, tmp_path, stop_after, device="cuda")
+        taken, resumed = train(few_trials(), sgd, tmp_path, device="cuda")
     assert taken == list(range(stop_after + 1, STEPS))
     assert torch.equal(resumed.scores, whole.scores)
     assert resumed.history == whole.history

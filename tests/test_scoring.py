@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from architectures import ARCHITECTURES, tiny_model
+from tiers import rest_slow
 from torch import Tensor, nn
 
 from mechint.data.batch import Batch
@@ -90,7 +91,9 @@ def scored(
 
 
 @pytest.mark.parametrize("name", SCORERS)
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gemma2", "deepseek_v3", "gpt_neox"])
+@pytest.mark.parametrize(
+    "architecture", rest_slow(["gpt2", "llama", "gemma2", "deepseek_v3", "gpt_neox"], ("gpt2", "llama"))
+)
 def test_scorers_are_finite_exact_and_repeatable(name: str, architecture: str) -> None:
     masked, method = masked_model(architecture), SCORERS[name]()
     scores, tokens = scored(method, masked)

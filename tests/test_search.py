@@ -52,6 +52,7 @@ def found(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
     return analyze(output_dir=tmp_path_factory.mktemp("search") / "run", **settings, target_kl=0.5)
 
 
+@pytest.mark.slow
 def test_the_smallest_mask_that_reached_the_target_is_the_result(found: RunFiles) -> None:
     result = found.result
     assert result.target is not None
@@ -65,6 +66,7 @@ def test_the_smallest_mask_that_reached_the_target_is_the_result(found: RunFiles
         assert torch.equal(mask.v_mask, chosen[0].masks[name].v_mask)
 
 
+@pytest.mark.slow
 def test_what_it_reaches_is_measured_on_evaluation_data_with_an_interval(found: RunFiles) -> None:
     target = found.result.target
     assert target is not None
@@ -74,12 +76,14 @@ def test_what_it_reaches_is_measured_on_evaluation_data_with_an_interval(found: 
     assert target.achieved_se == pytest.approx(found.result.metrics.masked.kl_se)
 
 
+@pytest.mark.slow
 def test_all_masks_together_cost_at_most_what_is_said(found: RunFiles, settings: dict[str, Any]) -> None:
     assert 0 < found.result.cost.steps <= COST * settings["steps"]
     runs = [RunFiles.read(path.parent) for path in found.directory.glob("search_*/result.json")]
     assert found.result.cost.tokens == sum(run.result.cost.tokens for run in runs)
 
 
+@pytest.mark.slow
 def test_a_mask_lies_inside_the_one_that_was_good_enough_before(found: RunFiles) -> None:
     for path in found.directory.glob("search_*/result.json"):
         run = RunFiles.read(path.parent)
@@ -223,6 +227,7 @@ def test_the_report_of_a_task_says_what_was_asked_for_and_who_chose(circuit: Run
     assert "on 16 evaluation prompts (95 % interval" in line
 
 
+@pytest.mark.slow
 def test_the_last_lines_say_what_was_asked_for_and_found(found: RunFiles) -> None:
     target = found.result.target
     assert target is not None

@@ -16,16 +16,14 @@ from mechint.benchmark.speed.steps import Steps
 from mechint.errors import UserError
 
 
-def test_the_command_prints_ratios(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_ratios(tmp_path: Path) -> None:
     settings = [
         "what.models=['bundled:llama']",
         "what.batch_size=1",
         "what.sequence_length=16",
         "what.repeats=2",
     ]
-    with experiment(tmp_path, monkeypatch, capsys, "benchmark.py") as benchmark:
+    with experiment(tmp_path, "benchmark.py") as benchmark:
         done = benchmark("what=speed", "output_dir=out", *settings, small=False)
     assert done.code == 0, done.err
     assert "| bundled:llama, float32 | kl |" in done.out

@@ -343,6 +343,7 @@ def test_comparisons_count_the_seeds_and_not_their_consensus(study: RunFiles, tm
     assert compared["three"].numbers["seed"].tolist() == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_tests_can_be_switched_off_and_other_units_work(settings: dict[str, Any], tmp_path: Path) -> None:
     off = Stability(necessity=False, subset_draws=0, null_control=False)
     other = {"stability": off, "method": RandomOrder(unit="head"), "ablation": MeanAblation()}

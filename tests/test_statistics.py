@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy import stats
+from tiers import rest_slow
 
 from mechint.metrics.statistics import (
     adjusted,
@@ -24,7 +25,7 @@ def runs(generator: np.random.Generator, seeds: int, shift: float = 0.0, sequenc
     return shift + common + between + generator.standard_normal((seeds, sequences))
 
 
-@pytest.mark.parametrize("seeds", [4, 8])
+@pytest.mark.parametrize("seeds", rest_slow([4, 8], [4]))
 @pytest.mark.parametrize("metrics", [1, 5])
 def test_false_claims_are_at_most_five_per_cent_of_comparisons(seeds: int, metrics: int) -> None:
     generator = np.random.default_rng(seeds)
@@ -40,7 +41,7 @@ def test_false_claims_are_at_most_five_per_cent_of_comparisons(seeds: int, metri
     assert claims / SPLITS <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / SPLITS)
 
 
-@pytest.mark.parametrize("seeds", [5, 10])
+@pytest.mark.parametrize("seeds", rest_slow([5, 10], [5]))
 def test_power_is_at_least_nine_tenths_of_a_t_tests(seeds: int) -> None:
     generator = np.random.default_rng(seeds)
     found = plain = 0

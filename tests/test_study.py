@@ -317,6 +317,7 @@ def test_python_compares_variants_of_any_name_and_draws_all_figures(two_seeds: P
     assert "wandb" not in names
 
 
+@pytest.mark.slow
 def test_python_logs_to_the_project_that_is_named(
     two_seeds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -227,6 +227,7 @@ def test_induction_needs_no_tokenizer_and_asks_for_what_came_next() -> None:
         assert sorted(clean) == sorted(paired)
 
 
+@pytest.mark.slow
 def test_a_gpt2_tokenizer_gives_every_task_single_tokens(shared_data: Path) -> None:
     from transformers import AutoTokenizer
 

@@ -6,8 +6,6 @@ import functools
 import json
 import logging
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from comparable_runs import write_run
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from hydra_application import experiment
 from matplotlib.image import imread
 
 from mechint import config as configuration
@@ -30,18 +29,19 @@ from mechint.imports.old_results import read_old_run
 from mechint.learning import MaskTrainer
 from mechint.learning.recipe import Recipe
 from mechint.methods import CubicSchedule, NormalizedSGD, TopK
-from mechint.reporting import Context, ImportanceOverview, LayerImportance, SparsityCurves, Visualizer
+from mechint.reporting import Context, ImportanceOverview, SparsityCurves, Visualizer
 from mechint.reporting.finding import cautions, finding, headline_lines
 from mechint.reporting.redrawing import redraw_run, redraw_tree
 
 REPORT = "circuit_analysis_report.md"
 DPI = 40
 EVEN = [(8, 8)] * 3
+FIGURES = "[{_target_: mechint.reporting.ImportanceOverview}, {_target_: mechint.reporting.SparsityCurves}]"
 
 
 def visualizer() -> Visualizer:
-    """All figures, coarse ones."""
-    return Visualizer([ImportanceOverview(), LayerImportance(), SparsityCurves()], dpi=DPI)
+    """Coarse figures, of what a mask and of what a log holds."""
+    return Visualizer([ImportanceOverview(), SparsityCurves()], dpi=DPI)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Pat
             device="cpu",
         ),
         "recipe": Recipe(
-            method=TopK(),
+            method=TopK(finishing_trials=2),
             make_optimizer=functools.partial(NormalizedSGD, lr=0.1, momentum=0.9),
             schedule=CubicSchedule(end=0.6),
             steps=3,
@@ -97,12 +97,6 @@ def old_run(tmp_path: Path) -> Path:
     return directory
 
 
-def visualize(cwd: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    """The experiment, as a user would start it."""
-    command = [sys.executable, str(ROOT / "experiments" / "visualize.py"), *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=300)
-
-
 def content(directory: Path) -> dict[str, bytes]:
     """Every file below a directory."""
     return {
@@ -128,11 +122,12 @@ def test_the_command_draws_the_same_report_and_pictures(finished: Path, run: Pat
         path.unlink()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    done = visualize(elsewhere, f"run={run}", f"visualizer.dpi={DPI}")
-    assert done.returncode == 0, done.stderr
-    assert str(run / REPORT) in done.stdout
+    with experiment(elsewhere, "visualize.py") as visualize:
+        done = visualize(f"run={run}", f"visualizer.figures={FIGURES}", f"visualizer.dpi={DPI}", small=False)
+    assert done.code == 0, done.err
+    assert str(run / REPORT) in done.out
     assert (run / REPORT).read_bytes() == (finished / REPORT).read_bytes()
-    assert same_pictures(finished, run) == 5
+    assert same_pictures(finished, run) == 2
     after = content(run)
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] != before[name]} <= {p.name for p in run.glob("*.png")} | {
@@ -146,7 +141,7 @@ def test_a_run_can_be_drawn_elsewhere(finished: Path, run: Path, tmp_path: Path)
     drawn = redraw_run(run, visualizer(), tmp_path / "new" / "place")
     assert drawn[-1] == tmp_path / "new" / "place" / REPORT
     assert drawn[-1].read_bytes() == (finished / REPORT).read_bytes()
-    assert same_pictures(finished, tmp_path / "new" / "place") == 5
+    assert same_pictures(finished, tmp_path / "new" / "place") == 2
     assert content(run) == before
 
 
@@ -174,13 +169,13 @@ def test_nothing_to_draw_is_one_line_and_exit_code_2(
     monkeypatch.syspath_prepend(str(ROOT / "experiments"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    import visualize as experiment  # type: ignore[import-not-found]
+    import visualize  # type: ignore[import-not-found]
 
     configuration.register()
     with initialize_config_dir(config_dir=str(ROOT / "conf"), version_base=configuration.VERSION_BASE):
         config = compose("visualize", overrides)
     with pytest.raises(UserError) as caught:
-        experiment.main.__wrapped__.__wrapped__(config)
+        visualize.main.__wrapped__.__wrapped__(config)
     with pytest.raises(SystemExit) as stopped:
         configuration.fail(caught.value)
     assert stopped.value.code == 2
@@ -213,7 +208,7 @@ def test_a_tree_draws_what_is_finished_and_lists_the_rest(
         redrawn = redraw_tree(root, visualizer())
     assert list(redrawn.drawn) == [root / "2", root / "10", old_run], "in natural order"
     assert (root / "10" / REPORT).read_bytes() == (finished / REPORT).read_bytes()
-    assert same_pictures(finished, root / "10") == 5
+    assert same_pictures(finished, root / "10") == 2
     reasons = {path.name: reason for path, reason in redrawn.left_out.items()}
     assert reasons.keys() == {"broken", "foreign", "lacks", "started"}
     assert "status running" in reasons["started"]
@@ -258,7 +253,7 @@ def test_old_results_are_drawn_beside_their_own_report(old_run: Path) -> None:
     assert content(old_run) == before
     target = old_run.with_name("results_redrawn")
     assert sorted(drawn) == sorted(target.iterdir())
-    assert len(list(target.glob("*_importance.png"))) == 4
+    assert [path.name for path in target.glob("*.png")] == ["kv_channel_importance.png"]
     assert redraw_run(old_run, visualizer()) == drawn, "once more into the same place"
     with pytest.raises(UserError, match="own report, which would be overwritten"):
         redraw_run(old_run, visualizer(), old_run)
@@ -297,6 +292,7 @@ def test_sentences_about_masks_without_numbers(old_run: Path) -> None:
     assert not any("target" in sentence for sentence in cautions(context))
 
 
+@pytest.mark.slow
 def test_real_old_results_are_drawn(shared_data: Path, tmp_path: Path) -> None:
     overview = Visualizer([ImportanceOverview()], dpi=DPI)
     drawn = redraw_tree(shared_data / "old_results", overview, tmp_path / "drawn").drawn

@@ -20,13 +20,14 @@ CONTEXT.set_forkserver_preload(
         "transformers.models.llama.modeling_llama",
         "hydra.main",
         "mechint.config",
-        "mechint.analysis.single",
+        "mechint.api",
     ]
 )
 
 
-def _program(directory: Path, arguments: list[str], output: Path) -> None:
+def _program(directory: Path, arguments: list[str], output: Path, environment: dict[str, str]) -> None:
     os.chdir(directory)
+    os.environ.update(environment)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -34,9 +35,10 @@ def _program(directory: Path, arguments: list[str], output: Path) -> None:
     runpy.run_path(str(ROOT / "experiments" / "analyze.py"), run_name="__main__")
 
 
-def start(directory: Path, *arguments: str) -> BaseProcess:
+def start(directory: Path, *arguments: str, **environment: str) -> BaseProcess:
     """Start `python experiments/analyze.py ...` in a directory; what it prints is added to output.txt there."""
-    process = CONTEXT.Process(target=_program, args=(directory, list(arguments), directory / "output.txt"))
+    output = directory / "output.txt"
+    process = CONTEXT.Process(target=_program, args=(directory, list(arguments), output, environment))
     process.start()
     return process
 
