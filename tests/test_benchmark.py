@@ -226,6 +226,7 @@ def test_every_method_gets_the_same_passes() -> None:
     kinds = [kind_of(method, False) for method in (EdgePopup(), IterativeFisher(), Fisher())]
     assert kinds == ["published learner", "iterative scorer", "one-shot scorer"]
     assert kind_of(Fisher(), True) == "default"
+    assert kind_of(Fisher(), False, True) == "variant of the default"
 
 
 KLS = {  # per model and method: a KL for two seeds

@@ -7,5 +7,10 @@ import pytest
 
 
 def rest_slow(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
-    """Values of a parameter: those outside of `quick` are left out together with the slow tests."""
-    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    """Values of a parameter, or tuples for several: those outside of `quick` are left out with the slow tests."""
+    return [
+        value
+        if value in quick
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+        for value in values
+    ]

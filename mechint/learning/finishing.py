@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,10 @@ from mechint.masking.units import Pools, Units
 from mechint.metrics.evaluation import Evaluator
 from mechint.metrics.gradients import unit_gradients
 from mechint.metrics.metric import Metric
+
+# An exchange must lower the objective by more than float32 rounds: data without a rare token cannot tell its units
+# from those of no account.
+ROUNDING = 1e-6
 
 # How far removed units are opened when their worth is estimated, and how many of the best are tried on each side.
 AJAR = 0.3
@@ -137,7 +142,9 @@ class Exchange:
         if self.token_limit is not None:
             return self._fine(keep, (effect, value), pairs, best)
         if self._worth is None:
-            self._worth = self._closing(keep)  # once: it costs more than many trials
+            self._worth = torch.full((len(keep),), torch.nan, device=keep.device)
+        unknown = keep & self._worth.isnan()  # once for each unit: estimates cost as much as many trials
+        self._worth = torch.where(unknown, self._closing(keep, unknown), self._worth)
         closing = torch.where(keep, self._worth, value)
         for size in (1, 2, 4):  # two that only work together do nothing one by one
             if not self._may_try():
@@ -147,20 +154,19 @@ class Exchange:
                 return proposal, there
         return self._fine(keep, (closing, effect, value), pairs, best)
 
-    def _closing(self, keep: Tensor) -> Tensor:
-        """What each kept unit is worth on its way from open to closed, [U]; infinity for removed ones.
+    def _closing(self, keep: Tensor, asked: Tensor) -> Tensor:
+        """What some kept units, bool [U], are worth on their way from open to closed, [U]; 0 for all others.
 
         Where the model is sure of its answer, the gradient at an open gate is nearly zero for units that the answer
         rests on, so that others of no account seem worth more.
         """
         generator = torch.Generator().manual_seed(self._turn)
-        kept = keep.nonzero().flatten()
-        found = torch.full((len(keep),), torch.inf, device=keep.device)
-        found[kept] = 0
+        numbers = asked.nonzero().flatten()
+        found = torch.zeros(len(keep), device=keep.device)
         for stratum in range(GATES):
             drawn = (stratum + torch.rand(len(keep), generator=generator).to(keep.device)) / GATES
-            order = kept[torch.randperm(len(kept), generator=generator).to(keep.device)]
-            for group in order.chunk(GROUPS):
+            order = numbers[torch.randperm(len(numbers), generator=generator).to(keep.device)]
+            for group in order.split(math.ceil(int(keep.sum()) / GROUPS)):
                 gate = keep.float()
                 gate[group] = drawn[group]
                 found[group] -= self.sequence_gradients(gate).mean(0)[group].to(found) / GATES
@@ -202,8 +208,9 @@ class Exchange:
             if not float(change.mean()) < -MARGIN * float(change.std()) / len(change) ** 0.5:
                 return float("inf")
         value = self._mean(values)
-        if value < self._mean(self._best):
-            self._best = values
+        if value > self._mean(self._best) - ROUNDING:
+            return float("inf")
+        self._best = values
         return value
 
     def _affordable(self) -> bool:

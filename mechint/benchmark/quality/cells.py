@@ -7,15 +7,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import passes_before_finishing
 from mechint.methods.method import MaskMethod, ScoringMethod
 
-Kind = Literal["default", "published learner", "iterative scorer", "one-shot scorer"]
-KINDS: tuple[Kind, ...] = ("default", "published learner", "iterative scorer", "one-shot scorer")
+Kind = Literal[
+    "default", "variant of the default", "published learner", "iterative scorer", "one-shot scorer"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,12 @@ def _safe(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=-]+", "_", name).strip("._") or "unnamed"
 
 
-def kind_of(method: MaskMethod, is_reference: bool) -> Kind:
-    """What a method is compared as."""
+def kind_of(method: MaskMethod, is_reference: bool, same_option: bool = False) -> Kind:
+    """What a method is compared as; same_option: it is the reference's in another basis or with other settings."""
     if is_reference:
         return "default"
+    if same_option:
+        return "variant of the default"
     if isinstance(method, ScoringMethod):
         return "iterative scorer" if method.stages else "one-shot scorer"
     return "published learner"

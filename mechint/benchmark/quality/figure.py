@@ -18,7 +18,7 @@ from mechint.reporting.style import QUIET, figure_style, headline, new_figure, p
 PANEL, KEY, HEADER, LINE = (3.3, 2.7), 2.6, 0.75, 0.165  # inches
 COLUMNS = 2
 DASHES = {"iterative scorer": (0, (5, 1.5)), "one-shot scorer": (0, (1, 1))}
-NAMED = {"default": "default", "published learner": "published learners"}
+NAMED = {"default": "default", "variant of the default": "variants of the default"}
 
 
 def draw_quality(record: Record, directory: Path) -> Path:

@@ -145,7 +145,8 @@ class QualityBenchmark:
         directory = output_dir / cell.directory
         options = RunOptions(bar=False, resume=self.resume, preparation=preparation)
         result = analysis.run(directory, config, options).as_json()
-        kind = kind_of(analysis.method, cell.method.label == self.reference)
+        [reference] = [method for method in self._methods if method.label == self.reference]
+        kind = kind_of(analysis.method, cell.method == reference, cell.method.option == reference.option)
         record["cells"].append(_numbers(cell, kind, result))
 
     def _note(self, record: Record, cell: Cell, error: UserError) -> None:
