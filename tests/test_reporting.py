@@ -967,10 +967,7 @@ def test_the_survival_map_has_each_channel_at_the_sparsity_at_which_it_goes(tmp_
     )
     assert draw(SurvivalMap(), run) == [], "masks of a search are not ranked together"
     assert "a KL of at most 0.1 with as few units as possible" in report_of(run)
-    assert (
-        "0.090 on evaluation data (95 % interval 0.080 to 0.100) with 102 units; 3 masks tried"
-        in report_of(run)
-    )
+    assert "0.090 on evaluation data (95 % interval 0.080 to 0.100) with 102 units |" in report_of(run)
 
 
 def test_hostile_names_are_text_in_the_rendered_report(tmp_path: Path) -> None:
