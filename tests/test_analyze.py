@@ -228,6 +228,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_settings_without_effect_are_said(tmp_path: Path, program: Experiment) -> None:
     done = program(
         *SMALL, "mask=act_norm", "mask.unit=rope_pair", "output_dir=out", "visualizer=none", small=False

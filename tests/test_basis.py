@@ -7,9 +7,14 @@ from architectures import tiny_model
 
 from mechint.data.batch import Batch
 from mechint.masking import MaskedModel, MeanAblation
+from mechint.masking.ablation import ZERO, Ablation
 from mechint.masking.basis import Basis, Maps
+from mechint.masking.prompt_ablations import CounterfactualAblation, MeanPerPositionAblation, states_of
 from mechint.masking.sites import in_basis, sites_before_rotation
 from mechint.masking.weights import output_projections, recording_heads
+from mechint.methods.bases import PrincipalBasis, fisher_moments
+from mechint.metrics.evaluation import Evaluator
+from mechint.metrics.metric import KL
 
 REACHABLE = [name for name in architectures.ARCHITECTURES if name != "deepseek_v3"]
 
@@ -143,3 +148,45 @@ def test_means_follow_the_coordinates() -> None:
     for basis in (first, second):
         got = in_basis(masked, basis).logits(tokens, closed, fitted)
         torch.testing.assert_close(got, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("keys", ["after_rope", "before_rope"])
+@pytest.mark.parametrize(
+    "ablation",
+    [ZERO, MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation()],
+    ids=lambda a: a.name,
+)
+def test_moments_are_of_what_an_ablation_takes_away(ablation: Ablation, keys: str) -> None:
+    masked = MaskedModel(tiny_model("llama"))
+    tokens, paired = torch.randint(3, 97, (2, 6, 12), generator=torch.Generator().manual_seed(1))
+    batch = Batch(tokens, paired=paired)
+    found = fisher_moments(Evaluator(masked, batch, ablation, 2), keys, 3, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    view = in_basis(masked, Basis.fixed(("channels",) * 2, keys, identity(masked)))  # type: ignore[arg-type]
+    states, others = states_of(view, Batch(tokens)), states_of(view, Batch(paired))
+    for moments, state, other in zip(found, states, others, strict=True):
+        taken = {
+            "zero": state,
+            "mean": state - state.mean((0, 2), keepdim=True),
+            "mean_per_position": state - state.mean(0, keepdim=True),
+            "counterfactual": state - other,
+        }[ablation.name]
+        wanted = torch.einsum("bgtc,bgtd->gcd", taken.double(), taken.double()) / tokens.numel()
+        torch.testing.assert_close(moments.states, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_directions_are_those_that_the_ablation_changes() -> None:
+    """What two prompts have in common costs nothing to remove, however large it is."""
+    masked = MaskedModel(tiny_model("llama"))
+    tokens = torch.randint(3, 97, (32, 12), generator=torch.Generator().manual_seed(1))
+    tokens[:, 4], paired = 5, tokens.clone()
+    paired[:, 4] = 7
+    batch, ablation = Batch(tokens, paired=paired), CounterfactualAblation()
+    costs = []
+    for seen in (ablation, ZERO):
+        view = PrincipalBasis().fit(Evaluator(masked, batch, seen, 8), 0)
+        assert view.basis is not None
+        assert view.basis.energy is not None
+        keep = torch.zeros(masked.space.num_channels, dtype=torch.bool)
+        keep[view.basis.energy.topk(len(keep) // 8).indices] = True
+        costs.append(float(Evaluator(view, batch, ablation, 8)([keep], [KL]).mean()))
+    assert costs[0] < 0.7 * costs[1]

@@ -196,6 +196,7 @@ def split_gguf(file: Path, count: int) -> list[Path]:
     return parts
 
 
+@pytest.mark.slow
 def test_split_files_are_put_together(tmp_path: Path) -> None:
     model = scaled_llama(**YARN)
     settings = {"type": "yarn", "factor": 4.0, "original_context_length": 16}

@@ -384,6 +384,7 @@ SMALL_RUN: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 def test_the_same_prompts_give_the_same_mask_again(
     monkeypatch: pytest.MonkeyPatch, byte_model_directory: Path, tmp_path: Path
 ) -> None:
@@ -473,6 +474,7 @@ def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: P
         compare_circuits({"induction": run})
 
 
+@pytest.mark.slow
 def test_circuits_of_different_models_and_bases_are_refused(
     run: Any, byte_model_directory: Path, tmp_path: Path
 ) -> None:

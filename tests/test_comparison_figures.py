@@ -275,6 +275,7 @@ def test_numbers_of_the_replaced_tool_are_quoted_but_never_plotted(draw: Draw) -
         assert heights == {0.0}, "only our own row has a mark"
 
 
+@pytest.mark.slow
 def test_summary_of_masks_alone_is_drawn(draw: Draw) -> None:
     comparison = compare({"a": unmeasured(), "b": unmeasured()}, "a")
     words = draw(figures.OverallSummary(), comparison).words

@@ -146,6 +146,7 @@ def test_shared_text_is_refused_or_said(tmp_path: Path, make: Callable[[Path], A
     assert any("also occur in the calibration data" in note for note in data.notes)
 
 
+@pytest.mark.slow
 def test_different_text_is_not_refused(shared_data: Path) -> None:
     for name in ("tinystories1000", "tinyshakespeare"):
         files = TextFiles(path=str(shared_data / "text" / f"{name}.train.txt"))

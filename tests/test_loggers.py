@@ -239,6 +239,7 @@ def test_wandb_settings_are_the_loggers_then_the_environments_then_the_runs(run,
     assert explicit.name == "my-NAME"
 
 
+@pytest.mark.slow
 def test_two_wandb_runs_in_one_process_stay_apart(tmp_path):
     loggers = []
     for index in range(2):

@@ -358,6 +358,7 @@ def test_the_palest_kept_colour_is_darker_than_the_darkest_removed_one() -> None
         assert shades == sorted(shades, reverse=True), "more important is darker"
 
 
+@pytest.mark.slow
 def test_overview_shows_what_is_kept(tmp_path: Path) -> None:
     run = make_run(tmp_path, Shape(2, 2, 16, 16))
     few, all_k = (

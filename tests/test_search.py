@@ -197,6 +197,7 @@ def circuit(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path
     )
 
 
+@pytest.mark.slow
 def test_on_a_task_the_search_goes_by_the_logit_difference(circuit: RunFiles) -> None:
     result, target = circuit.result, circuit.result.target
     assert target is not None

@@ -136,6 +136,7 @@ def test_the_command_draws_the_same_report_and_pictures(finished: Path, run: Pat
     assert list(elsewhere.iterdir()) == [], "no logs, no .hydra"
 
 
+@pytest.mark.slow
 def test_a_run_can_be_drawn_elsewhere(finished: Path, run: Path, tmp_path: Path) -> None:
     before = content(run)
     drawn = redraw_run(run, visualizer(), tmp_path / "new" / "place")

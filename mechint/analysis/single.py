@@ -44,7 +44,6 @@ from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
 from mechint.masking import MaskedModel
-from mechint.masking.ablation import ZERO
 from mechint.masking.basis import Basis
 from mechint.masking.masks import flat_keep
 from mechint.masking.sites import in_basis
@@ -166,7 +165,7 @@ class Analysis:
 
     def _fit_basis(self, prepared: Prepared, moments: Batch) -> MaskedModel:
         """The model in the basis that the recipe's method finds from the moments of calibration sequences."""
-        masked, basis = prepared.masked, self.recipe.basis
+        masked, basis, ablation = prepared.masked, self.recipe.basis, self.recipe.ablation
         if self.basis_seed not in (None, self.seed) and not isinstance(basis, ChannelBasis):
             checkpoint = prepared.checkpoint
             moments = self.inputs.dataset.load(
@@ -179,7 +178,7 @@ class Analysis:
         start = None if self.within is None else load_basis(masked.space, self.within.directory)
         fitted_with = self.seed if self.basis_seed is None else self.basis_seed
         return self.trainer.fit(
-            lambda size: basis.fit(Evaluator(masked, moments, ZERO, size), fitted_with, start)
+            lambda size: basis.fit(Evaluator(masked, moments, ablation, size), fitted_with, start)
         )
 
     def _avoid(self, other: RunFiles) -> None:

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from mechint.data.batch import Batch
 from mechint.errors import UserError
+from mechint.masking.ablation import Fill
 from mechint.masking.attention import hooks
 from mechint.masking.basis import Basis, Maps, Where
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.rotary import has_rotary_embedding
-from mechint.masking.sites import in_basis, reach_before_rotation
+from mechint.masking.sites import in_basis
+from mechint.masking.space import KINDS, Kind
 from mechint.masking.weights import attention_modules
 from mechint.methods.schedules import CubicSchedule, Schedule
 from mechint.metrics.chunked import chunks
@@ -76,12 +78,13 @@ class PrincipalBasis(BasisMethod):
     drawn from the model itself, removing directions costs the KL about half of the squared error
     |F^1/2 (1 - P) C^1/2|^2. The projection P of any rank that costs least keeps the first directions of
     F^1/2 C^1/2 = U S V^T: coordinates are x' = x C^-1/2 V, each worth S^2, which is comparable between heads, layers
-    and kinds. Keys that are not rotated are taken about their mean, for softmax sees no constant.
+    and kinds. Keys that are not rotated are taken about their mean, for softmax sees no constant. x is what an ablation
+    takes away: keys and values themselves, or their difference from the mean or from those of the paired prompt.
 
     Where the model is sure of its answer, gradients hardly see what the answer rests on. So g is also taken on the way
-    to the empty model, where all keys and values are scaled down; x is always the dense model's.
+    to the empty model, where a part of x is left; x is always the dense model's.
 
-    scales: what keys and values are multiplied with, in turn from pass to pass; 1 is the dense model.
+    scales: how much of x is left, in turn from pass to pass; 1 is the dense model.
     keys: where the directions of keys are; `auto`: before the rotation where there is one. passes: batches of
     calibration sequences for the moments. proofs: whether a run also learns on models with permuted weights, as many as
     `controls.permutations` says. second_text: text that the mask is measured on as well, `python_docs` or a path; None:
@@ -222,12 +225,17 @@ class Moments:
 
 
 class _Leaves:
-    """Scales a layer's keys and values and adds zero, so that a backward pass leaves the gradients in them."""
+    """Takes a layer's keys and values a part of the way to their ablation and adds zero, so that a backward pass leaves
+    the gradients in them.
 
-    def __init__(self, before: bool, scale: float) -> None:
+    fills: of keys and of values; None: zero. scale: how much is left of what the ablation takes away.
+    """
+
+    def __init__(self, before: bool, scale: float, fills: tuple[Fill | None, Fill | None]) -> None:
         self._before, self._scale = before, scale
-        self.states: dict[str, Tensor] = {}
-        self.leaves: dict[str, Tensor] = {}
+        self._fills = dict(zip(KINDS, fills, strict=True))
+        self.states: dict[Kind, Tensor] = {}
+        self.leaves: dict[Kind, Tensor] = {}
 
     def before_rotation(self, states: str, values: Tensor) -> Tensor:
         """Keys before the rotation."""
@@ -236,10 +244,16 @@ class _Leaves:
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         return (key if self._before else self._add("k", key)), self._add("v", value)
 
-    def _add(self, name: str, values: Tensor) -> Tensor:
-        self.states[name] = values.detach()
-        self.leaves[name] = torch.zeros_like(values, requires_grad=True)
-        return (values if self._scale == 1 else self._scale * values) + self.leaves[name]
+    def _add(self, kind: Kind, values: Tensor) -> Tensor:
+        fill = self._fills[kind]
+        if fill is not None:
+            fill = (fill if fill.dim() == 4 else fill[:, None]).to(values.dtype)
+        self.states[kind] = (values if fill is None else values - fill).detach()
+        self.leaves[kind] = torch.zeros_like(values, requires_grad=True)
+        if self._scale == 1:
+            return values + self.leaves[kind]
+        left = self._scale * values
+        return (left if fill is None else left + (1 - self._scale) * fill) + self.leaves[kind]
 
 
 def fisher_moments(
@@ -249,21 +263,26 @@ def fisher_moments(
     generator: torch.Generator,
     scales: Sequence[float] = (1.0,),
 ) -> list[Moments]:
-    """Moments of every layer's keys and values and of the gradients of log p(y) in them, y drawn from the model.
+    """Moments of what the ablation takes from every layer's keys and values, and of the gradients of log p(y) in them,
+    y drawn from the model.
 
-    In the order of `ChannelSpace.slices`, from the first passes * at_once calibration sequences. scales: what all keys
-    and values are multiplied with, in turn from pass to pass; states are those of the passes without any scaling.
+    In the order of `ChannelSpace.slices`, from the first passes * at_once calibration sequences. scales: how much is
+    left of what the ablation takes away, in turn from pass to pass; states are those of the passes with all of it.
     """
     masked = calibration.masked
-    if keys == "before_rope":
-        reach_before_rotation(masked)
     modules = attention_modules(masked)
+    view = _where_keys_are(masked, keys)
+    ablation = calibration.ablation.fit(view, calibration.batch, calibration.at_once)
     totals: list[Moments] | None = None
     states_seen = gradients_seen = 0
     parts = torch.arange(len(calibration.batch)).split(calibration.at_once)[:passes]
     for part, scale in zip(parts, cycle(scales), strict=False):
         batch = calibration.batch[part].to(masked.device)
-        leaves = [_Leaves(keys == "before_rope", scale) for _ in modules]
+        fills: Sequence[Fill | None] = ablation.fills(view, batch) or [None] * (2 * len(modules))
+        leaves = [
+            _Leaves(keys == "before_rope", scale, (fills[2 * layer], fills[2 * layer + 1]))
+            for layer in range(len(modules))
+        ]
         with hooks(list(zip(modules, leaves, strict=True))), torch.enable_grad():
             hidden = masked.hidden(Batch(batch.tokens, attention_mask=batch.attention_mask))
             answers = _draw(masked, hidden.detach(), generator)
@@ -271,9 +290,7 @@ def fisher_moments(
             NLL.per_position(hidden, asked, None, masked.head).sum().backward()
         there = batch.attention_mask
         found = [
-            _moments(leaf.states[kind], leaf.leaves[kind].grad, there)
-            for leaf in leaves
-            for kind in ("k", "v")
+            _moments(leaf.states[kind], leaf.leaves[kind].grad, there) for leaf in leaves for kind in KINDS
         ]
         seen = batch.tokens.numel() if there is None else int(there.sum())
         gradients_seen += seen
@@ -290,6 +307,18 @@ def fisher_moments(
     return [
         Moments(m.states / states_seen, m.gradients / gradients_seen, m.mean / states_seen) for m in totals
     ]
+
+
+def _where_keys_are(masked: MaskedModel, keys: Where) -> MaskedModel:
+    """The model in its own coordinates, with keys seen before or after their rotation."""
+    if keys == "after_rope":
+        return in_basis(masked, None)
+    units = [
+        torch.eye(layer.width(kind)).expand(layer.num_kv_heads, -1, -1).to(masked.device)
+        for layer in masked.space.layers
+        for kind in KINDS
+    ]
+    return in_basis(masked, Basis.fixed(("channels", "channels"), keys, [Maps(one, one) for one in units]))
 
 
 def _asked_positions(batch: Batch) -> Tensor | None:

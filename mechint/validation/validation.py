@@ -17,7 +17,6 @@ from mechint.analysis.describing import Record, end_record, mask_info, start_rec
 from mechint.errors import UserError
 from mechint.learning.recipe import Recipe
 from mechint.learning.trainer import MaskTrainer, Training
-from mechint.masking.ablation import ZERO
 from mechint.masking.masked_model import MaskedModel
 from mechint.metrics.evaluation import Evaluator
 from mechint.results.directories import refuse_run
@@ -139,7 +138,8 @@ class Validation:
         method, recipe.ablation = recipe.method, planted.ablation
         method.unit = planted.unit
         at_once = self.trainer.fit.size
-        view = recipe.basis.fit(Evaluator(planted.masked, planted.calibration, ZERO, at_once), planted.seed)
+        seen = Evaluator(planted.masked, planted.calibration, recipe.ablation, at_once)
+        view = recipe.basis.fit(seen, planted.seed)
         recipe.ablation = recipe.ablation.fit(view, planted.calibration, at_once)
         method.prepare(view, planted.target_sparsity(view), generator)
         training = self.trainer.train(view, planted.calibration, recipe, generator)
