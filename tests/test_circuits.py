@@ -296,6 +296,54 @@ def run(tmp_path_factory: pytest.TempPathFactory, byte_model_directory: Path) ->
     )
 
 
+def without_attention() -> dict[str, Any]:
+    """Settings of an analysis of a model whose attention adds nothing, on prompts that it gets right by chance."""
+    model = tiny_model("llama", vocab_size=256)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.data.zero_()
+    return {
+        "checkpoint": model,
+        "tokenizer": byte_tokenizer(),
+        "steps": 2,
+        "device": "cpu",
+        "dataset": InductionTask(
+            calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=16, needed_accuracy=0.2
+        ),
+        "method": TopK(finishing_trials=0),
+        "ablation": CounterfactualAblation(),
+        "controls": Controls(random_masks=0),
+    }
+
+
+def test_where_nothing_is_needed_nothing_is_faithful(tmp_path: Path) -> None:
+    study = CircuitStudy(prompts=12, ablations=["mean"], optimal_steps=0, knockouts=2, minimality_parts=1)
+    gates = ["faithfulness >= -100"]
+    run = analyze(
+        output_dir=tmp_path / "run",
+        target_sparsity=0.5,
+        circuit=study,
+        gates=gates,
+        visualizer=Visualizer([CircuitFigure()], dpi=40),
+        **without_attention(),
+    )
+    circuit, verdict = run.result.circuit, run.result.verdict
+    assert circuit is not None
+    assert not circuit.tells
+    for row in (circuit, *circuit.curve, *circuit.ablations, circuit.paraphrase):
+        assert row.faithfulness is None  # type: ignore[union-attr]
+    assert {one.value for one in (circuit.cpr, circuit.cmd, circuit.cpr_log, circuit.cmd_log)} == {None}
+    assert circuit.within_10_percent is None
+    assert verdict is not None
+    assert verdict.overall == "NO_GO"
+    for name in ("circuit_analysis_report.md", "report.html"):
+        assert "The behaviour needs no channel" in (tmp_path / "run" / name).read_text()
+
+
+def test_where_nothing_is_needed_no_smallest_mask_is_searched(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be told apart on the .* use target_kl"):
+        analyze(output_dir=tmp_path / "run", target_faithfulness=0.9, **without_attention())
+
+
 def test_a_run_on_a_task_measures_its_circuit(run: Any) -> None:
     result: Result = run.result
     task, circuit = result.task, result.circuit

@@ -108,6 +108,7 @@ class TargetSearch:
         given.method.prepare(prepared.masked, 0.5, torch.Generator())
         total = given.method.units.count
         selection = prepared.data.calibration[-held_out:]
+        self._check(prepared, selection, goal, held_out)
 
         def attempt_one(kept: int, within: RunFiles | None) -> Tried:
             run = self._run_one(fresh, kept / total, held_out, within, attempt)
@@ -118,6 +119,24 @@ class TargetSearch:
 
         tried = descend(total, goal, attempt_one)
         self._finish(attempt, prepared, goal, tried, held_out)
+
+    def _check(self, prepared: Prepared, selection: Batch, goal: Goal, held_out: int) -> None:
+        """Raises UserError where the dense and the empty model do as well, so that nothing is faithful or not."""
+        if self.kind == "kl":
+            return
+        masked, trainer, calibration = prepared.masked, self.analysis.trainer, prepared.data.calibration
+        learned_on = calibration[: len(calibration) - held_out]
+        ablation = trainer.fit(lambda size: self.analysis.recipe.ablation.fit(masked, learned_on, size))
+        gates = [None, torch.zeros(masked.space.num_channels, dtype=torch.bool)]
+        values = trainer.fit(lambda size: Evaluator(masked, selection, ablation, size)(gates, [goal.metric]))
+        draws = resampled(values[:, 0], selection.positions)  # [draws, models]
+        low, high = interval_of(draws[:, 0] - draws[:, 1])
+        if low <= 0 <= high:
+            raise UserError(
+                f"the dense and the empty model cannot be told apart on the {held_out} calibration sequences that "
+                f"masks are chosen by (95 % interval of their difference {low:.3g} to {high:.3g}), so nothing is "
+                "faithful or not; use target_kl, or more calibration data"
+            )
 
     def _run_one(
         self, fresh: Analysis, density: float, held_out: int, within: RunFiles | None, attempt: Attempt

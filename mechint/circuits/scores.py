@@ -48,3 +48,11 @@ def interval_of(draws: Tensor) -> list[float]:
     """The middle 95 % of bootstrap draws [draws]."""
     ends = torch.quantile(draws.double(), torch.tensor([0.025, 0.975], dtype=torch.double))
     return [float(end) for end in ends]
+
+
+def differ(dense: Tensor, empty: Tensor) -> bool:
+    """Whether the dense model's mean lies above the empty one's in 97.5 % of bootstrap draws [draws].
+
+    Otherwise faithfulness has noise in its denominator, and says nothing.
+    """
+    return interval_of(dense - empty)[0] > 0

@@ -135,7 +135,7 @@ class CircuitStudy:
             self._under(name, bench, keep, info, calibration, at_once) for name in self.ablations
         ]
         generator = torch.Generator().manual_seed(seed)
-        if self.knockouts and keep.any():
+        if self.knockouts and keep.any() and info.tells:
             info.incompleteness = self._knock_out(bench, keep, generator)
         if self.minimality_parts and keep.any():
             info.minimality = self._minimality(bench, keep, generator)
@@ -176,24 +176,28 @@ class CircuitStudy:
         dense, empty = means[0, 0], means[1, 0]
         faithful = faithfulness_of(dense, empty, means[:, 0])  # [models]
         drawn = faithfulness_of(draws[:, :1], draws[:, 1:2], draws)  # [draws, models]
-        info.faithfulness, info.completeness = float(faithful[2]), float(faithful[3])
-        info.faithfulness_interval = interval_of(drawn[:, 2])
+        info.contrast_interval = interval_of(draws[:, 0] - draws[:, 1])
         count, shares = len(circuits), list(self.shares)
         first, last = slice(4, 4 + count), slice(4 + count, None)
         info.curve = [
             CircuitPoint(
                 share=share,
                 kept=kept[place],
-                faithfulness=float(faithful[first][place]),
-                faithfulness_interval=interval_of(drawn[:, first][:, place]),
-                completeness=float(faithful[last][place]),
-                completeness_interval=interval_of(drawn[:, last][:, place]),
                 logit_diff=float(means[first][place, 0]),
                 accuracy=float(means[first][place, 1]),
                 kl=float(means[first][place, 2]),
             )
             for place, share in enumerate(shares)
         ]
+        if not info.tells:
+            return
+        info.faithfulness, info.completeness = float(faithful[2]), float(faithful[3])
+        info.faithfulness_interval = interval_of(drawn[:, 2])
+        for place, point in enumerate(info.curve):
+            point.faithfulness = float(faithful[first][place])
+            point.faithfulness_interval = interval_of(drawn[:, first][:, place])
+            point.completeness = float(faithful[last][place])
+            point.completeness_interval = interval_of(drawn[:, last][:, place])
         for name, score, log_scale in (
             ("cpr", scores.cpr, False),
             ("cmd", scores.cmd, False),
@@ -239,15 +243,16 @@ class CircuitStudy:
         draws = resampled(values[:, 0], bench.prompts.positions)
         means = values[:, 0].mean(-1)
         faithful = faithfulness_of(means[0], means[1], means)
-        return AblationScores(
+        told = AblationScores(
             ablation=name,
             empty=task_scores(values[1]),
             masked=task_scores(values[2]),
             complement=task_scores(values[3]),
-            faithfulness=float(faithful[2]),
-            faithfulness_interval=interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2])),
-            completeness=float(faithful[3]),
         )
+        if scores.differ(draws[:, 0], draws[:, 1]):
+            told.faithfulness, told.completeness = float(faithful[2]), float(faithful[3])
+            told.faithfulness_interval = interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2]))
+        return told
 
     def _knock_out(self, bench: _Bench, keep: Tensor, generator: torch.Generator) -> Incompleteness:
         """Remove random halves of the circuit from it and from the whole model."""
@@ -358,10 +363,8 @@ def _paraphrase(bench: _Bench, keep: Tensor) -> ParaphraseScores:
     values = bench([None, torch.zeros_like(keep), keep])
     draws = resampled(values[:, 0], bench.prompts.positions)
     means = values.mean(-1)
-    return ParaphraseScores(
-        prompts=len(bench.prompts),
-        faithfulness=float(faithfulness_of(means[0, 0], means[1, 0], means[2, 0])),
-        faithfulness_interval=interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2])),
-        kl=float(means[2, 2]),
-        accuracy=float(means[2, 1]),
-    )
+    told = ParaphraseScores(prompts=len(bench.prompts), kl=float(means[2, 2]), accuracy=float(means[2, 1]))
+    if scores.differ(draws[:, 0], draws[:, 1]):
+        told.faithfulness = float(faithfulness_of(means[0, 0], means[1, 0], means[2, 0]))
+        told.faithfulness_interval = interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2]))
+    return told

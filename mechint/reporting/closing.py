@@ -70,10 +70,14 @@ def circuit_lines(result: Result) -> list[str]:
         differences = ", ".join(
             f"{name} {number(getattr(circuit, name).logit_diff, 3)}" for name in ("dense", "empty", "masked")
         )
-        lines.append(
-            f"task {result.task.name}, {circuit.ablation} ablation: logit difference {differences}; faithfulness "
-            f"{number(circuit.faithfulness, 3)}{interval(circuit.faithfulness_interval)}, "
+        found = (
+            f"faithfulness {number(circuit.faithfulness, 3)}{interval(circuit.faithfulness_interval)}, "
             f"CMD {number(circuit.cmd.value, 3)}"
+        )
+        if not circuit.tells:
+            found = "the dense model is not distinguished from the empty one, so there is no circuit to find"
+        lines.append(
+            f"task {result.task.name}, {circuit.ablation} ablation: logit difference {differences}; {found}"
         )
     if verdict is not None and verdict.overall is not None:
         told = ", ".join(f"{gate.gate} {'PASS' if gate.passed else 'FAIL'}" for gate in verdict.gates)

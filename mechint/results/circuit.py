@@ -130,6 +130,8 @@ class CircuitInfo(Section):
     completeness: faithfulness of the complement. ablations: the same mask under all ablations.
     selection: whether units are ranked by a signed score, those that do harm last, or by a size. within_10_percent: the
     fewest units of the curve whose logit difference lies within 10 % of the dense model's, from there on.
+    contrast_interval: of the dense model's logit difference minus the empty one's. Where it does not lie above 0 the
+    behaviour needs no unit, and faithfulness and everything made of it are None.
     """
 
     metric: str = "logit_diff"
@@ -150,11 +152,17 @@ class CircuitInfo(Section):
     cpr_log: Area = Field(default_factory=Area)
     cmd_log: Area = Field(default_factory=Area)
     within_10_percent: int | None = None
+    contrast_interval: list[float] | None = None
     incompleteness: Incompleteness | None = None
     minimality: Minimality | None = None
     paraphrase: ParaphraseScores | None = None
     seeds: SeedScores | None = None
     seconds: float | None = None
+
+    @property
+    def tells(self) -> bool:
+        """Whether the dense model does what the empty one does not, so that there is something to be faithful to."""
+        return self.contrast_interval is None or self.contrast_interval[0] > 0
 
 
 def add_seeds(whole: CircuitInfo, circuits: Sequence[CircuitInfo | None]) -> None:
