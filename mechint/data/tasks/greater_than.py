@@ -15,6 +15,10 @@ TEMPLATES: dict[Side, tuple[str, ...]] = {
     "calibration": (
         "The {event} lasted from the year {year} to the year {century}",
         "The {event} that began in the year {year} ended in the year {century}",
+        "The {event} started in the year {year} and stopped in the year {century}",
+        "It was in the year {year} that the {event} began, and it was over in the year {century}",
+        "People remember the {event} from the year {year} to the year {century}",
+        "From the year {year} on there was the {event}, which lasted up to the year {century}",
     ),
     "evaluation": ("The {event} went on from the year {year} until the year {century}",),
     "paraphrase": ("Between {year}, when the {event} started, and the end of it in the year {century}",),
