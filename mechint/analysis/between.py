@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from mechint.analysis.rivals import named_basis, same_basis
 from mechint.analysis.saved import AT_ONCE, Run
 from mechint.checkpoints import Checkpoint
 from mechint.circuits.scores import faithfulness_of, interval_of
 from mechint.errors import UserError
 from mechint.masking import MaskedModel
-from mechint.masking.basis import Basis
 from mechint.metrics.agreement import Agreement
 from mechint.metrics.evaluation import Evaluator, over_positions, resampled
 from mechint.metrics.metric import KL, LOGIT_DIFF, NLL, Metric
@@ -99,7 +99,7 @@ def _on(
             Transfer(
                 mask=other,
                 data=name,
-                faithfulness=float(faithfulness_of(*means[:, 0])),
+                faithfulness=float(faithfulness_of(*means[:, 0])) if means[0, 0] != means[1, 0] else None,
                 interval=interval_of(faithfulness_of(*draws[..., 0].unbind(1))),
                 kl=float(means[2, 1]),
                 kl_interval=interval_of(draws[:, 2, 1]),
@@ -124,25 +124,8 @@ def _require_one_basis(loaded: Mapping[str, _Loaded]) -> None:
     """Raise UserError where masks keep directions of different bases, whose numbers have nothing in common."""
     (name, first), *others = loaded.items()
     for other, one in others:
-        if not _same(first.view.basis, one.view.basis):
+        if not same_basis(first.view.basis, one.view.basis):
             raise UserError(
-                f"{name} keeps {_named(first.view.basis)} and {other} keeps {_named(one.view.basis)}, which have "
-                "nothing in common; circuits are compared in one basis, e.g. basis=channels"
+                f"{name} keeps {named_basis(first.view.basis)} and {other} keeps {named_basis(one.view.basis)}, which "
+                "have nothing in common; circuits are compared in one basis, e.g. basis=channels"
             )
-
-
-def _same(one: Basis | None, other: Basis | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    if (one.names, one.keys) != (other.names, other.keys):
-        return False
-    return all(torch.equal(a.read, b.read) for a, b in zip(one.maps, other.maps, strict=True))
-
-
-def _named(basis: Basis | None) -> str:
-    if basis is None:
-        return "channels"
-    keys, values = basis.names
-    return (
-        f"directions of its own basis={keys}" if keys == values else f"directions of its own {keys}, {values}"
-    )

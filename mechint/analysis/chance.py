@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mechint.analysis.preparation import Prepared
+from mechint.circuits.scores import faithfulness_of
 from mechint.data.batch import Batch
 from mechint.data.packing import even_rows
 from mechint.errors import UserError
@@ -18,7 +19,7 @@ from mechint.masking.random_masks import matched_random_masks
 from mechint.masking.space import KINDS
 from mechint.metrics.evaluation import Evaluator, faithfulness, resampled, standard_error
 from mechint.metrics.gradients import unit_gradients
-from mechint.metrics.metric import KL, NLL
+from mechint.metrics.metric import KL, LOGIT_DIFF, NLL, Metric
 from mechint.metrics.spread import Spread
 from mechint.results.result import RandomMasks
 
@@ -88,13 +89,19 @@ class Controls:
         masks = matched_random_masks(units, keep, self.random_masks, generator, norms)
         evaluator = Evaluator(prepared.masked, chosen, ablation, at_once)
         gates = [units.to_channels(mask) for mask in (torch.zeros_like(keep.cpu()), keep.cpu(), *masks)]
-        values = evaluator([None, *gates], [NLL, KL])  # [3 + masks, 2, M]
+        metrics: list[Metric] = [NLL, KL]
+        if prepared.data.task is not None:
+            metrics.append(LOGIT_DIFF)
+        values = evaluator([None, *gates], metrics)  # [3 + masks, metrics, M]
         means = evaluator.over_positions(values)
         (dense, empty, own), kl = means[:3, 0].tolist(), means[2:, 1].tolist()
         faithful = [faithfulness(dense, empty, loss) for loss in means[3:, 0].tolist()]
         known = Spread.of(faithful)
+        on_task = None
+        if prepared.data.task is not None and means[0, 2] != means[1, 2]:
+            on_task = float(faithfulness_of(means[0, 2], means[1, 2], means[3:, 2]).mean())
         documents = None if documents is None else documents[rows]
-        samples = resampled(values, chosen.positions, documents)  # [draws, 3 + masks, 2]
+        samples = resampled(values, chosen.positions, documents)  # [draws, 3 + masks, metrics]
         losses, sampled_kl = samples[..., 0], samples[:, 2:, 1]
         sampled = (losses[:, 1:2] - losses[:, 2:]) / (losses[:, 1:2] - losses[:, :1])  # [draws, 1 + masks]
         of_random = Spread(tuple(kl[1:]))
@@ -116,6 +123,7 @@ class Controls:
             faithfulness_mean_se=standard_error(sampled[:, 1:].mean(1)),
             faithfulness_of_mask=faithfulness(dense, empty, own),
             faithfulness_of_mask_se=standard_error(sampled[:, 0]),
+            logit_diff_faithfulness_mean=on_task,
             p=(1 + sum(value <= kl[0] for value in kl[1:])) / (1 + self.random_masks),
         )
 

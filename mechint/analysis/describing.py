@@ -20,6 +20,7 @@ from mechint.masking.basis import Basis
 from mechint.masking.examining import stored_channels
 from mechint.masking.head import WholeLogits
 from mechint.masking.rotary import has_rotary_embedding
+from mechint.methods.bases import PrincipalBasis
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod
 from mechint.metrics.evaluation import resampled, standard_error
 from mechint.results.result import (
@@ -141,13 +142,15 @@ def basis_info(basis: Basis | None, space: ChannelSpace, recipe: Recipe) -> Basi
     if basis is None:
         return BasisInfo()
     ranks = None if basis.energy is None else effective_ranks(basis.energy, space)
+    learned = recipe.basis.learned and not isinstance(recipe.method, ScoringMethod)
+    keys, values = basis.names if learned or not recipe.basis.learned else (PrincipalBasis.name,) * 2
     return BasisInfo(
-        keys=basis.names[0],
-        values=basis.names[1],
+        keys=keys,
+        values=values,
         where=basis.keys,
         error=basis.error(),
         passes=recipe.basis.passes,
-        parameters=sum(maps.read.numel() for maps in basis.maps) if recipe.basis.learned else 0,
+        parameters=sum(maps.read.numel() for maps in basis.maps) if learned else 0,
         effective_rank=ranks,
     )
 
@@ -220,6 +223,10 @@ def settings_without_effect(
             else ("objective, optimizer, sparsity_schedule and steps have")
         )
         notes.append(f"{idle} no effect: {name} only scores")
+        if recipe.basis.learned:
+            notes.append(
+                f"basis=learned is basis=principal here: {name} takes no steps in which directions could be learned"
+            )
     return notes
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mechint.masking import Units, masks_by_layer
+from mechint.errors import UserError
+from mechint.masking import MaskedModel, Units, masks_by_layer
+from mechint.masking.basis import Basis
 from mechint.masking.masks import LayerMask
 from mechint.metrics.agreement import Agreement
 from mechint.results import RunFiles
 from mechint.results.circuit import RivalInfo
+from mechint.results.mask_files import load_basis
 
 
 def layer_masks(units: Units, keep: Tensor) -> list[LayerMask]:
@@ -36,4 +39,39 @@ def rival_info(other: RunFiles, units: Units, keep: Tensor) -> RivalInfo:
         shared=shared,
         iou=None if agreement.iou is None else agreement.iou.mean,
         chance=None if agreement.chance is None else agreement.chance.mean,
+    )
+
+
+def require_comparable(other: RunFiles, sha256: str | None, view: MaskedModel) -> None:
+    """Raise UserError where another run's units are not those of this one: of other weights, or of another basis."""
+    recorded = other.result.checkpoint
+    if recorded.sha256 != sha256:
+        raise UserError(
+            f"rival_of={other.directory} is a run of {recorded.label}, with other weights than this checkpoint; a "
+            "rival is a mask of the same model"
+        )
+    basis = load_basis(view.space, other.directory)
+    if not same_basis(basis, view.basis):
+        raise UserError(
+            f"rival_of={other.directory} keeps {named_basis(basis)} and this run {named_basis(view.basis)}, which have "
+            "nothing in common; use basis=channels for both"
+        )
+
+
+def same_basis(one: Basis | None, other: Basis | None) -> bool:
+    """Whether two masks refer to the same coordinates."""
+    if one is None or other is None:
+        return one is other
+    if (one.names, one.keys) != (other.names, other.keys):
+        return False
+    return all(torch.equal(a.read, b.read) for a, b in zip(one.maps, other.maps, strict=True))
+
+
+def named_basis(basis: Basis | None) -> str:
+    """What a mask keeps, in words."""
+    if basis is None:
+        return "channels"
+    keys, values = basis.names
+    return (
+        f"directions of its own basis={keys}" if keys == values else f"directions of its own {keys}, {values}"
     )

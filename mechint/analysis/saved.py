@@ -26,7 +26,7 @@ from mechint.masking import MaskedModel
 from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation
 from mechint.masking.masks import flat_keep
 from mechint.masking.optimal_ablation import OptimalAblation
-from mechint.masking.prompt_ablations import CounterfactualAblation
+from mechint.masking.prompt_ablations import CounterfactualAblation, MeanPerPositionAblation
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
 from mechint.metrics.metric import LOGIT_DIFF, NLL
@@ -134,15 +134,19 @@ class Run(RunFiles):
     ) -> Iterator[UnderMask]:
         """The run's checkpoint, loaded, with the run's mask applied inside the block.
 
-        ablation: what removed units become; None: what they became in the run, and under counterfactual ablation, for
-        which free text has no paired prompts, their mean over the calibration prompts. loader: None as in the run;
+        ablation: what removed units become; None: what they became in the run. Where that needs a paired prompt or the
+        position in a prompt of known length, which free text has not (`counterfactual`, `mean_per_position`), it is
+        their mean over the calibration data. loader: None as in the run;
         `ModelInMemory(model, tokenizer)` where the run's model was an object in memory. Raises UserError where the
         checkpoint is not there any more or has changed.
         """
         checkpoint = self.load_checkpoint(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
-            if ablation is None and self.result.mask.ablation == CounterfactualAblation.name:
+            if ablation is None and self.result.mask.ablation in (
+                CounterfactualAblation.name,
+                MeanPerPositionAblation.name,
+            ):
                 ablation = MeanAblation()
             view, kept, ready = self.mask_on(masked, checkpoint, ablation)
             with view.gated(kept.to(masked.device).float(), ready):

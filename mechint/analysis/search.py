@@ -130,7 +130,7 @@ class TargetSearch:
         gates = [None, torch.zeros(masked.space.num_channels, dtype=torch.bool)]
         values = trainer.fit(lambda size: Evaluator(masked, selection, ablation, size)(gates, [goal.metric]))
         draws = resampled(values[:, 0], selection.positions)  # [draws, models]
-        low, high = interval_of(draws[:, 0] - draws[:, 1])
+        low, high = interval_of(draws[:, 0] - draws[:, 1]) or (0.0, 0.0)
         if low <= 0 <= high:
             raise UserError(
                 f"the dense and the empty model cannot be told apart on the {held_out} calibration sequences that "
@@ -205,12 +205,13 @@ class TargetSearch:
             point(one.run).model_copy(update={"selected": one.reached})
             for one in sorted(tried, key=lambda one: -one.kept)
         ]
+        keep = units.of_channels(flat_keep(units.space, best.masks))
         result.basis, result.random_masks = best.result.basis, best.result.random_masks
         result.proofs = proofs_of_several(best.result.proofs, given.recipe)
+        result.rival = given.rival_of_mask(keep)
         result.finishing, result.binarization_gap = best.result.finishing, best.result.binarization_gap
         result.target = self._target(prepared, goal, chosen, measured, held_out)
         result.target.runs = len(runs)
-        keep = units.of_channels(flat_keep(units.space, best.masks))
         worth = units.of_channels(flat_importance(units.space, best.masks))
         cost, basis = total_cost(runs), load_basis(units.space, best.directory)
         target = best.result.sparsity.target or 0.0
@@ -237,7 +238,7 @@ class TargetSearch:
         found = {
             "achieved": goal.reached(over_positions(values, positions)),
             "achieved_se": standard_error(samples),
-            "interval": interval_of(samples) if bool(samples.isfinite().all()) else None,
+            "interval": interval_of(samples),
             "units": chosen.kept,
             "selected": chosen.reached,
             "selection_sequences": held_out,

@@ -95,7 +95,7 @@ class SeedStudy:
             # The consensus is measured in the basis of the first seed's run.
             basis = load_basis(prepared.masked.space, runs[0].directory)
             prepared = first.prepare(prepared, seed_everything(first.seed), basis)
-            units, pools, ablation = first.method.units, first.method.pools, recipe.ablation
+            units, pools = first.method.units, first.method.pools
             attempt.describe(prepared, recipe, trainer, first.target_sparsity)
             if recipe.basis.learned:
                 attempt.result.add_notes(OWN_DIRECTIONS)
@@ -103,9 +103,11 @@ class SeedStudy:
             selections = Selections.of(units, [run.masks for run in runs])
             scores = selections.scores(pools)
             keep = pools.select(scores)
+            ablation = first.fit_ablation(prepared, keep) if recipe.ablation.learned else recipe.ablation
             measured = attempt.measure(prepared, units.to_channels(keep), ablation, trainer)
             cost = total_cost(runs)
-            attempt.result.random_masks = first.random_masks(prepared, keep, cost)
+            attempt.result.rival = first.rival_of_mask(keep)
+            first.add_random_masks(attempt.result, prepared, keep, cost)
             assessment = Assessment(
                 self.stability,
                 prepared,

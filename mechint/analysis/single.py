@@ -32,7 +32,7 @@ from mechint.analysis.proofs import (
     load_second_text,
     transfer_of,
 )
-from mechint.analysis.rivals import rival_info
+from mechint.analysis.rivals import require_comparable, rival_info
 from mechint.analysis.saved import fitted
 from mechint.circuits import CircuitStudy
 from mechint.circuits.drawing import draw
@@ -44,16 +44,18 @@ from mechint.learning.recipe import Recipe
 from mechint.learning.resume import Saver
 from mechint.learning.trainer import MaskTrainer, Training
 from mechint.masking import MaskedModel
+from mechint.masking.ablation import Ablation
 from mechint.masking.basis import Basis
 from mechint.masking.masks import flat_keep
+from mechint.masking.random_masks import only_mask
 from mechint.masking.sites import in_basis
 from mechint.methods.bases import ChannelBasis
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod, importance
 from mechint.metrics.evaluation import Evaluator
 from mechint.results import Result, RunFiles
-from mechint.results.circuit import CircuitInfo
+from mechint.results.circuit import CircuitInfo, RivalInfo
 from mechint.results.mask_files import load_basis
-from mechint.results.result import Cost, Proofs, RandomMasks
+from mechint.results.result import Cost, Proofs, Transfer
 from mechint.runtime.seeds import deterministic, seed_everything
 from mechint.runtime.signals import PATIENCE
 
@@ -159,6 +161,7 @@ class Analysis:
         view = in_basis(masked, saved) if saved is not None else self._fit_basis(prepared, calibration)
         recipe.method.prepare(view, self.target_sparsity, generator, within)
         if self.rival_of is not None:
+            require_comparable(self.rival_of, prepared.checkpoint.sha256, view)
             self._avoid(self.rival_of)
         recipe.ablation = self.trainer.fit(lambda size: recipe.ablation.fit(view, calibration, size))
         return prepared.seen_in(view)
@@ -243,18 +246,20 @@ class Analysis:
 
     def _measure(self, prepared: Prepared, training: Training, attempt: Attempt) -> Outcome:
         """What the final hard mask does on evaluation data."""
-        method, units, ablation = self.method, self.method.units, self.recipe.ablation
+        method, units = self.method, self.method.units
         scores = training.scores.cpu()
         keep = method.pools.select(scores)
+        if isinstance(method, ScoringMethod) and self.recipe.ablation.learned:
+            self.fit_ablation(prepared, keep)  # methods that learn have learned it together with the mask
+        ablation = self.recipe.ablation
         result, cost, started = attempt.result, cost_of(training), time.perf_counter()
         measured = attempt.measure(prepared, units.to_channels(keep), ablation, self.trainer)
         add_part(cost, "measuring", started, 4 * prepared.data.evaluation.size)
         if finishing := finishing_info(training, self.recipe.objective.name):
             result.finishing = finishing
-        if self.rival_of is not None:
-            result.rival = rival_info(self.rival_of, units, keep)
+        result.rival = self.rival_of_mask(keep)
         result.circuit = self.study_circuit(prepared, keep, scores, cost, attempt.directory)
-        result.random_masks = self.random_masks(prepared, keep, cost)
+        self.add_random_masks(result, prepared, keep, cost)
         result.basis = basis_info(prepared.masked.basis, units.space, self.recipe)
         result.binarization_gap = None  # there is none for methods that only score
         if isinstance(method, LearnedMethod):
@@ -317,7 +322,7 @@ class Analysis:
             self.recipe.ablation,
             prepared.checkpoint.tokenizer,
         ).write(directory)
-        add_part(cost, "circuit", started, 0)
+        add_part(cost, "circuit", started, 0 if info is None else info.tokens)
         return info
 
     def study_saved(
@@ -332,22 +337,41 @@ class Analysis:
         """The same for a mask that other runs have found, in their basis."""
         if self.circuit is None or prepared.data.task is None:
             return None
-        seen, recipe = prepared.seen_in(in_basis(prepared.masked, basis)), self.recipe
-        calibration, kept = self.calibration(prepared), self.method.units.to_channels(keep)
-        recipe.ablation = self.trainer.fit(
-            lambda size: fitted(recipe.ablation, seen.masked, calibration, kept, size)
-        )
+        seen = prepared.seen_in(in_basis(prepared.masked, basis))
+        self.fit_ablation(seen, keep)
         return self.study_circuit(seen, keep, ranking, cost, directory)
 
-    def random_masks(self, prepared: Prepared, keep: Tensor, cost: Cost) -> RandomMasks | None:
-        """Matched random masks beside the mask, keep bool [U]; None where none are asked for."""
+    def fit_ablation(self, prepared: Prepared, keep: Tensor) -> Ablation:
+        """The ablation for a mask keep, bool [U], that was not learned together with it; the recipe has it from now."""
+        calibration, kept = self.calibration(prepared), self.method.units.to_channels(keep)
+        self.recipe.ablation = self.trainer.fit(
+            lambda size: fitted(self.recipe.ablation, prepared.masked, calibration, kept, size)
+        )
+        return self.recipe.ablation
+
+    def rival_of_mask(self, keep: Tensor) -> RivalInfo | None:
+        """What a mask keep, bool [U], shares with the run that it should differ from; None without one."""
+        return None if self.rival_of is None else rival_info(self.rival_of, self.method.units, keep)
+
+    def add_random_masks(
+        self, result: Result | Transfer, prepared: Prepared, keep: Tensor, cost: Cost
+    ) -> None:
+        """Measure matched random masks beside the mask, keep bool [U], unless none are asked for."""
+        if not self.controls.random_masks:
+            return
+        if only_mask(self.method.units, keep):
+            if isinstance(result, Result):
+                result.add_notes(
+                    "there are no random masks to compare with: no other mask keeps as many units in the same places"
+                )
+            return
         started, units, ablation = time.perf_counter(), self.method.units, self.recipe.ablation
         found = self.trainer.fit(
             lambda size: self.controls.measure(prepared, units, keep, ablation, size, cost.tokens, self.seed)
         )
         if found is not None:
             add_part(cost, "random masks", started, (found.count + 2) * found.tokens)
-        return found
+        result.random_masks = found
 
     def second_text(self, prepared: Prepared) -> TokenData | None:
         """The second text that the mask is measured on; None where none is asked for. Raises UserError."""
@@ -392,6 +416,6 @@ class Analysis:
         measured = attempt.measure(elsewhere, kept, ablation, self.trainer)
         transfer = transfer_of(measured, second, prepared.data)
         add_part(cost, "second text", started, 4 * second.evaluation_tokens)
-        transfer.random_masks = self.random_masks(elsewhere, keep, cost)
+        self.add_random_masks(transfer, elsewhere, keep, cost)
         proofs.transfer = transfer
         return proofs

@@ -82,6 +82,7 @@ class NestedTargets:
         basis, cost = load_basis(units.space, last.directory), total_cost(runs)
         result.basis, result.random_masks = last.result.basis, last.result.random_masks
         result.circuit = highest.study_saved(prepared, basis, keep, ranking, cost, attempt.directory)
+        result.rival = highest.rival_of_mask(keep)
         result.proofs = proofs_of_several(last.result.proofs, recipe)
         measured = measured_by(last)
         assert measured is not None, "runs of this version keep their sequences"

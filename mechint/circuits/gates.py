@@ -21,7 +21,7 @@ NUMBERS = {
     "cpr": ("circuit.cpr.value",),
     "cmd": ("circuit.cmd.value",),
     "kl": ("circuit.masked.kl", "metrics.masked.kl"),
-    "random_faithfulness": ("random_masks.faithfulness_mean",),
+    "random_faithfulness": ("random_masks.logit_diff_faithfulness_mean", "random_masks.faithfulness_mean"),
     "random_p": ("random_masks.p",),
     "seed_iou": ("stability.iou.mean",),
     "paraphrase_transfer": ("circuit.paraphrase.faithfulness",),

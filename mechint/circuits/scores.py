@@ -44,8 +44,10 @@ def cmd(shares: Sequence[float], faithfulness: Tensor, log: bool = False) -> Ten
     return area(shares, (1 - faithfulness.double()).abs(), log)
 
 
-def interval_of(draws: Tensor) -> list[float]:
-    """The middle 95 % of bootstrap draws [draws]."""
+def interval_of(draws: Tensor) -> list[float] | None:
+    """The middle 95 % of bootstrap draws [draws]; None where some of them are no number."""
+    if not bool(draws.isfinite().all()):
+        return None
     ends = torch.quantile(draws.double(), torch.tensor([0.025, 0.975], dtype=torch.double))
     return [float(end) for end in ends]
 
@@ -55,4 +57,5 @@ def differ(dense: Tensor, empty: Tensor) -> bool:
 
     Otherwise faithfulness has noise in its denominator, and says nothing.
     """
-    return interval_of(dense - empty)[0] > 0
+    interval = interval_of(dense - empty)
+    return interval is not None and interval[0] > 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -140,10 +140,8 @@ class CircuitStudy:
         if self.minimality_parts and keep.any():
             info.minimality = self._minimality(bench, keep, generator)
         if data.task.paraphrases is not None:
-            info.paraphrase = _paraphrase(
-                _Bench(masked, data.task.paraphrases[: self.prompts], units, ablation, at_once), keep
-            )
-        info.seconds = time.perf_counter() - started
+            info.paraphrase = _paraphrase(replace(bench, prompts=data.task.paraphrases[: self.prompts]), keep)
+        info.seconds, info.tokens = time.perf_counter() - started, sum(bench.spent)
         return info
 
     def explain(
@@ -210,7 +208,7 @@ class CircuitStudy:
             )
             setattr(info, name, Area(value=float(value), interval=interval_of(spread)))
         info.within_10_percent = fewest_within(
-            kept, [float(value) for value in means[first][:, 0]], float(dense)
+            [0, *kept], [float(empty), *(float(value) for value in means[first][:, 0])], float(dense)
         )
 
     def _under(
@@ -231,6 +229,7 @@ class CircuitStudy:
         fitted = ABLATIONS[name]().fit(masked, calibration, at_once)
         if isinstance(fitted, OptimalAblation):
             learned = calibration[: self.optimal_prompts]
+            bench.spent.append(3 * self.optimal_steps * learned.tokens.numel())
             rows = []
             for gates in (nothing, keep, ~keep):
                 constants = learn_constants(
@@ -271,9 +270,7 @@ class CircuitStudy:
         place = places(bench.units)
         parts = place[keep].unique()
         tested = parts[torch.randperm(len(parts), generator=generator)[: self.minimality_parts]]
-        few = _Bench(
-            bench.masked, bench.prompts[: self.minimality_prompts], bench.units, bench.ablation, bench.at_once
-        )
+        few = replace(bench, prompts=bench.prompts[: self.minimality_prompts])
         kl = few([keep, *(keep & (place != part) for part in tested)])[:, METRICS.index(KL)]  # [masks, M]
         changes = resampled(kl[1:] - kl[0], few.prompts.positions)  # [draws, parts]
         low, high = torch.quantile(changes, torch.tensor([0.025, 0.975], dtype=changes.dtype), dim=0)
@@ -297,6 +294,7 @@ class _Bench:
     units: Units
     ablation: Ablation
     at_once: int
+    spent: list[int] = field(default_factory=list)  # tokens that went through the model
 
     def __call__(self, gates: Sequence[Tensor | None]) -> Tensor:
         """Numbers of every prompt, double [masks, metrics, M], for masks bool [U]; None is the dense model.
@@ -306,13 +304,15 @@ class _Bench:
         keys = [None if gate is None or bool(gate.all()) else gate.numpy().tobytes() for gate in gates]
         different = dict(zip(keys, gates, strict=True))
         asked = [None if key is None else self.units.to_channels(gate) for key, gate in different.items()]  # type: ignore[arg-type]
-        found = Evaluator(self.masked, self.prompts, self.ablation, self.at_once)(asked, METRICS)
+        evaluator = Evaluator(self.masked, self.prompts, self.ablation, self.at_once)
+        found = evaluator(asked, METRICS)
+        self.spent.append(evaluator.tokens + self.prompts.tokens.numel())
         numbers = {key: place for place, key in enumerate(different)}
         return found[[numbers[key] for key in keys]]
 
     def under(self, ablation: Ablation) -> _Bench:
         """The same under another ablation."""
-        return _Bench(self.masked, self.prompts, self.units, ablation, self.at_once)
+        return replace(self, ablation=ablation)
 
 
 def task_scores(values: Tensor) -> TaskScores:

@@ -149,6 +149,14 @@ class Learner:
                 f"step {number}: the learning rate is too large for float32; lower optimizer.lr"
             ) from error
 
+    def forget_gradients(self) -> None:
+        """Before the first step: of passes that only looked at the data."""
+        self.optimizer.zero_grad()
+        if self.basis_optimizer is not None:
+            self.basis_optimizer.zero_grad()
+        for constants in self._recipe.ablation.learned:
+            constants.grad = None
+
     def tokens_of_a_step(self) -> int:
         """Predicted tokens that a step sends through the model, of all processes."""
         return self.batches.size * self._calibration.length

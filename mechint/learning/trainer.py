@@ -184,6 +184,7 @@ class MaskTrainer:
                     partial(self._rate, method),
                 )
                 looked = self.fit(lambda size: method.look(Evaluator(masked, batch, recipe.ablation, size)))
+                learner.forget_gradients()
                 run = self._learn(learner, recipe.steps, on_step, saver)
                 run.tokens += looked
         run.scores = method.final_scores() if isinstance(method, LearnedMethod) else method.scores()

@@ -19,15 +19,34 @@ def places(units: Units) -> Tensor:
     return torch.unique(torch.stack([units.layer, units.head, kind], 1), dim=0, return_inverse=True)[1]
 
 
+def matched_places(units: Units) -> Tensor:
+    """Where random masks keep as many units as a given one, LongTensor [U]: the places, or layer and kind alone where
+    heads are units, of which a place has only one.
+    """
+    found = places(units)
+    if len(found.unique()) < units.count:
+        return found
+    kind = units.has_key.long() + 2 * units.has_value.long()
+    return torch.unique(torch.stack([units.layer, kind], 1), dim=0, return_inverse=True)[1]
+
+
+def only_mask(units: Units, keep: Tensor) -> bool:
+    """Whether no other mask keeps as many units as keep, bool [U], in the same places."""
+    place = matched_places(units)
+    kept, there = torch.bincount(place, keep.cpu().double()), torch.bincount(place)
+    return bool(((kept == 0) | (kept == there)).all())
+
+
 def matched_random_masks(
     units: Units, keep: Tensor, count: int, generator: torch.Generator, sizes_of: Tensor | None = None
 ) -> list[Tensor]:
-    """Random masks bool [U] with the same counts per layer, KV head and kind as keep, bool [U].
+    """Random masks bool [U] with the same counts per layer, KV head and kind as keep, bool [U]; of heads, per layer
+    and kind.
 
     sizes_of: a size of every unit, float [U]; counts are then also the same in every
     quarter of a place's units by size.
     """
-    place = places(units)
+    place = matched_places(units)
     if sizes_of is not None:
         place = len(BANDS) * place + _band(place, sizes_of.cpu())
     quotas = torch.bincount(place[keep.cpu()], minlength=int(place.max()) + 1)

@@ -17,7 +17,8 @@ class Agreement:
     """Agreement of S masks of one shape; all counts are of channels.
 
     iou: intersection over union of kept channels, over all pairs of masks; None where no mask keeps any. chance: its
-    expectation for matched random masks, which keep as many channels of every layer, kind and KV head. histogram:
+    expectation for matched random masks, which keep as many channels of every layer, kind and KV head, or as many of
+    every layer and kind where all masks keep heads whole. histogram:
     [S + 1], how many channels exactly 0, 1, ..., S masks keep. chance_histogram: its expectation for matched random
     masks.
     """
@@ -36,13 +37,21 @@ class Agreement:
         ]
         kept = np.stack([np.concatenate(of_mask) for of_mask in parts])  # [S, N]
         widths = np.array([len(head) for head in parts[0]])
-        found = Pairs.of(kept, np.repeat(np.arange(len(widths)), widths))
+        places = np.arange(len(widths))
+        if all(head.all() or not head.any() for of_mask in parts for head in of_mask):
+            # whole heads were chosen: inside of a head nothing is left to chance
+            heads = [part.shape[0] for layer in masks[0] for part in (layer.k_mask, layer.v_mask)]
+            places = np.repeat(np.arange(len(heads)), heads)
+        found = Pairs.of(kept, np.repeat(places, widths))
         upper = np.triu_indices(len(masks), 1)
         histogram = np.bincount(kept.sum(0), minlength=len(masks) + 1)
-        densities = np.array([[head.mean() if head.size else 0.0 for head in of_mask] for of_mask in parts])
+        of_channel = np.repeat(places, widths)
+        totals = np.bincount(of_channel)
+        counts = np.stack([np.bincount(of_channel, one) for one in kept])  # [S, places]
+        densities = counts / np.maximum(totals, 1)
         expected = [
-            _random_histogram(of_head.tolist(), int(width))
-            for of_head, width in zip(densities.T, widths, strict=True)
+            _random_histogram(of_place.tolist(), int(total))
+            for of_place, total in zip(densities.T, totals, strict=True)
         ]
         return cls(
             iou=Spread.of(found.iou[upper].tolist()),

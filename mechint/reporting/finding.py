@@ -91,17 +91,23 @@ def necessity(context: Context) -> str:
 
 def chance(context: Context) -> str:
     """What matched random masks do."""
-    random = context.result.random_masks
+    result = context.result
+    random = result.random_masks
     if random is None or random.p is None:
         return ""
     return (
-        f"{random.count:,} random masks with the same counts per layer, kind and KV head have KL "
+        f"{random.count:,} random masks with the same counts per {places_of(result.mask.unit)} have KL "
         f"{measured(random.kl_mean, random.kl_mean_se)} on average (faithfulness "
         f"{measured(random.faithfulness_mean, random.faithfulness_mean_se, 2)}); this mask has "
         f"{measured(random.kl_of_mask, random.kl_of_mask_se)} "
         f"({measured(random.faithfulness_of_mask, random.faithfulness_of_mask_se, 2)}) on the same "
         f"{random.tokens:,} tokens, p = {random.p:.2g}."
     )
+
+
+def places_of(unit: str | None) -> str:
+    """Where matched random masks keep as much as the run's."""
+    return "layer and kind" if unit == "head" else "layer, kind and KV head"
 
 
 def numbers(context: Context, name: ModelName, short: bool = False) -> str:

@@ -158,6 +158,7 @@ class CircuitInfo(Section):
     paraphrase: ParaphraseScores | None = None
     seeds: SeedScores | None = None
     seconds: float | None = None
+    tokens: int = 0
 
     @property
     def tells(self) -> bool:

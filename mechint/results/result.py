@@ -193,12 +193,13 @@ class FinishingInfo(Section):
 
 
 class RandomMasks(Section):
-    """Random masks with the same counts per layer, kind and KV head as the run's: what chance gives.
+    """Random masks with the same counts per layer, kind and KV head as the run's, of heads per layer and kind: what
+    chance gives.
 
     match: `norms` where they are matched by the norms of activations as well. kl: of each of them; kl_of_mask: of the
     run's mask on the same tokens. faithfulness: likewise. kl_sd: over the masks. kl_gain: kl_mean - kl_of_mask, with
     its standard error over sequences. p: share of all masks, the run's included, whose KL is at most that of the
-    run's. sequences: how many the tokens are.
+    run's. sequences: how many the tokens are. logit_diff_faithfulness_mean: on a task, of the logit difference.
     """
 
     count: int = 0
@@ -218,6 +219,7 @@ class RandomMasks(Section):
     faithfulness_mean_se: float | None = None
     faithfulness_of_mask: float | None = None
     faithfulness_of_mask_se: float | None = None
+    logit_diff_faithfulness_mean: float | None = None
     p: float | None = None
 
 
