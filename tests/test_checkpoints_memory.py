@@ -148,7 +148,6 @@ def small(directory: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_analyze_takes_a_model_and_its_tokenizer(tmp_path: Path) -> None:
     model = tiny_llama().train()
     model.set_attn_implementation("eager")
@@ -201,7 +200,6 @@ def test_analyze_takes_a_model_and_its_tokenizer(tmp_path: Path) -> None:
     assert [variant.name for variant in comparison.variants] == ["memory", "files"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_several_seeds_of_a_model_in_memory(tmp_path: Path) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_tokenizer())

@@ -340,7 +340,7 @@ def test_where_nothing_is_needed_nothing_is_faithful(tmp_path: Path) -> None:
 
 
 def test_where_nothing_is_needed_no_smallest_mask_is_searched(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be told apart on the .* use target_kl"):
+    with pytest.raises(UserError, match=r"cannot be told apart on the .* use target_kl"):
         analyze(output_dir=tmp_path / "run", target_faithfulness=0.9, **without_attention())
 
 

@@ -23,6 +23,9 @@ from mechint.runtime import distributed
 
 StepMetrics = dict[str, float | None]
 
+# Sequences that an update of directions sees at least: by one alone they are led astray.
+FEWEST = 2
+
 
 class Learner:
     """A method that is learned on calibration data, step by step.
@@ -67,7 +70,7 @@ class Learner:
         Raises UserError where the loss or a gradient is not finite, and where not even one sequence fits in memory.
         """
         chosen = self.batches.next()
-        parts = chosen.chunk(min(self._updates, max(1, len(chosen) // distributed.size())))
+        parts = chosen.chunk(min(self._updates, max(1, len(chosen) // (FEWEST * distributed.size()))))
         for place, part in enumerate(parts):
             metrics = self._update(number, number + place / len(parts), part)
         return metrics

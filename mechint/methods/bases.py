@@ -136,7 +136,7 @@ class LearnedBasis(PrincipalBasis):
     read = read_0 (1 + A), write its inverse, so a mask stays a projection at every step: nothing is rescaled. A starts
     at 0 and is updated by Adam at a rate that rises over a few steps and falls along half a cosine. Scores are learned
     over the first `score_share` of the steps; then the mask is fixed and only directions are learned. Every step is
-    split into `updates` updates, each on its part of the batch.
+    split into at most `updates` updates, each on its part of the batch, two sequences or more.
     """
 
     name: ClassVar[str] = "learned"
