@@ -6,6 +6,7 @@ import json
 import random
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from architectures import tiny_model
 from torch import Tensor
 
+from mechint.analysis.describing import leakage_info
 from mechint.analysis.tasks import solved
 from mechint.data import TokenData
 from mechint.data.batch import NO_TOKEN, Batch
@@ -33,6 +35,7 @@ from mechint.data.tasks.greater_than import CENTURIES
 from mechint.data.tasks.induction import PERIODS
 from mechint.data.tasks.task import TaskDataset
 from mechint.data.tasks.words import EVENTS, IDENTIFIERS, MEN, NOUNS, PLACES, THINGS, WOMEN
+from mechint.data.token_data import digest_of_prompts
 from mechint.errors import UserError
 from mechint.masking import (
     CounterfactualAblation,
@@ -249,6 +252,7 @@ def test_prompts_that_cannot_be_used_say_why() -> None:
         (Prompt("ab", "cd", ("xy",), ("xy",)), "one answer begins with another"),
         (Prompt("ab", "cd", ("x", "y"), ("x", "y")), "begin with the same token"),
         (Prompt("ab", "cd", ("",), ("y",)), "an answer has no tokens"),
+        (Prompt("ab", "ab", ("x",), ("y",)), "clean and corrupted are the same"),
     ):
         with pytest.raises(PromptError, match=reason):
             encode(prompt, BYTES)
@@ -322,7 +326,7 @@ def test_gates_learn_the_same_from_prompts_padded_on_either_side(name: str) -> N
 # --- files of pairs
 
 
-def pairs_file(path: Path, rows: list[dict[str, str]]) -> str:
+def pairs_file(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:
     """A JSONL file."""
     path.write_text("\n".join(json.dumps(row) for row in rows))
     return str(path)
@@ -363,9 +367,19 @@ def test_pairs_come_from_jsonl_and_csv_alike(tmp_path: Path) -> None:
     [
         ({"corrupted": "longer"}, "clean has 3 tokens and corrupted 6.*'aac'.*'longer'"),
         ({"correct": ""}, "no right or no wrong answer: 'aac'"),
+        ({"correct": 7}, "line 1 of .*pairs.jsonl: 'correct' is 7, and it must be text"),
+        ({"correct": ["x", ["y"]]}, "line 1 of .*: 'correct' is .*, and it must be text or a list of texts"),
+        ({"incorrect": None}, "line 1 of .*: 'incorrect' is null"),
+        ({"clean": 70}, "line 1 of .*: 'clean' is 70, and it must be text"),
+        ({"corrupted": {"text": "abc"}}, "line 1 of .*: 'corrupted' is .*, and it must be text"),
+        ({"corrupted": "aac"}, "line 1 of .*: clean and corrupted are the same, 'aac'"),
+        (
+            {"correct": "x|y", "incorrect": "y"},
+            "line 1 of .*: 'y' is both a right and a wrong answer: clean 'aac'",
+        ),
     ],
 )
-def test_a_pair_that_cannot_be_used_is_shown(tmp_path: Path, change: dict[str, str], message: str) -> None:
+def test_a_pair_that_cannot_be_used_is_shown(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     rows = some_pairs()
     rows[0] |= change
     with pytest.raises(UserError, match=message):
@@ -380,11 +394,164 @@ def test_a_pair_that_cannot_be_used_is_shown(tmp_path: Path, change: dict[str, s
         ({"path": "README.md"}, "has no column 'clean'|cannot be read"),
         ({"path": "x.csv", "evaluation_prompts": 3}, "at least 8"),
         ({"path": "x.csv", "needed_accuracy": 2}, "needed_accuracy"),
+        (
+            {"columns": {"cleen": "x"}},
+            "'cleen', which is not known; use one of clean, corrupted, correct, incorrect",
+        ),
+        ({"columns": ["clean"]}, "must be names"),
     ],
 )
 def test_impossible_settings_of_pairs_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load(PromptPairs(**settings))
+
+
+def test_values_of_pairs_are_taken_as_they_are(tmp_path: Path) -> None:
+    rows = [
+        {"clean": " 07", "corrupted": "1.0", "correct": [" 1", "2|3"], "incorrect": "2020-01-01|NA"},
+        {"clean": "\u2028a", "corrupted": "null", "correct": "nan", "incorrect": "True"},
+    ]
+    expected = [
+        Prompt(" 07", "1.0", (" 1", "2|3"), ("2020-01-01", "NA")),
+        Prompt("\u2028a", "null", ("nan",), ("True",)),
+    ]
+    lines = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    for name, text in {
+        "a.jsonl": lines,
+        "a.json": json.dumps(rows),
+        "b.json": lines,
+        "b.jsonl": "\ufeff" + lines,
+    }.items():
+        (tmp_path / name).write_text(text)
+        assert PromptPairs()._read(str(tmp_path / name)) == expected
+    (tmp_path / "a.csv").write_text('\ufeff,clean,corrupted,correct,incorrect\n\n0," 07",1.0," 1|2, 3",NA\n')
+    assert PromptPairs()._read(str(tmp_path / "a.csv")) == [Prompt(" 07", "1.0", (" 1", "2, 3"), ("NA",))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.jsonl",
+            '{"clean": "a", "corrupted": "b", "label": 7}\n{"clean": "a", "label": "01"}',
+            "line 2 of .*there is no 'corrupted'",
+        ),
+        ("a.jsonl", '{"clean": "a"}\n{"clean" "a"}', "line 2 of .* is not JSON"),
+        ("a.jsonl", '{"clean": "a", "corrupted": "b", "correct": "c"}', "has no column 'incorrect'"),
+        ("a.json", '[{"clean": "a", "corrupted": "b"}, 3]', "row 2 of .* is 3, and it must be a JSON object"),
+        (
+            "a.csv",
+            "clean,corrupted,correct,incorrect\na,b,c,d\na,x,b,c,d\n",
+            "line 3 of .* has 5 fields, and .* 4",
+        ),
+        ("a.csv", "clean,corrupted,correct,incorrect\na,b,c\n", "line 2 of .*'incorrect'"),
+        ("a.csv", "clean,corrupted,clean\na,b,c\n", "has several columns 'clean'"),
+        ("a.csv", "clean,corrupted\n", "has no prompts"),
+        ("a.csv", "", "has no prompts"),
+        ("a.csv", b"clean,corrupted\n\xff,b\n", "cannot be read as CSV or JSONL"),
+    ],
+)
+def test_files_of_pairs_that_cannot_be_read_say_where(
+    tmp_path: Path, name: str, text: str | bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError, match=message):
+        load(PromptPairs(path=str(tmp_path / name)))
+
+
+def test_a_named_column_must_be_there(tmp_path: Path) -> None:
+    path = pairs_file(tmp_path / "pairs.jsonl", some_pairs())
+    with pytest.raises(UserError, match="has no column 'answer', but clean, corrupted, correct, incorrect"):
+        load(PromptPairs(path=path, columns={"correct": "answer"}))
+
+
+@pytest.mark.parametrize("key", ["correct", "incorrect"])
+def test_other_answers_are_other_evaluation_data(tmp_path: Path, key: str) -> None:
+    rows = some_pairs()
+    one, same = (load(PromptPairs(path=pairs_file(tmp_path / f"{n}.jsonl", rows))) for n in range(2))
+    for row in rows:
+        row[key] = row[key].upper()
+    other = load(PromptPairs(path=pairs_file(tmp_path / "2.jsonl", rows)))
+    assert texts(one.evaluation) == texts(other.evaluation)
+    assert one.evaluation_digest == same.evaluation_digest != other.evaluation_digest
+
+
+def test_the_digest_of_prompts_is_of_everything_in_them() -> None:
+    batch = make_batch(encoded_prompts())
+    digests = {digest_of_prompts(batch), digest_of_prompts(replace(batch, attention_mask=None))}
+    for name in ("tokens", "answers", "foils", "paired", "counted", "attention_mask"):
+        part = getattr(batch, name).clone()
+        part.view(-1)[-1] = ~part.view(-1)[-1] if part.dtype == torch.bool else part.view(-1)[-1] + 1
+        digests.add(digest_of_prompts(replace(batch, **{name: part})))
+    assert len(digests) == 8
+    assert digest_of_prompts(batch[:]) in digests
+
+
+def test_evaluation_prompts_that_are_calibration_prompts_are_refused(tmp_path: Path) -> None:
+    rows = some_pairs()
+    path = pairs_file(tmp_path / "pairs.jsonl", rows)
+    half = [
+        row if n < 30 else row | {"clean": row["clean"] + "e", "corrupted": row["corrupted"] + "f"}
+        for n, row in enumerate(rows)
+    ]
+    swapped = [row | {"clean": row["corrupted"], "corrupted": row["clean"]} for row in half]
+    for other, share in ((rows, "100.00%"), (half, "50.00%"), (swapped, "50.00%")):
+        file = pairs_file(tmp_path / "other.jsonl", other)
+        with pytest.raises(
+            UserError, match=rf"{share} of the evaluation prompts.*dataset.allow_overlap=true"
+        ):
+            load(PromptPairs(path=path, evaluation_path=file))
+        with pytest.raises(UserError, match=r"of the paraphrase prompts.*are calibration prompts as well"):
+            load(PromptPairs(path=path, paraphrase_path=file))
+        data = load(PromptPairs(path=path, evaluation_path=file, allow_overlap=True))
+        assert share in data.notes[-1]
+        assert data.task is not None
+        assert data.task.shared_prompts == float(share[:-1]) / 100
+        info = leakage_info(data)
+        assert info is not None
+        assert info.shared_prompts == data.task.shared_prompts
+    clear = load(PromptPairs(path=path))
+    assert leakage_info(clear).as_json() == {"shared_prompts": 0.0}  # type: ignore[union-attr]
+    assert not any("overlap" in note for note in clear.notes)
+
+
+@pytest.mark.parametrize("allow_overlap", [False, True])
+def test_both_directions_of_a_pair_are_on_one_side(tmp_path: Path, allow_overlap: bool) -> None:
+    rows = some_pairs()
+    rows += [
+        {
+            "clean": row["corrupted"],
+            "corrupted": row["clean"],
+            "correct": row["incorrect"],
+            "incorrect": row["correct"],
+        }
+        for row in rows
+    ]
+    data = load(PromptPairs(path=pairs_file(tmp_path / "pairs.jsonl", rows), allow_overlap=allow_overlap))
+    assert len(data.calibration) + len(data.evaluation) == 120
+    assert not set(texts(data.calibration)) & set(texts(data.evaluation))
+
+
+def test_rows_that_share_a_prompt_are_on_one_side(tmp_path: Path) -> None:
+    rows = [row | {"corrupted": f"{row['clean'][0]}.."} for row in some_pairs(104)]
+    data = load(PromptPairs(path=pairs_file(tmp_path / "pairs.jsonl", rows)))
+    first = [{text[0] for text in texts(batch)} for batch in (data.calibration, data.evaluation)]
+    assert len(first[0] | first[1]) == 26
+    assert not first[0] & first[1]
+    one = [row | {"corrupted": "..."} for row in rows]
+    path = pairs_file(tmp_path / "one.jsonl", one)
+    with pytest.raises(UserError, match=r"share so many prompts.*dataset.allow_overlap=true"):
+        load(PromptPairs(path=path))
+    assert "100.00%" in load(PromptPairs(path=path, allow_overlap=True)).notes[-1]
+
+
+def test_rows_that_repeat_another_one_are_left_out(tmp_path: Path) -> None:
+    rows = some_pairs()
+    once = load(PromptPairs(path=pairs_file(tmp_path / "pairs.jsonl", rows)))
+    again = load(PromptPairs(path=pairs_file(tmp_path / "pairs.jsonl", rows + rows[:7])))
+    assert again.evaluation_digest == once.evaluation_digest
+    assert len(again.calibration) == len(once.calibration)
+    assert re.search("7 of 67 rows of .*pairs.jsonl repeat another one and are left out", again.notes[-1])
 
 
 def sorted_tokens(tokenizer: Any, years: range) -> list[str]:

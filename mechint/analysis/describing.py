@@ -132,6 +132,8 @@ def dataset_info(data: TokenData) -> DatasetInfo:
 
 def leakage_info(data: TokenData) -> LeakageInfo | None:
     """How much of the evaluation data also occurs in the calibration data; None where it was not measured."""
+    if data.task is not None:
+        return LeakageInfo(shared_prompts=data.task.shared_prompts)
     if data.leakage is None:
         return None
     return LeakageInfo(shared_ngrams=data.leakage.shared_ngrams, n=data.leakage.n)

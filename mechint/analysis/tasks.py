@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 
-import numpy as np
-
 from mechint.data import TokenData
 from mechint.data.batch import Batch
 from mechint.data.tasks.task import FEWEST
-from mechint.data.token_data import digest_of_rows
+from mechint.data.token_data import digest_of_prompts
 from mechint.errors import UserError
 from mechint.masking import MaskedModel
 from mechint.metrics.evaluation import Evaluator
@@ -63,7 +61,7 @@ def solved(data: TokenData, masked: MaskedModel) -> TokenData:
         data,
         calibration=left["calibration"],
         evaluation=left["evaluation"],
-        evaluation_digest=_digest(left["evaluation"]),
+        evaluation_digest=digest_of_prompts(left["evaluation"]),
         notes=(*data.notes, f"prompts that the dense model gets wrong are left out: {told}"),
         task=replace(task, paraphrases=paraphrases, accuracy=accuracy, left_out=lost),
     )
@@ -90,8 +88,3 @@ def task_info(data: TokenData) -> TaskInfo | None:
         left_out=task.left_out or {},
         example=task.example,
     )
-
-
-def _digest(batch: Batch) -> str:
-    assert batch.paired is not None
-    return digest_of_rows(np.concatenate([batch.tokens.numpy(), batch.paired.numpy()]))

@@ -17,13 +17,15 @@ class Task:
     paraphrases: the same question in other words; None where there are none. needed_accuracy: of the dense model, below
     which there is nothing to find. example: the first evaluation prompt, as text: clean, corrupted, right, wrong.
     accuracy: of the dense model on all prompts of every side, left_out: how many of these it gets wrong, which are then
-    left out; None before it was asked.
+    left out; None before it was asked. shared_prompts: the share of evaluation prompts that, clean or corrupted, are
+    also a clean or corrupted calibration prompt, before any is left out.
     """
 
     name: str
     paraphrases: Batch | None
     needed_accuracy: float
     example: dict[str, str]
+    shared_prompts: float = 0.0
     accuracy: dict[str, float] | None = None
     left_out: dict[str, int] | None = None
 
@@ -44,7 +46,8 @@ class TokenData:
     evaluation_bytes: int | None
     """UTF-8 bytes of the text of the evaluation answers; None where unknown."""
     evaluation_digest: str
-    """sha256 of the evaluation rows: two runs with the same digest were measured on the same tokens."""
+    """sha256 of the evaluation rows, of prompts with their answers: two runs with the same digest were measured on the
+    same tokens."""
     evaluation_documents: Tensor | None = None
     """The number of the document in which each evaluation sequence begins, LongTensor [M]; None where unknown."""
     bos: tuple[int, ...] = ()
@@ -70,3 +73,14 @@ class TokenData:
 def digest_of_rows(rows: np.ndarray) -> str:
     """sha256 of rows [M, T+1], the same on every machine and for every integer type."""
     return hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+
+
+def digest_of_prompts(prompts: Batch) -> str:
+    """sha256 of all that is asked in prompts: tokens, padding, answers, and the corrupted prompts."""
+    digest = hashlib.sha256()
+    for name in ("tokens", "attention_mask", "counted", "answers", "foils", "paired"):
+        part: Tensor | None = getattr(prompts, name)
+        if part is not None:
+            digest.update(f"{name} {list(part.shape)} ".encode())
+            digest.update(part.cpu().numpy().astype("<i8").tobytes())
+    return digest.hexdigest()

@@ -224,10 +224,15 @@ class RandomMasks(Section):
 
 
 class Leakage(Section):
-    """How much of the evaluation data also occurs in the calibration data: the share of its n-grams of tokens."""
+    """How much of the evaluation data also occurs in the calibration data.
+
+    shared_ngrams: of running text the share of its n-grams of tokens. shared_prompts: of a task the share of evaluation
+    prompts that, clean or corrupted, are also a clean or corrupted calibration prompt.
+    """
 
     shared_ngrams: float | None = None
     n: int | None = None
+    shared_prompts: float | None = None
 
 
 class BasisInfo(Section):

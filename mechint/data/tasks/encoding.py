@@ -44,7 +44,8 @@ class PromptError(ValueError):
 
 
 def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequence[int] = ()) -> Encoded:
-    """The tokens of a prompt. Raises PromptError where lengths differ, or where answers do not begin with new tokens.
+    """The tokens of a prompt. Raises PromptError where lengths differ, where both are the same, or where answers do not
+    begin with new tokens.
 
     Answers are read together with the prompt, or alone where that would change the prompt's own tokens. Tokens that all
     of them begin with, such as a space of its own, become part of both prompts. beginning: tokens put before every
@@ -60,6 +61,8 @@ def encode(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, beginning: Sequen
     )
     if len(clean) != len(corrupted):
         raise PromptError(f"clean has {len(clean)} tokens and corrupted {len(corrupted)}")
+    if clean == corrupted:  # as texts may be that differ in what the tokenizer does not know
+        raise PromptError("clean and corrupted are the same tokens")
     answers = [ids[len(clean) :] for ids in continued]
     if any(ids[: len(clean)] != clean for ids in continued):  # as "14" and "39" where 1439 is one token
         words = [*prompt.right, *prompt.wrong]

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
-import numpy as np
-
 from mechint.data.batch import Batch
 from mechint.data.bos import find_beginning
 from mechint.data.dataset import Dataset
 from mechint.data.tasks.encoding import Encoded, Lexicon, Prompt, PromptError, encode, make_batch
-from mechint.data.token_data import Task, TokenData, digest_of_rows
+from mechint.data.token_data import Task, TokenData, digest_of_prompts
 from mechint.errors import UserError
 
 if TYPE_CHECKING:
@@ -112,15 +110,13 @@ class TaskDataset(Dataset):
         everything = [prompt for side in SIDES for prompt in found[side]]
         self._check(found, everything, tokenizer_name, vocab_size, max_positions)
         evaluation = make_batch(found["evaluation"])
-        assert evaluation.paired is not None
-        rows = np.concatenate([evaluation.tokens.numpy(), evaluation.paired.numpy()])
         return TokenData(
             name=self.title,
             tokenizer=tokenizer_name,
             calibration=make_batch(found["calibration"]),
             evaluation=evaluation,
             evaluation_bytes=None,
-            evaluation_digest=digest_of_rows(rows),
+            evaluation_digest=digest_of_prompts(evaluation),
             bos=begin.tokens,
             notes=begin.notes(tokenizer),
             task=Task(
@@ -128,6 +124,7 @@ class TaskDataset(Dataset):
                 paraphrases=make_batch(found["paraphrase"]) if found["paraphrase"] else None,
                 needed_accuracy=self.needed_accuracy,
                 example=_as_text(found["evaluation"][0], tokenizer),
+                shared_prompts=_shared(found["calibration"], found["evaluation"]),
             ),
         )
 
@@ -224,6 +221,13 @@ def require_words(found: Sequence[object], needed: int, what: str, title: str) -
             f"dataset {title} needs {needed} {what} of one token length on each side, and this tokenizer has "
             f"{len(found)}; use another task for this model"
         )
+
+
+def _shared(calibration: Sequence[Encoded], evaluation: Sequence[Encoded]) -> float:
+    """The share of evaluation prompts that, clean or corrupted, are also a clean or corrupted calibration prompt."""
+    known = {tokens for prompt in calibration for tokens in (prompt.clean, prompt.corrupted)}
+    shared = [prompt.clean in known or prompt.corrupted in known for prompt in evaluation]
+    return sum(shared) / len(shared)
 
 
 def _as_text(prompt: Encoded, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str]:
