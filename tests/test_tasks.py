@@ -370,6 +370,7 @@ def test_pairs_come_from_jsonl_and_csv_alike(tmp_path: Path) -> None:
         ({"correct": 7}, "line 1 of .*pairs.jsonl: 'correct' is 7, and it must be text"),
         ({"correct": ["x", ["y"]]}, "line 1 of .*: 'correct' is .*, and it must be text or a list of texts"),
         ({"incorrect": None}, "line 1 of .*: 'incorrect' is null"),
+        ({"clean": "a\ud800"}, "line 1 of .*: 'clean' holds half a character"),
         ({"clean": 70}, "line 1 of .*: 'clean' is 70, and it must be text"),
         ({"corrupted": {"text": "abc"}}, "line 1 of .*: 'corrupted' is .*, and it must be text"),
         ({"corrupted": "aac"}, "line 1 of .*: clean and corrupted are the same, 'aac'"),

@@ -51,6 +51,10 @@ class Row:
         if value is None:
             problem = f"{column!r} is null" if column in self.fields else f"there is no {column!r}"
             raise UserError(f"{self.where}: {problem}; add it, or leave the row out")
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # JSON can name halves of characters
+            raise UserError(f"{self.where}: {column!r} holds half a character ({error.reason})") from error
         return value
 
 
