@@ -470,6 +470,19 @@ def test_integrated_gradients_add_up_to_what_the_attention_is_worth() -> None:
     assert scores.sum().item() == pytest.approx(losses[0] - losses[1], rel=0.1, abs=0.05)
 
 
+def test_integrated_gradients_of_a_part_lead_to_that_part() -> None:
+    masked, batch = masked_model("llama"), BATCH[:2]
+    allowed = torch.rand(masked.space.num_channels, generator=torch.Generator().manual_seed(3)) > 0.5
+    losses = [
+        NLL.mean(masked.logits(batch, value * allowed.float()), batch, None).item() for value in (0.0, 1.0)
+    ]
+    method = IntegratedGradients(path_steps=40, path_objective="nll", signed=True)
+    method.prepare(masked, 0.6, torch.Generator().manual_seed(0), allowed)
+    method.score(Evaluator(masked, batch, ZERO, at_once=2))
+    found = method.scores()[allowed].sum().item()
+    assert found == pytest.approx(losses[0] - losses[1], rel=0.1, abs=0.05)
+
+
 def test_iterative_fisher_removes_stage_by_stage() -> None:
     masked = masked_model("llama")
     method = IterativeFisher(stages=3, sequences_per_stage=5)

@@ -64,7 +64,7 @@ class MaskMethod(ABC):
         generator: torch.Generator,
         within: Tensor | None = None,
     ) -> None:
-        """Make the units, their pools and fresh scores for a model.
+        """Make the units, their pools and fresh scores for a model; `allowed`, bool [N], are the channels of `within`.
 
         within: channels that may be kept at all, bool [N]; None: every channel.
         """
@@ -72,6 +72,7 @@ class MaskMethod(ABC):
         self.pools: Pools = make_pools(
             self.units, target_sparsity, self.scope, self.key_sparsity, self.value_sparsity
         )
+        self.allowed = torch.ones(masked.space.num_channels, dtype=torch.bool) if within is None else within
         if within is not None:
             self.pools = self.pools.within(self.units.of_channels(within))
         self.start(masked.device, generator)

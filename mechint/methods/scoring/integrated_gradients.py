@@ -22,6 +22,8 @@ IntegratedObjective = Literal["kl", "nll"]
 class IntegratedGradients(ScoringMethod):
     """Integrated gradients of the gates, for K and V alike (Sundararajan et al. 2017; EAP-IG, Hanna et al. 2024).
 
+    Where only some units may be kept (nested targets, a search), the path ends with these open and the others closed.
+
     A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) - L(empty).
     The score is its absolute value; with `signed` it is minus the attribution, how much the unit lowers the loss, and
     units that raise it go first.
@@ -56,13 +58,15 @@ class IntegratedGradients(ScoringMethod):
         """S passes over all sequences, with `kl` the one of the dense model forward only."""
         masked, metric = calibration.masked, NLL if self.path_objective == "nll" else KL
         total = torch.zeros(self.units.count, dtype=torch.double, device=masked.device)
-        steps = self.path_steps if self.path_objective == "nll" else self.path_steps - 1
+        # The last step is the dense model itself, unless some units are closed for good.
+        steps = self.path_steps - (self.path_objective == "kl" and bool(self.allowed.all()))
+        end = self.allowed.float().to(masked.device)
         for part in torch.arange(len(calibration.batch)).split(calibration.at_once):
             batch = calibration.batch[part].to(masked.device)
             wished = calibration.dense(part) if metric.needs_dense else None
             dense = None if wished is None else partial(_same, wished)
             for step in range(1, steps + 1):
-                gates = torch.full((masked.space.num_channels,), step / self.path_steps)
+                gates = step / self.path_steps * end
                 gradients = sequence_gradients(masked, batch, gates, metric, calibration.ablation, dense)
                 total += unit_gradients(self.units, gradients).double().sum(0)
         attribution = total / (self.path_steps * len(calibration.batch))

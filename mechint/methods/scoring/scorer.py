@@ -57,7 +57,7 @@ def scores_of(
     """The scores [U] that a scorer gives another method's units on the first calibration sequences, and the tokens that
     went through the model.
     """
-    scorer.units, scorer.pools = method.units, method.pools
+    scorer.units, scorer.pools, scorer.allowed = method.units, method.pools, method.allowed
     scorer.start(calibration.masked.device, torch.Generator().manual_seed(0))
     tokens = scorer.score(replace(calibration, batch=calibration.batch[:sequences]))
     return scorer.scores(), tokens
