@@ -92,7 +92,11 @@ def draw_faithfulness(axes: Axes, circuit: CircuitInfo) -> None:
     axes.set_title("Faithfulness of the logit difference")
     low, high = axes.get_ylim()
     axes.set_ylim(max(low, LOWEST), min(high, HIGHEST))
-    axes.legend(frameon=False, fontsize=6.5, loc="best")
+    if circuit.tells:
+        axes.legend(frameon=False, fontsize=6.5, loc="best")
+    else:
+        why = "not given: the dense model's logit difference\nis not distinguished from the empty one's"
+        axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", fontsize=7, color=QUIET)
     share_axis(axes, circuit.curve)
 
 
