@@ -27,7 +27,7 @@ $(VENV)/ready: pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 demo: setup
-	@$(PY) experiments/analyze.py basis=learned target_faithfulness=0.9 steps=125
+	@$(PY) experiments/analyze.py basis=learned target_faithfulness=0.9 steps=125 mask.finishing_trials=0
 	@echo "and 95 % of the model's own channels removed:"
 	@$(PY) experiments/analyze.py steps=40 controls.random_masks=0 visualizer=none | grep -o 'evaluation loss.*'
 
