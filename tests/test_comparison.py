@@ -373,6 +373,7 @@ def test_what_a_comparison_leaves(tmp_path: Path) -> None:
     assert "| masked loss \\[nats/token\\] | 2.050 ± 0.071 | 2.50 ± 0.14 |" in report
 
 
+@pytest.mark.slow
 def test_gates_of_variants_come_first_and_stand_in_every_table(tmp_path: Path) -> None:
     write_run(tmp_path / "a", EVEN, verdict=judged(True, True))
     for seed in (0, 1):

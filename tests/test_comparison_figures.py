@@ -470,6 +470,7 @@ def shifted(by: float) -> dict[float, list[float]]:
     return {sparsity: [loss + by * (loss - 1) for loss in found] for sparsity, found in LOSSES.items()}
 
 
+@pytest.mark.slow
 def test_bases_of_a_sweep_are_named_curves_on_logarithmic_axes(draw: Draw) -> None:
     curves = [
         curve(f"base · basis={basis} · more", "base", shifted(by), basis=basis) for basis, by in BASES.items()

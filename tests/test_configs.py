@@ -314,6 +314,7 @@ def test_the_reference_in_conf_is_up_to_date() -> None:
     assert rewritten(text, Conf([CONF])) == text, "the comments in conf/ have changed: run make reference"
 
 
+@pytest.mark.slow
 def test_the_reference_follows_the_comments(tmp_path: Path) -> None:
     conf = tmp_path / "conf"
     shutil.copytree(CONF, conf)

@@ -132,6 +132,7 @@ def test_a_rival_is_a_mask_of_the_same_weights_and_basis(settings: dict[str, Any
         analyze(output_dir=tmp_path / "weights", rival_of=first.directory, **other)
 
 
+@pytest.mark.slow
 def test_a_mask_of_means_by_position_reads_free_text(settings: dict[str, Any], tmp_path: Path) -> None:
     analyze(output_dir=tmp_path / "run", ablation=MeanPerPositionAblation(), **settings)
     with load_run(tmp_path / "run").masked_model() as masked:

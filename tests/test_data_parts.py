@@ -17,6 +17,7 @@ from mechint.data.splits import Document, split_documents
 from mechint.data.tokenise import DocumentEncoder
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.integers(0, 5))
 def test_sides_share_no_text(numbers: list[int], seed: int) -> None:

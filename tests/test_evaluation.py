@@ -187,7 +187,7 @@ def test_measured_numbers_are_over_positions_and_not_over_sequences() -> None:
 
 
 @pytest.mark.parametrize("name", rest_slow(NAMES, ["llama"]))
-@pytest.mark.parametrize("dense_bytes", [0, 2**20])
+@pytest.mark.parametrize("dense_bytes", rest_slow([0, 2**20], [2**20]))
 def test_many_masks_at_once_are_as_one_at_a_time(name: str, dense_bytes: int) -> None:
     masked = MaskedModel(tiny_model(name))
     variants = [None, *masks(masked, evaluation.MASKS_AT_ONCE + 2), None]  # more than share a pass

@@ -92,6 +92,7 @@ def test_an_impossible_learning_rate_is_one_line() -> None:
         learn(MaskedModel(tiny_model("llama")), TopK(), make_optimizer=partial(NormalizedSGD, lr=-1.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method", [partial(TopK, finishing_trials=2), ActivationNorm], ids=["TopK", "ActivationNorm"]
 )

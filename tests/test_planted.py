@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT
 from test_configs import composed, options
+from tiers import rest_slow
 from torch import Tensor
 
 from mechint import config as configuration
@@ -87,7 +88,7 @@ def base() -> Planted:
     ],
     ids=lambda ablation: ablation.name,
 )
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", rest_slow(SIZES, ["induction", "rope"]))
 def test_planted_units_matter_and_no_others(name: str, ablation: Ablation) -> None:
     planted = small(name, seed=1, ablation=ablation)
     # The constant value is its own mean, and positions are the same on every row.

@@ -410,6 +410,7 @@ def test_drawing_leaves_matplotlib_as_it_was_and_repeats_exactly(tmp_path: Path)
     assert pyplot is None or pyplot.get_fignums() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "figure", [ImportanceOverview(), SparsityCurves()], ids=lambda figure: type(figure).__name__
 )
@@ -916,6 +917,7 @@ def in_basis(run: RunFiles, where: str = "before_rope") -> RunFiles:
     return replace(run, result=result, energy=energy)
 
 
+@pytest.mark.slow
 def test_directions_are_named_and_ordered_by_their_share(tmp_path: Path) -> None:
     run = in_basis(make_run(tmp_path))
     context = Context(run)
@@ -953,6 +955,7 @@ def nested_run(directory: Path) -> RunFiles:
     return run
 
 
+@pytest.mark.slow
 def test_the_survival_map_has_each_channel_at_the_sparsity_at_which_it_goes(tmp_path: Path) -> None:
     run = nested_run(tmp_path)
     context = Context(run)

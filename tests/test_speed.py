@@ -16,6 +16,7 @@ from mechint.benchmark.speed.steps import Steps
 from mechint.errors import UserError
 
 
+@pytest.mark.slow
 def test_the_command_prints_ratios(tmp_path: Path) -> None:
     settings = [
         "what.models=['bundled:llama']",

@@ -41,6 +41,7 @@ def test_false_claims_are_at_most_five_per_cent_of_comparisons(seeds: int, metri
     assert claims / SPLITS <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / SPLITS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", rest_slow([5, 10], [5]))
 def test_power_is_at_least_nine_tenths_of_a_t_tests(seeds: int) -> None:
     generator = np.random.default_rng(seeds)
