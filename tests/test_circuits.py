@@ -333,6 +333,9 @@ def test_where_nothing_is_needed_nothing_is_faithful(tmp_path: Path) -> None:
         assert row.faithfulness is None  # type: ignore[union-attr]
     assert {one.value for one in (circuit.cpr, circuit.cmd, circuit.cpr_log, circuit.cmd_log)} == {None}
     assert circuit.within_10_percent is None
+    run.result.faithfulness = 1.0  # of the loss; the gate is of the logit difference
+    judge_gates(run.result, gates)
+    verdict = run.result.verdict
     assert verdict is not None
     assert verdict.overall == "NO_GO"
     for name in ("circuit_analysis_report.md", "report.html"):
@@ -509,7 +512,10 @@ def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: P
     written = json.loads((tmp_path / "both" / "comparison.json").read_text())
     assert (written["kind"], written["overlap"][0]["shared"]) == ("circuits", int((kept[0] & kept[1]).sum()))
     transfer = pd.read_csv(tmp_path / "both" / "transfer.csv")
-    assert transfer["faithfulness"].tolist() == pytest.approx([one.faithfulness for one in found.transfer])
+    known = [math.nan if one.faithfulness is None else one.faithfulness for one in found.transfer]
+    assert transfer["faithfulness"].tolist() == pytest.approx(known, nan_ok=True)
+    assert not math.isnan(known[0])
+    assert found.faithfulness("pronoun", "pronoun") is None  # a random model does no better than the empty one
     assert (transfer["kl_low"] < transfer["kl"]).all()
     assert pd.read_csv(tmp_path / "both" / "overlap.csv")["chance"].tolist() == pytest.approx([shared.chance])
     assert (tmp_path / "both" / "circuits.png").stat().st_size > 5000

@@ -12,7 +12,7 @@ import torch
 from mechint.analysis.rivals import named_basis, same_basis
 from mechint.analysis.saved import AT_ONCE, Run
 from mechint.checkpoints import Checkpoint
-from mechint.circuits.scores import faithfulness_of, interval_of
+from mechint.circuits.scores import differ, faithfulness_of, interval_of
 from mechint.errors import UserError
 from mechint.masking import MaskedModel
 from mechint.metrics.agreement import Agreement
@@ -95,12 +95,14 @@ def _on(
             resampled(values, positions, data.evaluation_documents),
             over_positions(values, positions),
         )
+        dense, empty = draws[:, :2, 0].unbind(1)
+        told_apart = differ(dense, empty) if metric is LOGIT_DIFF else differ(empty, dense)  # a loss is lower
         found.append(
             Transfer(
                 mask=other,
                 data=name,
-                faithfulness=float(faithfulness_of(*means[:, 0])) if means[0, 0] != means[1, 0] else None,
-                interval=interval_of(faithfulness_of(*draws[..., 0].unbind(1))),
+                faithfulness=float(faithfulness_of(*means[:, 0])) if told_apart else None,
+                interval=interval_of(faithfulness_of(*draws[..., 0].unbind(1))) if told_apart else None,
                 kl=float(means[2, 1]),
                 kl_interval=interval_of(draws[:, 2, 1]),
             )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mechint.analysis.preparation import Prepared
-from mechint.circuits.scores import faithfulness_of
+from mechint.circuits.scores import differ, faithfulness_of
 from mechint.data.batch import Batch
 from mechint.data.packing import even_rows
 from mechint.errors import UserError
@@ -97,11 +97,11 @@ class Controls:
         (dense, empty, own), kl = means[:3, 0].tolist(), means[2:, 1].tolist()
         faithful = [faithfulness(dense, empty, loss) for loss in means[3:, 0].tolist()]
         known = Spread.of(faithful)
-        on_task = None
-        if prepared.data.task is not None and means[0, 2] != means[1, 2]:
-            on_task = float(faithfulness_of(means[0, 2], means[1, 2], means[3:, 2]).mean())
         documents = None if documents is None else documents[rows]
         samples = resampled(values, chosen.positions, documents)  # [draws, 3 + masks, metrics]
+        on_task = None
+        if prepared.data.task is not None and differ(samples[:, 0, 2], samples[:, 1, 2]):
+            on_task = float(faithfulness_of(means[0, 2], means[1, 2], means[3:, 2]).mean())
         losses, sampled_kl = samples[..., 0], samples[:, 2:, 1]
         sampled = (losses[:, 1:2] - losses[:, 2:]) / (losses[:, 1:2] - losses[:, :1])  # [draws, 1 + masks]
         of_random = Spread(tuple(kl[1:]))

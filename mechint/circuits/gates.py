@@ -66,7 +66,9 @@ class Gate:
 
     def judge(self, result: Result) -> GateResult:
         """Whether a finished run passes; a number that was not measured fails."""
-        value = next((v for path in self.paths if (v := _number(result, path)) is not None), None)
+        # On a task the first number counts or none: the loss's faithfulness is another one than the logit difference's.
+        paths = self.paths if result.circuit is None else self.paths[:1]
+        value = next((v for path in paths if (v := _number(result, path)) is not None), None)
         passed = value is not None and self.holds(value, self.bound)
         return GateResult(gate=self.wording, value=value, passed=passed)
 

@@ -74,15 +74,14 @@ class PromptPairs(TaskDataset):
         seed: int,
     ) -> TokenData:
         """The prompts for one checkpoint, with notes on rows that were left out and on prompts that sides share."""
+        self._found, notes = self._sides()
         data = super().load(tokenizer, tokenizer_name, vocab_size, max_positions, seed)
-        _, notes = self._sides()
         return replace(data, notes=(*data.notes, *notes))
 
     def encoded(self, wanted: Wanted) -> list[Encoded]:
         """The prompts of one side. Raises UserError for one that cannot be used, which it shows."""
         tokenizer = self.require_tokenizer(wanted)
-        sides, _ = self._sides()
-        prompts = sides[wanted.side]
+        prompts = self._found[wanted.side]
         wanted.generator.shuffle(prompts)
         return [self._encoded(prompt, tokenizer, wanted.beginning) for prompt in prompts[: wanted.count]]
 
