@@ -515,7 +515,9 @@ def test_circuits_of_several_runs_are_compared(run: Any, byte_model_directory: P
     known = [math.nan if one.faithfulness is None else one.faithfulness for one in found.transfer]
     assert transfer["faithfulness"].tolist() == pytest.approx(known, nan_ok=True)
     assert not math.isnan(known[0])
-    assert found.faithfulness("pronoun", "pronoun") is None  # a random model does no better than the empty one
+    assert (
+        found.faithfulness("pronoun", "pronoun") is None
+    )  # a random model does no better than the empty one
     assert (transfer["kl_low"] < transfer["kl"]).all()
     assert pd.read_csv(tmp_path / "both" / "overlap.csv")["chance"].tolist() == pytest.approx([shared.chance])
     assert (tmp_path / "both" / "circuits.png").stat().st_size > 5000
