@@ -1,24 +1,27 @@
 """Batches, ablations, metrics and the evaluator: what a mask does, sequence by sequence and position by position."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from architectures import tiny_model
+from parts import ABLATIONS, METRICS, Formula, named
 from tiers import rest_slow
 from torch import Tensor
 
 from mechint.data.batch import Batch
+from mechint.errors import UserError
 from mechint.masking import ZERO, Ablation, MaskedModel, MeanAblation
 from mechint.masking.ablation import Fill, channel_means
 from mechint.metrics import KL, NLL, TOP1, Evaluator, Metric, chunked, evaluation, measure
 from mechint.metrics.gradients import gate_gradient, sequence_gradients
+from mechint.metrics.metric import Asked
 
 ROWS = torch.randint(3, 97, (7, 13), generator=torch.Generator().manual_seed(0))
-BATCH = Batch.of_rows(ROWS)
-METRICS: list[Metric] = [KL, NLL, TOP1]
+WRONG = torch.randint(3, 97, (7, 12), generator=torch.Generator().manual_seed(4))
+BATCH = replace(Batch.of_rows(ROWS), foils=WRONG, paired=ROWS[:, :-1].roll(1, 0))
 LENGTHS = [5, 12, 1, 9]
 # One architecture of each kind of attention: learned positions, rotated and grouped keys, windows and capped logits.
 NAMES = ["gpt2", "llama", "gemma2"]
@@ -110,49 +113,52 @@ def by_hand(
     Removed channels are put in by hooks on the projections of a GPT-2, and not by anything of mechint.
     """
     model, space = masked.model, masked.space
-    constant = ablation.constant(masked)
-    fill = torch.zeros(space.num_channels) if constant is None else constant
     ones = torch.ones(space.num_channels) if gates is None else gates.float()
 
-    def replaced(position: int) -> Callable[..., Tensor]:
+    def replaced(position: int, fills: list[Fill] | None) -> Callable[..., Tensor]:
         def hook(_: object, __: object, output: Tensor) -> Tensor:
             query, *parts = output.split(32, dim=-1)
             for number, kind in enumerate(("k", "v")):
                 gate = space.view(ones, position, kind).flatten()  # type: ignore[arg-type]
-                put = space.view(fill, position, kind).flatten()  # type: ignore[arg-type]
-                parts[number] = parts[number] * gate + put * (1 - gate)
+                parts[number] = parts[number] * gate
+                if fills is not None:
+                    fill = fills[2 * position + number].detach()  # [G, C], or [1, G, T, C] where it differs
+                    put = fill.flatten() if fill.ndim == 2 else fill.transpose(1, 2).flatten(2)
+                    parts[number] = parts[number] + put * (1 - gate)
             return torch.cat([query, *parts], -1)
 
         return hook
 
-    found: dict[str, list[Tensor]] = {"kl": [], "nll": [], "top1_agreement": []}
-    for tokens, answers in zip(batch.tokens, batch.answers, strict=True):  # type: ignore[arg-type]
+    found: dict[str, list[Tensor]] = {metric.name: [] for metric in METRICS}
+    for number in range(len(batch)):
+        one = batch[number : number + 1]
+        tokens, right, wrong = one.tokens[0], one.answers[0], one.foils[0]  # type: ignore[index]
+        fills = ablation.fills(masked, one)
         dense = model(input_ids=tokens[None], use_cache=False).logits[0].double().log_softmax(-1)
         handles = [
-            layer.attn.c_attn.register_forward_hook(replaced(position))
+            layer.attn.c_attn.register_forward_hook(replaced(position, fills))
             for position, layer in enumerate(model.transformer.h)
         ]
         logits = model(input_ids=tokens[None], use_cache=False).logits[0].double().log_softmax(-1)
         for handle in handles:
             handle.remove()
-        found["kl"].append((dense.exp() * (dense - logits)).sum(-1))
-        found["nll"].append(F.nll_loss(logits, answers, reduction="none"))
-        found["top1_agreement"].append((dense.argmax(-1) == logits.argmax(-1)).double())
+        for metric, formula in METRICS.items():
+            found[metric.name].append(formula(logits, dense, right, wrong))
     return {name: torch.stack(values) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("ablation", [ZERO, MeanAblation()], ids=lambda ablation: ablation.name)
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=named)
 @pytest.mark.parametrize("counted", [None, some_positions()], ids=["all", "some"])
 def test_every_sequence_has_the_value_of_a_plain_hooked_model(
     ablation: Ablation, counted: Tensor | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 97 * 5)  # chunks that end inside of sequences
     masked = MaskedModel(tiny_model("gpt2"))
-    batch = Batch(BATCH.tokens, BATCH.answers, counted)
+    batch = replace(BATCH, counted=counted)
     ablation = ablation.fit(masked, BATCH, 3)
     variants = [None, *masks(masked, 2), torch.rand(masked.space.num_channels)]
     evaluator = Evaluator(masked, batch, ablation, at_once=3)
-    got = evaluator(variants, METRICS)
+    got = evaluator(variants, list(METRICS))
     assert got.shape == (4, len(METRICS), 7)
     weights = torch.ones(7, 12) if counted is None else counted.float()
     for gates, values in zip(variants, got, strict=True):
@@ -169,10 +175,23 @@ def test_every_sequence_has_the_value_of_a_plain_hooked_model(
     assert got[1:, 0].min() > 1e-3
 
 
+def test_any_metric_is_measured_beside_loss_and_kl() -> None:
+    masked, batch = MaskedModel(tiny_model("llama")), replace(BATCH, counted=some_positions())
+    variants = {"dense": None, "masked": masks(masked, 1)[0]}
+    for metric in METRICS:
+        evaluator = Evaluator(masked, batch, at_once=2)
+        found = measure(evaluator, variants, num_bytes=None, objective=metric)
+        assert found.metrics["masked"]["loss"] == pytest.approx(evaluator.mean(variants["masked"], NLL))
+        for name, gates in variants.items():
+            assert found.metrics[name]["objective"] == pytest.approx(evaluator.mean(gates, metric), abs=1e-7)
+            assert found.metrics[name]["objective_se"] >= 0
+        assert list(found.sequences) == ["loss", "kl", "top1_agreement"]
+
+
 def test_measured_numbers_are_over_positions_and_not_over_sequences() -> None:
     masked, counted = MaskedModel(tiny_model("llama")), some_positions()
     (keep,) = masks(masked, 1)
-    batch = Batch(BATCH.tokens, BATCH.answers, counted)
+    batch = replace(BATCH, counted=counted)
     found = measure(Evaluator(masked, batch, at_once=2), {"dense": None, "masked": keep}, num_bytes=70)
     log = masked.logits(BATCH, keep.float()).log_softmax(-1)
     nll = -log.gather(-1, ROWS[:, 1:, None]).squeeze(-1)
@@ -192,16 +211,16 @@ def test_many_masks_at_once_are_as_one_at_a_time(name: str, dense_bytes: int) ->
     masked = MaskedModel(tiny_model(name))
     variants = [None, *masks(masked, evaluation.MASKS_AT_ONCE + 2), None]  # more than share a pass
     together = Evaluator(masked, BATCH, at_once=3, dense_bytes=dense_bytes)
-    found = together(variants, METRICS)
-    assert torch.equal(together(variants, METRICS), found)
+    found = together(variants, list(METRICS))
+    assert torch.equal(together(variants, list(METRICS)), found)
     assert together.tokens == 2 * (len(variants) - 2) * BATCH.size
     for gates, values in zip(variants, found, strict=True):
-        alone = Evaluator(masked, BATCH, at_once=3)([gates], METRICS)
+        alone = Evaluator(masked, BATCH, at_once=3)([gates], list(METRICS))
         torch.testing.assert_close(values, alone[0], rtol=1e-6, atol=1e-7)
     for place, metric in enumerate(METRICS):
         alone = Evaluator(masked, BATCH, at_once=3)(variants[:2], [metric])
         torch.testing.assert_close(found[:2, place], alone[:, 0], rtol=1e-6, atol=1e-7)
-    one_by_one = Evaluator(masked, BATCH, at_once=1)(variants, METRICS)
+    one_by_one = Evaluator(masked, BATCH, at_once=1)(variants, list(METRICS))
     torch.testing.assert_close(found, one_by_one, rtol=1e-4, atol=1e-5)
 
 
@@ -228,17 +247,18 @@ def padded(left: bool, rows: Tensor = ROWS) -> Batch:
     """Sequences of LENGTHS among tokens that mean nothing, with their padding on one side."""
     size = max(LENGTHS) + 2
     tokens = torch.randint(3, 97, (len(LENGTHS), size), generator=torch.Generator().manual_seed(9 + left))
-    answers, mask = tokens.clone(), torch.zeros_like(tokens, dtype=torch.bool)
+    answers, foils, mask = tokens.clone(), tokens.clone(), torch.zeros_like(tokens, dtype=torch.bool)
     for row, length in enumerate(LENGTHS):
         here = slice(size - length, size) if left else slice(0, length)
         tokens[row, here], answers[row, here] = rows[row, :length], rows[row, 1 : length + 1]
-        mask[row, here] = True
-    return Batch(tokens, answers, counted=mask, attention_mask=mask)
+        foils[row, here], mask[row, here] = WRONG[row, :length], True
+    return Batch(tokens, answers, counted=mask, attention_mask=mask, foils=foils)
 
 
 def alone(number: int) -> Batch:
     """One of these sequences without padding."""
-    return Batch.of_rows(ROWS[number : number + 1, : LENGTHS[number] + 1])
+    row = Batch.of_rows(ROWS[number : number + 1, : LENGTHS[number] + 1])
+    return replace(row, foils=WRONG[number : number + 1, : LENGTHS[number]])
 
 
 @pytest.mark.parametrize("left", [False, True], ids=["right", "left"])
@@ -247,14 +267,14 @@ def test_padding_on_either_side_changes_no_number(name: str, left: bool) -> None
     masked = MaskedModel(tiny_model(name))
     variants = [None, *masks(masked, 2), torch.zeros(masked.space.num_channels)]
     evaluator = Evaluator(masked, padded(left), at_once=3)
-    got = evaluator(variants, METRICS)
+    got = evaluator(variants, list(METRICS))
     assert got.isfinite().all()
     gates = variants[1].float()  # type: ignore[union-attr]
     slopes = evaluator.gradients(gates, KL)
     assert slopes.isfinite().all()
     for number in range(len(LENGTHS)):
         single = Evaluator(masked, alone(number))
-        torch.testing.assert_close(got[:, :, [number]], single(variants, METRICS), rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(got[:, :, [number]], single(variants, list(METRICS)), rtol=1e-4, atol=2e-5)
         torch.testing.assert_close(slopes[number], single.gradients(gates, KL)[0], rtol=1e-3, atol=1e-5)
     assert evaluator.mean(variants[1], NLL) == pytest.approx(
         sum(length * value for length, value in zip(LENGTHS, got[1, 1].tolist(), strict=True)) / sum(LENGTHS)
@@ -264,7 +284,24 @@ def test_padding_on_either_side_changes_no_number(name: str, left: bool) -> None
 # --- gradients
 
 
-@pytest.mark.parametrize("metric", [KL, NLL], ids=lambda metric: metric.name)
+@pytest.mark.parametrize(("metric", "formula"), METRICS.items(), ids=map(named, METRICS))
+def test_a_metric_and_its_gradient_are_those_of_its_formula(metric: Metric, formula: Formula) -> None:
+    logits, dense = torch.randn(2, 11, 97, generator=torch.Generator().manual_seed(0))
+    right, wrong = torch.randint(97, (2, 11), generator=torch.Generator().manual_seed(1))
+    given = logits.clone(), dense.clone()
+    leaf = logits.double().requires_grad_()
+    expected = formula(leaf.log_softmax(-1), dense.double().log_softmax(-1), right, wrong)
+    values, slope = metric.at(*given, Asked(right, wrong), metric.differentiable)
+    torch.testing.assert_close(values.double(), expected.detach(), rtol=1e-4, atol=1e-5)
+    assert torch.equal(given[0], logits), "logits are not to be changed"
+    assert torch.equal(given[1], dense)
+    if metric.differentiable:
+        assert slope is not None
+        expected.sum().backward()
+        torch.testing.assert_close(slope.double(), leaf.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("metric", [metric for metric in METRICS if metric.differentiable], ids=named)
 @pytest.mark.parametrize("per_sequence", [False, True])
 @pytest.mark.parametrize("counted", [None, some_positions()], ids=["all", "some"])
 @pytest.mark.parametrize("at_once", [1, 3, 6])
@@ -272,7 +309,7 @@ def test_a_gradient_in_parts_is_that_of_the_whole(
     metric: Metric, per_sequence: bool, counted: Tensor | None, at_once: int
 ) -> None:
     masked = MaskedModel(tiny_model("llama"))
-    batch = Batch(BATCH.tokens, BATCH.answers, counted)
+    batch = replace(BATCH, counted=counted)
     shape = (7, 96) if per_sequence else (96,)
     gates = torch.rand(shape, generator=torch.Generator().manual_seed(3))
     whole_loss, whole = gate_gradient(masked, batch, gates, metric)
@@ -293,7 +330,7 @@ def test_a_gradient_in_parts_is_that_of_the_whole(
     given, _ = gate_gradient(masked, batch, gates, metric, dense=dense, at_once=at_once)
     assert given.item() == pytest.approx(whole_loss.item(), rel=1e-5)
     expected = [list(range(start, min(start + at_once, 7))) for start in range(0, 7, at_once)]
-    assert asked == (expected if metric is KL else [])
+    assert asked == (expected if metric.needs_dense else [])
 
 
 def test_every_sequence_has_its_own_gradient() -> None:
@@ -340,10 +377,36 @@ def test_means_are_fitted_once_and_tell_themselves_apart() -> None:
     assert torch.equal(torch.cat([fill.flatten() for fill in fills]), first.constant(masked))
 
 
+@pytest.mark.parametrize("ablation", ABLATIONS, ids=named)
+def test_ablations_are_told_apart_by_what_they_put_in(ablation: Ablation) -> None:
+    """What was measured of one is used again for its equals."""
+    masked = MaskedModel(tiny_model("llama"))
+    first, again, other = (ablation.fit(masked, batch, 3) for batch in (BATCH, BATCH, BATCH[:2]))
+    assert type(first) is type(ablation)
+    assert first.identity == again.identity
+    assert len({first.identity, again.identity}) == 1
+    here, there = first.fills(masked, BATCH), other.fills(masked, BATCH)
+    assert (here is None) == (there is None)
+    equal = here is None or there is None or all(map(torch.equal, here, there))
+    assert (first.identity == other.identity) == equal
+    if here is None:
+        assert first.constant(masked) is None
+    elif any(fill.ndim == 4 for fill in here):  # another at every position
+        with pytest.raises(UserError):
+            first.constant(masked)
+    else:
+        constant = first.constant(masked)
+        assert constant is not None
+        assert torch.equal(constant, torch.cat([fill.flatten() for fill in here]))
+
+
 class OfAnother(Ablation):
     """Removed channels become what they are in the paired prompt."""
 
     name = "of_another"
+
+    def constant(self, masked: MaskedModel) -> Tensor:
+        raise UserError("it depends on the prompt")
 
     def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill]:
         found: dict[int, tuple[Tensor, Tensor]] = {}

@@ -9,6 +9,7 @@ import torch
 from architectures import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from parts import LEARNERS
 from torch import Tensor
 
 from mechint.analysis.describing import binarization_gap
@@ -24,7 +25,6 @@ from mechint.methods import (
     CosineSchedule,
     CubicSchedule,
     EdgePopup,
-    Ensemble,
     ExponentialSchedule,
     HardConcrete,
     LeanK,
@@ -37,18 +37,6 @@ from mechint.methods.schedules import warm_up_and_decay
 from mechint.metrics import KL, NLL, TOP1
 from mechint.metrics.dense_outputs import DenseOutputs
 
-METHODS: list[tuple[type[MaskMethod], Callable[..., torch.optim.Optimizer]]] = [
-    (partial(TopK, finishing_trials=0), partial(NormalizedSGD, lr=0.1)),
-    (HardConcrete, partial(torch.optim.AdamW, lr=0.1)),
-    (AnnealedSigmoid, partial(torch.optim.Adam, lr=0.1)),
-    (LeanK, partial(torch.optim.Adam, lr=0.1)),
-    (EdgePopup, partial(torch.optim.Adam, lr=0.1)),
-    (partial(Ensemble, finishing_trials=0, start_sequences=2), partial(NormalizedSGD, lr=0.1)),
-    (
-        partial(TopK, finishing_trials=0, start_from="integrated_gradients", start_sequences=2),
-        partial(NormalizedSGD, lr=0.1),
-    ),
-]
 # Passes over the sequences that a method looks at before its first step.
 STARTED_FROM, LOOKS = 2, {"Ensemble": 6}
 SCHEDULES = [LinearSchedule, CubicSchedule, CosineSchedule, ExponentialSchedule]
@@ -75,7 +63,7 @@ def train(
     return method.hard_mask(), training
 
 
-@pytest.mark.parametrize(("method", "optimizer"), METHODS)
+@pytest.mark.parametrize(("method", "optimizer"), LEARNERS.values(), ids=LEARNERS)
 def test_a_method_ends_exact_and_repeats(method: type[MaskMethod], optimizer: Any) -> None:
     keep, training = train(method(), optimizer)
     again, repeated = train(method(), optimizer)

@@ -126,7 +126,10 @@ class Same(Ablation):
     name = "same"
 
     def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill]:
-        return masked.space.parts(torch.full((masked.space.num_channels,), 0.7))
+        return masked.space.parts(self.constant(masked))
+
+    def constant(self, masked: MaskedModel) -> Tensor:
+        return torch.full((masked.space.num_channels,), 0.7)
 
 
 def test_a_fill_replaces_what_is_removed(tokens: Tensor, make_masked: MakeMasked) -> None:

@@ -901,6 +901,16 @@ def test_the_losses_that_a_checkpoint_states_stand_beside_the_dense_one(tmp_path
     assert "records a validation loss of 1.4697; the dense model has 1.468 on these" in report_of(run)
 
 
+def test_the_held_out_objective_is_told_where_it_is_neither_loss_nor_kl(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    assert "The objective" not in report_of(run)
+    run.result.mask.objective = "logit_diff_gap"
+    for place, model in enumerate(run.result.metrics.values()):
+        model.objective, model.objective_se = 0.5 * place, 0.01
+    line = "`logit_diff_gap`, mean over positions: dense 0.000 ± 0.010, empty 0.500 ± 0.010, masked 1.000 ± 0.010"
+    assert line in report_of(run)
+
+
 def in_basis(run: RunFiles, where: str = "before_rope") -> RunFiles:
     """The same run in a basis whose last directions are worth most."""
     sizes = [mask.k_mask.shape for mask in run.masks.values() for _ in KINDS]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import tiny_model
-from test_learning import METHODS
+from parts import LEARNERS
 
 from mechint.data.batch import Batch
 from mechint.errors import UserError
@@ -75,7 +75,8 @@ def train(
 
 @pytest.mark.parametrize(
     ("method", "optimizer"),
-    [*METHODS, (partial(TopK, finishing_trials=4), partial(torch.optim.SGD, lr=0.1, momentum=0.9))],
+    [*LEARNERS.values(), (partial(TopK, finishing_trials=4), partial(torch.optim.SGD, lr=0.1, momentum=0.9))],
+    ids=[*LEARNERS, "topk_with_a_finishing_pass"],
 )
 @pytest.mark.parametrize(
     "stop_after", [5, *(pytest.param(step, marks=pytest.mark.slow) for step in (0, STEPS - 1))]
@@ -209,7 +210,7 @@ def advance(method: LearnedMethod, optimizer: torch.optim.Optimizer, steps: rang
     return [*said, method.scores().clone(), method.hard_mask(), *([] if soft is None else [soft])]
 
 
-@pytest.mark.parametrize(("method", "optimizer"), METHODS)
+@pytest.mark.parametrize(("method", "optimizer"), LEARNERS.values(), ids=LEARNERS)
 @pytest.mark.parametrize("stop", [0, 1, 6, 11, 12])
 def test_what_a_method_names_as_changing_is_all_that_changes(method: Any, optimizer: Any, stop: int) -> None:
     whole, other = method(), method()
@@ -233,7 +234,7 @@ def test_what_a_method_names_as_changing_is_all_that_changes(method: Any, optimi
     assert all(a is b and a.requires_grad for a, b in zip(now, parameters, strict=True))
 
 
-@pytest.mark.parametrize(("method", "optimizer"), METHODS)
+@pytest.mark.parametrize(("method", "optimizer"), LEARNERS.values(), ids=LEARNERS)
 def test_a_methods_state_is_a_copy_and_must_fit(method: Any, optimizer: Any) -> None:
     learned = method()
     updates, _ = started(learned, optimizer, seed=0)

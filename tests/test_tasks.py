@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import tiny_model
+from parts import ABLATIONS, TASKS, named
 from torch import Tensor
 
 from mechint.analysis.describing import leakage_info
@@ -40,22 +41,10 @@ from mechint.errors import UserError
 from mechint.masking import (
     CounterfactualAblation,
     MaskedModel,
-    MeanAblation,
-    MeanPerPositionAblation,
-    OptimalAblation,
 )
-from mechint.masking.ablation import ZERO
 from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, Evaluator, KlDivergence
 
 BYTES = byte_tokenizer()
-TASKS = [
-    IndirectObject,
-    GreaterThan,
-    SubjectVerbAgreement,
-    GenderedPronoun,
-    Docstring,
-    InductionTask,
-]
 SMALL = {"calibration_prompts": 24, "evaluation_prompts": 16, "paraphrase_prompts": 8}
 
 
@@ -94,7 +83,7 @@ def texts(batch: Batch) -> list[str]:
     return [bytes(row[mask].tolist()).decode() for row, mask in zip(batch.tokens, there, strict=True)]
 
 
-@pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", TASKS, ids=named)
 def test_every_task_gives_prompts_of_equal_length_with_answers(kind: type[TaskDataset]) -> None:
     data = load(kind(**SMALL))
     assert (data.name, data.calibration_tokens, data.evaluation_tokens) == (kind.name, 24, 16)
@@ -113,7 +102,7 @@ def test_every_task_gives_prompts_of_equal_length_with_answers(kind: type[TaskDa
             assert (batch.paired[~batch.attention_mask] == 0).all()
 
 
-@pytest.mark.parametrize("kind", TASKS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", TASKS, ids=named)
 def test_sides_share_no_prompt_and_the_seed_draws_calibration_prompts_alone(kind: type[TaskDataset]) -> None:
     data, same, other = (load(kind(**SMALL), seed=seed) for seed in (0, 0, 1))
     assert data.evaluation_digest == same.evaluation_digest == other.evaluation_digest
@@ -290,8 +279,8 @@ def encoded_prompts() -> list[Encoded]:
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 @pytest.mark.parametrize(
     "ablation",
-    [ZERO, MeanAblation(), MeanPerPositionAblation(), CounterfactualAblation(), OptimalAblation()],
-    ids=lambda ablation: ablation.name,
+    ABLATIONS,
+    ids=named,
 )
 def test_padding_never_leaks_into_tasks(name: str, ablation: Any) -> None:
     masked = MaskedModel(tiny_model(name))

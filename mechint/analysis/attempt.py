@@ -40,6 +40,7 @@ from mechint.masking import Units, masks_by_layer
 from mechint.masking.ablation import Ablation
 from mechint.masking.basis import Basis
 from mechint.metrics.evaluation import Measured, faithfulness, loss_degradation_percent
+from mechint.metrics.metric import Metric
 from mechint.reporting import Visualizer
 from mechint.results import Result, RunFiles, save_masks
 from mechint.results.diagram import CircuitDrawing
@@ -155,11 +156,20 @@ class Attempt:
         self.result.write(self.directory)
         log.info("continuing after step %d", step)
 
-    def measure(self, prepared: Prepared, kept: Tensor, ablation: Ablation, trainer: MaskTrainer) -> Measured:
+    def measure(
+        self,
+        prepared: Prepared,
+        kept: Tensor,
+        ablation: Ablation,
+        trainer: MaskTrainer,
+        objective: Metric | None = None,
+    ) -> Measured:
         """The four models on evaluation data for kept channels bool [N], with progress over the sequences."""
         with self.progress as progress:
             progress.start(len(prepared.data.evaluation), "measuring", "sequence")
-            return trainer.fit(lambda size: prepared.measure(kept, ablation, size, progress.update))
+            return trainer.fit(
+                lambda size: prepared.measure(kept, ablation, size, progress.update, objective)
+            )
 
     def finish(self, outcome: Outcome) -> None:
         """Add what was found, and leave masks, table, figures and report; the caller of `work` writes result.json."""

@@ -18,8 +18,11 @@ from mechint.masking import MaskedModel
 from mechint.masking.ablation import Ablation
 from mechint.masking.examining import check_routing
 from mechint.metrics.evaluation import Evaluator, Measured, measure
-from mechint.metrics.metric import KL
+from mechint.metrics.metric import KL, KlDivergence, Metric, NegativeLogLikelihood
 from mechint.runtime.device import pick_device
+
+# What is measured of every model.
+USUAL = (KlDivergence, NegativeLogLikelihood)
 
 # Called with the number of evaluation sequences that are done.
 OnSequences = Callable[[int], None]
@@ -57,13 +60,21 @@ class Prepared:
         return replace(self, masked=view)
 
     def measure(
-        self, kept: Tensor, ablation: Ablation, batch_size: int, on_sequences: OnSequences | None = None
+        self,
+        kept: Tensor,
+        ablation: Ablation,
+        batch_size: int,
+        on_sequences: OnSequences | None = None,
+        objective: Metric | None = None,
     ) -> Measured:
         """The dense, empty, masked and complement model on evaluation data, in this order, for kept channels bool [N].
 
-        What the dense and the empty model do does not depend on the mask and is measured once.
+        objective: a metric to measure besides loss and KL, unless it is one of these. What the dense and the empty
+        model do does not depend on the mask and is measured once.
         """
-        key = (self.data.evaluation_digest, batch_size, ablation.identity)
+        if objective is not None and (isinstance(objective, USUAL) or objective.positions != "counted"):
+            objective = None
+        key = (self.data.evaluation_digest, batch_size, ablation.identity, repr(objective))
         variants: dict[str, Tensor | None] = {"masked": kept, "complement": ~kept}
         known = self._baselines.get(key)
         if known is None:
@@ -71,7 +82,8 @@ class Prepared:
         evaluator = Evaluator(
             self.masked, self.data.evaluation, ablation, batch_size, on_sequences=on_sequences
         )
-        measured = measure(evaluator, variants, self.data.evaluation_bytes, self.data.evaluation_documents)
+        bytes_and_documents = self.data.evaluation_bytes, self.data.evaluation_documents
+        measured = measure(evaluator, variants, *bytes_and_documents, objective)
         if known is not None:
             measured = known.and_then(measured)
         self._baselines[key] = measured.first(2)

@@ -23,10 +23,9 @@ from mechint.data.bos import find_beginning
 from mechint.data.tasks.encoding import Prompt, PromptError, encode, make_batch
 from mechint.errors import UserError, one_line
 from mechint.masking import MaskedModel
-from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation
+from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation, known_ablations
 from mechint.masking.masks import flat_keep
 from mechint.masking.optimal_ablation import OptimalAblation
-from mechint.masking.prompt_ablations import CounterfactualAblation, MeanPerPositionAblation
 from mechint.masking.sites import in_basis
 from mechint.metrics.evaluation import Evaluator, faithfulness, loss_degradation_percent
 from mechint.metrics.metric import LOGIT_DIFF, NLL
@@ -143,10 +142,8 @@ class Run(RunFiles):
         checkpoint = self.load_checkpoint(device, dtype, loader)
         masked = MaskedModel(checkpoint.model)
         try:
-            if ablation is None and self.result.mask.ablation in (
-                CounterfactualAblation.name,
-                MeanPerPositionAblation.name,
-            ):
+            own = known_ablations().get(self.result.mask.ablation)
+            if ablation is None and own is not None and (own.carries_input or own.keeps_positions):
                 ablation = MeanAblation()
             view, kept, ready = self.mask_on(masked, checkpoint, ablation)
             with view.gated(kept.to(masked.device).float(), ready):

@@ -104,7 +104,7 @@ class SeedStudy:
             scores = selections.scores(pools)
             keep = pools.select(scores)
             ablation = first.fit_ablation(prepared, keep) if recipe.ablation.learned else recipe.ablation
-            measured = attempt.measure(prepared, units.to_channels(keep), ablation, trainer)
+            measured = attempt.measure(prepared, units.to_channels(keep), ablation, trainer, recipe.objective)
             cost = total_cost(runs)
             attempt.result.rival = first.rival_of_mask(keep)
             first.add_random_masks(attempt.result, prepared, keep, cost)

@@ -253,7 +253,9 @@ class Analysis:
             self.fit_ablation(prepared, keep)  # methods that learn have learned it together with the mask
         ablation = self.recipe.ablation
         result, cost, started = attempt.result, cost_of(training), time.perf_counter()
-        measured = attempt.measure(prepared, units.to_channels(keep), ablation, self.trainer)
+        measured = attempt.measure(
+            prepared, units.to_channels(keep), ablation, self.trainer, self.recipe.objective
+        )
         add_part(cost, "measuring", started, 4 * prepared.data.evaluation.size)
         if finishing := finishing_info(training, self.recipe.objective.name):
             result.finishing = finishing

@@ -18,9 +18,8 @@ from mechint.data import TokenData
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, Units
-from mechint.masking.ablation import Ablation, MeanAblation, ZeroAblation
+from mechint.masking.ablation import Ablation, known_ablations
 from mechint.masking.optimal_ablation import OptimalAblation
-from mechint.masking.prompt_ablations import CounterfactualAblation, MeanPerPositionAblation
 from mechint.masking.random_masks import places
 from mechint.metrics.evaluation import Evaluator, resampled
 from mechint.metrics.gradients import gate_gradient
@@ -42,16 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-ABLATIONS: dict[str, type[Ablation]] = {
-    kind.name: kind
-    for kind in (
-        ZeroAblation,
-        MeanAblation,
-        MeanPerPositionAblation,
-        CounterfactualAblation,
-        OptimalAblation,
-    )
-}
+ABLATIONS = ("zero", "mean", "mean_per_position", "counterfactual", "optimal")
 
 METRICS: list[Metric] = [LOGIT_DIFF, ACCURACY, KL]
 
@@ -75,7 +65,7 @@ class CircuitStudy:
     """
 
     shares: Sequence[float] = GRID
-    ablations: Sequence[str] = tuple(ABLATIONS)
+    ablations: Sequence[str] = ABLATIONS
     prompts: int = 64
     optimal_steps: int = 20
     optimal_prompts: int = 12
@@ -92,8 +82,9 @@ class CircuitStudy:
         if len(shares) < 2 or shares != sorted(set(shares)) or not shares[0] > 0 or not shares[-1] <= 1:
             raise UserError("circuit.shares must be at least two ascending shares of the units in (0, 1]")
         for name in self.ablations:
-            if name not in ABLATIONS:
-                raise UserError(f"circuit.ablations: {name} is not known; use some of {', '.join(ABLATIONS)}")
+            if name not in known_ablations():
+                known = ", ".join(known_ablations())
+                raise UserError(f"circuit.ablations: {name} is not known; use some of {known}")
         for name in ("prompts", "optimal_prompts", "minimality_prompts"):
             if getattr(self, name) < 2:
                 raise UserError(f"circuit.{name}={getattr(self, name)} must be at least 2")
@@ -226,7 +217,7 @@ class CircuitStudy:
                 completeness=info.completeness,
             )
         nothing, masked = torch.zeros_like(keep), bench.masked
-        fitted = ABLATIONS[name]().fit(masked, calibration, at_once)
+        fitted = known_ablations()[name]().fit(masked, calibration, at_once)
         if isinstance(fitted, OptimalAblation):
             learned = calibration[: self.optimal_prompts]
             bench.spent.append(3 * self.optimal_steps * learned.tokens.numel())

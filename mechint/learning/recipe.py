@@ -37,8 +37,8 @@ class Recipe:
             raise UserError(f"steps={self.steps} must be at least 1")
         if not (self.objective.differentiable and self.objective.minimised):
             raise UserError(
-                f"{self.objective.name} is no loss to learn by; use objective=kl, nll, logit_diff or accuracy, the "
-                "last two by a surrogate"
+                f"{self.objective.name} is no loss to learn by: that is a metric with a gradient, of which less is "
+                "better, as objective=kl"
             )
         self.make_optimizer = self.make_optimizer or type(self.method).make_optimizer
         self.schedule = self.schedule or type(self.basis).schedule or type(self.method).schedule

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from mechint.data.batch import Batch
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from mechint.masking.masked_model import MaskedModel
 
 # What stands in for one layer's keys or values: [G, C], or [B, G, T, C] where it depends on the sequence.
@@ -21,6 +24,8 @@ Fill = Tensor
 
 class Ablation(ABC):
     """Replaces the activations that a mask removes.
+
+    One that has to know calibration data returns a fitted copy from `fit`.
 
     name: as in `ablation=`. carries_input: whether the replacement still depends on the sequence itself, so that a
     layer without any kept unit may pass something on. keeps_positions: whether it still tells positions apart, so that
@@ -39,9 +44,11 @@ class Ablation(ABC):
     def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill] | None:
         """A fill for every layer's keys and values, in the order of `ChannelSpace.slices`; None: zero everywhere."""
 
+    @abstractmethod
     def constant(self, masked: MaskedModel) -> Tensor | None:
-        """What removed units' coordinates [N] become where that is the same everywhere; None: zero."""
-        return None
+        """What removed units' coordinates [N] become; None: zero. Raises UserError where it is not the same
+        everywhere.
+        """
 
     @property
     def learned(self) -> Sequence[Tensor]:
@@ -60,8 +67,32 @@ class Ablation(ABC):
 
     @property
     def identity(self) -> Hashable:
-        """Equal for ablations that put the same in."""
-        return self.name
+        """Equal for ablations that put the same in: what is measured of one is not measured again for another.
+
+        The name, and everything that the ablation holds.
+        """
+        return self.name, tuple((name, _content(value)) for name, value in sorted(vars(self).items()))
+
+
+def _content(value: Any) -> Hashable:
+    if isinstance(value, Tensor):
+        return tuple(value.shape), value.detach().cpu().numpy().tobytes()
+    if isinstance(value, (list, tuple)):
+        return tuple(_content(part) for part in value)
+    found: Hashable = value
+    return found
+
+
+def known_ablations() -> dict[str, type[Ablation]]:
+    """Every kind of ablation that is imported, by name."""
+    found: dict[str, type[Ablation]] = {}
+    kinds: list[type[Ablation]] = [Ablation]  # type: ignore[type-abstract]
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if not inspect.isabstract(kind):
+            found[kind.name] = kind
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -74,31 +105,38 @@ class ZeroAblation(Ablation):
         """Nothing."""
         return
 
+    def constant(self, masked: MaskedModel) -> None:
+        """Zero."""
+        return
+
 
 @dataclass(frozen=True)
-class MeanAblation(Ablation):
-    """Removed units' coordinates become their mean over the calibration data.
+class ConstantAblation(Ablation):
+    """Removed units' coordinates become constants that are measured on calibration data, the same at every position.
 
-    What is kept are the means of keys and values themselves, [N], so that a basis may change after they were measured.
+    What is kept are the constants as keys and values themselves, [N], so that a basis may change after they were
+    measured.
     """
 
-    name: ClassVar[str] = "mean"
+    _states: Tensor | None = field(default=None, init=False, repr=False, compare=False)
 
-    _means: Tensor | None = field(default=None, init=False, repr=False, compare=False)
+    @abstractmethod
+    def measured(self, masked: MaskedModel, calibration: Batch, at_once: int) -> Tensor:
+        """The constants, float [N], where masks act: as `masked.recording` shows keys and values."""
 
-    def fit(self, masked: MaskedModel, calibration: Batch, at_once: int) -> MeanAblation:
-        """Measure the means, which takes one forward pass of the dense model."""
-        fitted = MeanAblation()
-        means = channel_means(masked, calibration, at_once)
+    def fit(self, masked: MaskedModel, calibration: Batch, at_once: int) -> Self:
+        """A copy with the constants, measured."""
+        constants = self.measured(masked, calibration, at_once)
         if masked.basis is not None:
-            parts = zip(masked.space.parts(means), masked.basis.maps, strict=True)
+            parts = zip(masked.space.parts(constants), masked.basis.maps, strict=True)
             states = [(part.unsqueeze(-2) @ maps.write).flatten() for part, maps in parts]
-            means = torch.cat(states).detach()
-        object.__setattr__(fitted, "_means", means)
+            constants = torch.cat(states).detach()
+        fitted = replace(self)
+        object.__setattr__(fitted, "_states", constants)
         return fitted
 
     def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill]:
-        """Every coordinate's mean, [G, C]."""
+        """Every coordinate's constant, [G, C]."""
         parts = masked.space.parts(self.states)
         if masked.basis is None:
             return parts
@@ -107,18 +145,24 @@ class MeanAblation(Ablation):
 
     @property
     def states(self) -> Tensor:
-        """The means of keys and values themselves, float [N]."""
-        assert self._means is not None, "means are measured by `fit`"
-        return self._means
+        """The constants as keys and values themselves, float [N]."""
+        assert self._states is not None, "constants are measured by `fit`"
+        return self._states
 
     def constant(self, masked: MaskedModel) -> Tensor:
-        """The means [N]."""
-        return torch.cat([part.flatten() for part in self.fills(masked, Batch(masked.no_tokens))])
+        """The constants [N], in the coordinates of masks."""
+        return torch.cat([part.flatten() for part in self.fills(masked, Batch(masked.no_tokens))]).detach()
 
-    @property
-    def identity(self) -> Hashable:
-        """The means themselves."""
-        return self.name, None if self._means is None else self._means.cpu().numpy().tobytes()
+
+@dataclass(frozen=True)
+class MeanAblation(ConstantAblation):
+    """Removed units' coordinates become their mean over the calibration data."""
+
+    name: ClassVar[str] = "mean"
+
+    def measured(self, masked: MaskedModel, calibration: Batch, at_once: int) -> Tensor:
+        """The means, which take one forward pass of the dense model."""
+        return channel_means(masked, calibration, at_once)
 
 
 ZERO = ZeroAblation()

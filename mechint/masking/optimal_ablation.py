@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mechint.data.batch import Batch
 from mechint.errors import UserError
-from mechint.masking.ablation import Ablation, Fill, MeanAblation
+from mechint.masking.ablation import ConstantAblation, channel_means
 from mechint.masking.masked_model import MaskedModel
 
 
 @dataclass(frozen=True)
-class OptimalAblation(Ablation):
+class OptimalAblation(ConstantAblation):
     """Removed units become constants that are learned together with the mask (Li and Janson 2024, arXiv 2409.09951).
 
     They start as the means over the calibration data, and Adam lowers the mask's own objective by them at every step,
@@ -32,7 +32,6 @@ class OptimalAblation(Ablation):
     name: ClassVar[str] = "optimal"
 
     _offset: Tensor | None = field(default=None, init=False, repr=False, compare=False)
-    _start: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     _scale: Tensor | None = field(default=None, init=False, repr=False, compare=False)
     _optimizer: torch.optim.Optimizer | None = field(default=None, init=False, repr=False, compare=False)
 
@@ -40,34 +39,23 @@ class OptimalAblation(Ablation):
         if not self.learning_rate > 0:
             raise UserError(f"ablation.learning_rate={self.learning_rate} must be above 0")
 
+    def measured(self, masked: MaskedModel, calibration: Batch, at_once: int) -> Tensor:
+        """The means, from which constants start."""
+        return channel_means(masked, calibration, at_once)
+
     def fit(self, masked: MaskedModel, calibration: Batch, at_once: int) -> OptimalAblation:
         """Start from the means, which takes one forward pass of the dense model."""
-        means = MeanAblation().fit(masked, calibration, at_once).states
-        scale = torch.ones_like(means)
+        start = super().fit(masked, calibration, at_once).states
+        scale = torch.ones_like(start)
         for part in masked.space.slices.values():
-            scale[part] = means[part].square().mean().sqrt().clamp_min(1e-3)
-        return self._begun(means, scale)
-
-    def fills(self, masked: MaskedModel, batch: Batch) -> list[Fill]:
-        """Every coordinate's constant, [G, C], differentiable in what is learned."""
-        constants = self.states
-        parts = masked.space.parts(constants)
-        if masked.basis is None:
-            return parts
-        maps = masked.basis.maps
-        return [(part.unsqueeze(-2) @ one.read).squeeze(-2) for part, one in zip(parts, maps, strict=True)]
-
-    def constant(self, masked: MaskedModel) -> Tensor:
-        """The constants [N], in the coordinates of masks."""
-        return torch.cat([part.flatten() for part in self.fills(masked, Batch(masked.no_tokens))]).detach()
+            scale[part] = start[part].square().mean().sqrt().clamp_min(1e-3)
+        return self._begun(start, scale)
 
     @property
     def states(self) -> Tensor:
-        """The constants as keys and values, float [N]."""
-        assert self._start is not None, "constants start in `fit`"
-        assert self._offset is not None
-        assert self._scale is not None
-        return self._start + self._offset * self._scale
+        """The constants as keys and values, float [N], differentiable in what is learned."""
+        start = super().states
+        return start if self._offset is None or self._scale is None else start + self._offset * self._scale
 
     @property
     def learned(self) -> Sequence[Tensor]:
@@ -105,12 +93,17 @@ class OptimalAblation(Ablation):
     @property
     def identity(self) -> Hashable:
         """The constants themselves."""
-        return self.name, None if self._start is None else self.states.detach().cpu().numpy().tobytes()
+        return self.name, None if self._states is None else self.states.detach().cpu().numpy().tobytes()
 
     def _begun(self, start: Tensor, scale: Tensor) -> OptimalAblation:
         begun = OptimalAblation(self.learning_rate)
         offset = torch.zeros_like(start).requires_grad_()
         optimizer = torch.optim.Adam([offset], lr=self.learning_rate)
-        for name, value in (("start", start), ("offset", offset), ("scale", scale), ("optimizer", optimizer)):
+        for name, value in (
+            ("states", start),
+            ("offset", offset),
+            ("scale", scale),
+            ("optimizer", optimizer),
+        ):
             object.__setattr__(begun, f"_{name}", value)
         return begun

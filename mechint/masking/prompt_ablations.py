@@ -46,13 +46,6 @@ class MeanPerPositionAblation(Ablation):
         """There is none. Raises UserError."""
         raise _no_constant(self.name)
 
-    @property
-    def identity(self) -> Hashable:
-        """The means themselves."""
-        if self._means is None:
-            return self.name
-        return self.name, b"".join(means.cpu().numpy().tobytes() for means in self._means)
-
 
 @dataclass(frozen=True)
 class CounterfactualAblation(Ablation):
@@ -85,6 +78,11 @@ class CounterfactualAblation(Ablation):
     def constant(self, masked: MaskedModel) -> Tensor:
         """There is none. Raises UserError."""
         raise _no_constant(self.name)
+
+    @property
+    def identity(self) -> Hashable:
+        """The name: nothing is measured, and the latest fills are those of the latest batch."""
+        return self.name
 
 
 def states_of(masked: MaskedModel, batch: Batch) -> list[Tensor]:

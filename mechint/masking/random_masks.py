@@ -15,8 +15,7 @@ def places(units: Units) -> Tensor:
     """The layer, KV head and kind of every unit as one number, LongTensor [U]; units of K and V have a kind of their
     own.
     """
-    kind = units.has_key.long() + 2 * units.has_value.long()
-    return torch.unique(torch.stack([units.layer, units.head, kind], 1), dim=0, return_inverse=True)[1]
+    return _together(units, units.layer, units.head)
 
 
 def matched_places(units: Units) -> Tensor:
@@ -24,10 +23,13 @@ def matched_places(units: Units) -> Tensor:
     heads are units, of which a place has only one.
     """
     found = places(units)
-    if len(found.unique()) < units.count:
-        return found
+    return found if len(found.unique()) < units.count else _together(units, units.layer)
+
+
+def _together(units: Units, *where: Tensor) -> Tensor:
+    """One number for all units that share these values and their kind, LongTensor [U]."""
     kind = units.has_key.long() + 2 * units.has_value.long()
-    return torch.unique(torch.stack([units.layer, kind], 1), dim=0, return_inverse=True)[1]
+    return torch.unique(torch.stack([*where, kind], 1), dim=0, return_inverse=True)[1]
 
 
 def only_mask(units: Units, keep: Tensor) -> bool:

@@ -201,30 +201,34 @@ def measure(
     variants: Mapping[str, Tensor | None],
     num_bytes: int | None,
     documents: Tensor | None = None,
+    objective: Metric | None = None,
 ) -> Measured:
     """Loss, perplexity, bits per byte, KL from the dense model and top-1 agreement with it, for several masks at once.
 
     variants: gates [N] each; None is the dense model. num_bytes: UTF-8 bytes of the predicted text; where unknown,
-    bits_per_byte is left out. documents: the document of each sequence, [M], where known.
+    bits_per_byte is left out. documents: the document of each sequence, [M], where known. objective: another metric,
+    which becomes `objective`.
 
     Raises UserError where outputs are not finite.
     """
-    values = evaluator(list(variants.values()), [NLL, KL, TOP1])
-    totals = evaluator.over_positions(values)  # [models, 3]
-    for name, (loss, kl, _) in zip(variants, totals.tolist(), strict=True):
-        if not math.isfinite(loss) or not math.isfinite(kl):
+    measured, names = [NLL, KL, TOP1], ["loss", "kl", "top1_agreement"]
+    if objective is not None:
+        measured, names = [*measured, objective], [*names, "objective"]
+    values = evaluator(list(variants.values()), measured)
+    totals = evaluator.over_positions(values)  # [models, metrics]
+    for name, numbers in zip(variants, totals.tolist(), strict=True):
+        if not all(map(math.isfinite, numbers)):
             raise UserError(
                 f"the {name} model's outputs on the evaluation data are not finite; set dtype=float32"
             )
     tokens, positions = evaluator.batch.size, evaluator.batch.positions
-    names = ("loss", "kl", "top1_agreement")
-    samples = resampled(values, positions, documents)  # [draws, models, 3]
+    samples = resampled(values, positions, documents)  # [draws, models, metrics]
     metrics = {
-        name: _named(loss, kl, agreement, tokens, num_bytes)
+        name: _named(dict(zip(names, numbers, strict=True)), tokens, num_bytes)
         | (_errors(samples[:, number], names, tokens, num_bytes) if len(positions) > 1 else {})
-        for number, (name, (loss, kl, agreement)) in enumerate(zip(variants, totals.tolist(), strict=True))
+        for number, (name, numbers) in enumerate(zip(variants, totals.tolist(), strict=True))
     }
-    sequences = {name: values[:, place] for place, name in enumerate(names)}
+    sequences = {name: values[:, place] for place, name in enumerate(names[:3])}
     return Measured(metrics, sequences, positions, documents)
 
 
@@ -264,7 +268,7 @@ def standard_error(samples: Tensor) -> float | None:
 
 
 def _errors(samples: Tensor, names: Sequence[str], tokens: int, num_bytes: int | None) -> dict[str, float]:
-    """Standard errors from bootstrap samples [draws, 3] of a model's loss, KL and agreement."""
+    """Standard errors from bootstrap samples [draws, metrics] of a model's numbers, loss first."""
     errors = {f"{name}_se": float(error) for name, error in zip(names, samples.std(0), strict=True)}
     errors["perplexity_se"] = float(samples[:, 0].clamp(max=LARGEST_LOSS).exp().std())
     if num_bytes is not None:
@@ -272,11 +276,11 @@ def _errors(samples: Tensor, names: Sequence[str], tokens: int, num_bytes: int |
     return errors
 
 
-def _named(loss: float, kl: float, agreement: float, tokens: int, num_bytes: int | None) -> dict[str, float]:
-    metrics = {"loss": loss, "perplexity": math.exp(min(loss, LARGEST_LOSS))}
+def _named(numbers: dict[str, float], tokens: int, num_bytes: int | None) -> dict[str, float]:
+    metrics = {"perplexity": math.exp(min(numbers["loss"], LARGEST_LOSS))}
     if num_bytes is not None:
-        metrics["bits_per_byte"] = loss * tokens / math.log(2) / num_bytes
-    return metrics | {"kl": kl, "top1_agreement": agreement}
+        metrics["bits_per_byte"] = numbers["loss"] * tokens / math.log(2) / num_bytes
+    return numbers | metrics
 
 
 def loss_degradation_percent(dense: float, masked: float) -> float:

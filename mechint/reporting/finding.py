@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mechint.masking.ablation import known_ablations
 from mechint.reporting.context import Context
 from mechint.reporting.style import Caution
 from mechint.reporting.wording import (
@@ -243,8 +244,11 @@ def idle_keys(context: Context) -> str | None:
 
 
 def blind_to_fill(context: Context) -> bool:
-    """Whether removed values still carry the input: a counterfactual value does, zero and mean do not."""
-    return context.result.mask.ablation not in ("zero", "mean")
+    """Whether a head without kept values may still pass something on: what stands in for them tells inputs or positions
+    apart.
+    """
+    kind = known_ablations().get(context.result.mask.ablation or "")
+    return kind is None or kind.carries_input or kind.keeps_positions
 
 
 def thirds(context: Context) -> list[dict[str, Any]]:

@@ -119,6 +119,7 @@ def told(context: Context, drawn: Sequence[Path]) -> dict[str, Any]:
         "seeds": seeds_in_words(stability) if stability else None,
         "certainty": certainty(stability, noun) if stability else [],
         "proofs": proofs_in_words(result.proofs, recovered) if result.proofs else [],
+        "objective": result.mask.objective or (result.finishing and result.finishing.objective),
         "models": [(name, MEANINGS[name].replace("{}", noun), result.metrics[name]) for name in MODELS],
         "rises": {name: rise_in_words(context, name) for name in MODELS},
         "layers": [layer_row(context, layer, files.get(stems[layer.name])) for layer in context.layers],

@@ -106,7 +106,8 @@ def draw_outcomes(axes: Axes, context: Context, steps: Values) -> list[float]:
     last, width = float(steps[-1]), max(float(steps[-1] - steps[0]), 1.0)
     masked = result.metrics.masked
     held_out = {"kl": (masked.kl, masked.kl_se), "nll": (masked.loss, masked.loss_se)}
-    value, error = held_out.get(result.mask.objective or "", (None, None))
+    other = (masked.objective, masked.objective_se)
+    value, error = held_out.get(result.mask.objective or "", other)
     values: list[float] = []
     look: dict[str, Any] = {"size": 7.5, "annotation_clip": False}
     if done is not None and done.before is not None and done.after is not None:

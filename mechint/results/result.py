@@ -138,7 +138,8 @@ class LayerInfo(Section):
 class ModelMetrics(Section):
     """What a model does on evaluation data; None where it is not known.
 
-    loss and kl are nats per predicted token; kl is from the dense model. Names that end in _se are standard errors,
+    loss and kl are nats per predicted token; kl is from the dense model. objective is the mean of the run's own
+    objective (`mask.objective`) where that is neither of the two. Names that end in _se are standard errors,
     here and everywhere else in this file, by the bootstrap over documents of the evaluation data, or over
     sequences where documents are not known or fewer than ten; None for a single sequence.
     """
@@ -148,9 +149,11 @@ class ModelMetrics(Section):
     bits_per_byte: float | None = None
     kl: float | None = None
     top1_agreement: float | None = None
+    objective: float | None = None
     loss_se: float | None = None
     kl_se: float | None = None
     top1_agreement_se: float | None = None
+    objective_se: float | None = None
     perplexity_se: float | None = None
     bits_per_byte_se: float | None = None
 
