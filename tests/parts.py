@@ -111,13 +111,17 @@ METRICS: dict[Metric, Formula] = {
     ),
 }
 
-ABLATIONS: list[Ablation] = [
-    ZERO,
-    MeanAblation(),
-    MeanPerPositionAblation(),
-    CounterfactualAblation(),
-    OptimalAblation(),
-]
+# What an ablation must put in, [G, T, C] or what broadcasts to it: from keys or values [B, G, T, C] of
+# the calibration sequences, and those [G, T, C] of the paired prompt.
+Fills = Callable[[Tensor, Tensor], Tensor]
+
+ABLATIONS: dict[Ablation, Fills] = {
+    ZERO: lambda calibration, paired: torch.zeros(()),
+    MeanAblation(): lambda calibration, paired: calibration.mean((0, 2)).unsqueeze(1),
+    MeanPerPositionAblation(): lambda calibration, paired: calibration.mean(0),
+    CounterfactualAblation(): lambda calibration, paired: paired,
+    OptimalAblation(): lambda calibration, paired: calibration.mean((0, 2)).unsqueeze(1),  # before it learns
+}
 
 TASKS: list[type[TaskDataset]] = [
     IndirectObject,

@@ -96,10 +96,8 @@ def described_by(chosen: list[str]) -> list[str]:
 
 
 def name(chosen: str | list[str]) -> str:
-    """The name of a test: a program, or the method among the chosen options."""
-    if isinstance(chosen, str):
-        return chosen
-    return next((one for one in chosen if one.startswith("mask=")), chosen[0])
+    """The name of a test: a program, or all chosen options, so that `-k` finds each."""
+    return chosen if isinstance(chosen, str) else ",".join(chosen)
 
 
 @pytest.mark.parametrize("chosen", together(), ids=name)

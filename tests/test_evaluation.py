@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from architectures import tiny_model
-from parts import ABLATIONS, METRICS, Formula, named
+from parts import ABLATIONS, METRICS, Fills, Formula, named
 from tiers import rest_slow
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import ZERO, Ablation, MaskedModel, MeanAblation
 from mechint.masking.ablation import Fill, channel_means
+from mechint.masking.prompt_ablations import states_of
 from mechint.metrics import KL, NLL, TOP1, Evaluator, Metric, chunked, evaluation, measure
 from mechint.metrics.gradients import gate_gradient, sequence_gradients
 from mechint.metrics.metric import Asked
@@ -149,7 +150,7 @@ def by_hand(
     return {name: torch.stack(values) for name, values in found.items()}
 
 
-@pytest.mark.parametrize("ablation", rest_slow(ABLATIONS, ABLATIONS[:2]), ids=named)
+@pytest.mark.parametrize("ablation", rest_slow(ABLATIONS, list(ABLATIONS)[:2]), ids=named)
 @pytest.mark.parametrize("counted", [None, some_positions()], ids=["all", "some"])
 def test_every_sequence_has_the_value_of_a_plain_hooked_model(
     ablation: Ablation, counted: Tensor | None, monkeypatch: pytest.MonkeyPatch
@@ -377,6 +378,23 @@ def test_means_are_fitted_once_and_tell_themselves_apart() -> None:
     assert ZERO.constant(masked) is None
     fills = first.fills(masked, BATCH)
     assert torch.equal(torch.cat([fill.flatten() for fill in fills]), first.constant(masked))
+
+
+@pytest.mark.parametrize(("ablation", "formula"), ABLATIONS.items(), ids=map(named, ABLATIONS))
+@pytest.mark.parametrize("name", rest_slow(NAMES, ["gpt2"]))
+def test_an_ablation_puts_in_what_its_formula_says(ablation: Ablation, formula: Fills, name: str) -> None:
+    masked = MaskedModel(tiny_model(name))
+    states = states_of(masked, BATCH)
+    found = ablation.fit(masked, BATCH, 3).fills(masked, BATCH)
+    for place, calibration in enumerate(states):
+        for row, paired in enumerate(states_of(masked, Batch(BATCH.paired))[place]):  # type: ignore[arg-type]
+            expected = formula(calibration, paired).expand_as(paired)
+            fill = torch.zeros_like(paired) if found is None else found[place]
+            if fill.ndim == 4:
+                fill = fill[row if len(fill) > 1 else 0]
+            elif found is not None:
+                fill = fill.unsqueeze(1)  # [G, C]
+            torch.testing.assert_close(fill.expand_as(paired), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=named)
