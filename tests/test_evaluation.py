@@ -1,5 +1,6 @@
 """Batches, ablations, metrics and the evaluator: what a mask does, sequence by sequence and position by position."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from operator import attrgetter
@@ -176,6 +177,14 @@ def test_every_sequence_has_the_value_of_a_plain_hooked_model(
     assert got[0, 0].tolist() == [0] * 7  # KL of the dense model from itself
     assert got[0, 2].tolist() == [1] * 7
     assert got[1:, 0].min() > 1e-3
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=named)
+def test_a_copy_of_a_metric_is_its_equal(metric: Metric) -> None:
+    """What was measured of the dense and empty model with one is not measured again for the other."""
+    assert copy.deepcopy(metric) == metric
+    assert {copy.deepcopy(metric): "measured"}[metric] == "measured"
+    assert sum(metric == other for other in METRICS) == 1
 
 
 def test_any_metric_is_measured_beside_loss_and_kl() -> None:
@@ -384,10 +393,11 @@ def test_means_are_fitted_once_and_tell_themselves_apart() -> None:
 @pytest.mark.parametrize("name", rest_slow(NAMES, ["gpt2"]))
 def test_an_ablation_puts_in_what_its_formula_says(ablation: Ablation, formula: Fills, name: str) -> None:
     masked = MaskedModel(tiny_model(name))
-    states = states_of(masked, BATCH)
+    assert BATCH.paired is not None
+    states = zip(states_of(masked, BATCH), states_of(masked, Batch(BATCH.paired)), strict=True)
     found = ablation.fit(masked, BATCH, 3).fills(masked, BATCH)
-    for place, calibration in enumerate(states):
-        for row, paired in enumerate(states_of(masked, Batch(BATCH.paired))[place]):  # type: ignore[arg-type]
+    for place, (calibration, prompts) in enumerate(states):
+        for row, paired in enumerate(prompts):
             expected = formula(calibration, paired).expand_as(paired)
             fill = torch.zeros_like(paired) if found is None else found[place]
             if fill.ndim == 4:

@@ -74,7 +74,7 @@ class Prepared:
         """
         if objective is not None and (isinstance(objective, USUAL) or objective.positions != "counted"):
             objective = None
-        key = (self.data.evaluation_digest, batch_size, ablation.identity, repr(objective))
+        key = (self.data.evaluation_digest, batch_size, ablation.identity, objective)
         variants: dict[str, Tensor | None] = {"masked": kept, "complement": ~kept}
         known = self._baselines.get(key)
         if known is None:

@@ -38,7 +38,7 @@ class Asked:
 
 
 class Metric(ABC):
-    """A number at every position of every sequence, from logits.
+    """A number at every position of every sequence, from logits; a frozen dataclass, so that equals are known as such.
 
     name: in result.json. needs_dense: whether the dense model's logits are needed. differentiable: whether it has a
     gradient. minimised: whether less of it is better, so that masks can be learned by it. stands_for: the metric whose
@@ -165,6 +165,7 @@ class NegativeLogLikelihood(Metric):
         return nll, probabilities.scatter_add_(1, answers, -torch.ones_like(nll).unsqueeze(1))
 
 
+@dataclass(frozen=True)
 class Top1Agreement(Metric):
     """Whether the masked model's most likely token is the dense model's."""
 
@@ -193,6 +194,7 @@ def log_mass(logits: Tensor, tokens: Tensor, wanted: bool) -> tuple[Tensor, Tens
     return mass, torch.zeros_like(logits).scatter_add_(1, chosen.clamp_min(0), shares)
 
 
+@dataclass(frozen=True)
 class LogitDifference(Metric):
     """The task's own number: log P(right answers) - log P(wrong ones) in nats, the difference of two logits where there
     is one of each.
@@ -214,6 +216,7 @@ class LogitDifference(Metric):
         return right - wrong, of_right - of_wrong if of_right is not None and of_wrong is not None else None
 
 
+@dataclass(frozen=True)
 class Accuracy(Metric):
     """Whether the right answers together are more likely than the wrong ones."""
 
@@ -229,6 +232,7 @@ class Accuracy(Metric):
         return (LOGIT_DIFF.at(logits, dense, asked, False)[0] > 0).float(), None
 
 
+@dataclass(frozen=True)
 class LogitDifferenceGap(Metric):
     """|logit difference - that of the dense model|: keep the dense model's preference and no more than it.
 
@@ -249,6 +253,7 @@ class LogitDifferenceGap(Metric):
         return distance.abs(), None if slope is None else slope * distance.sign().unsqueeze(1)
 
 
+@dataclass(frozen=True)
 class AccuracySurrogate(Metric):
     """log(1 + exp(-logit difference)): the logistic loss, the smooth surrogate of accuracy."""
 
