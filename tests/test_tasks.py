@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,28 @@ def some_pairs(count: int = 60) -> list[dict[str, str]]:
         }
         for n in range(count)
     ]
+
+
+def test_paraphrases_begin_with_the_first_few_whatever_was_loaded_before(tmp_path: Path) -> None:
+    """Jobs of a sweep share what one of them has loaded; each has a dataset of its own."""
+    others = [
+        row | {"clean": row["clean"].upper(), "corrupted": row["corrupted"].upper()} for row in some_pairs()
+    ]
+    files = {
+        "path": pairs_file(tmp_path / "pairs.jsonl", some_pairs()),
+        "paraphrase_path": pairs_file(tmp_path / "others.jsonl", others),
+    }
+    for make in (*(partial(kind, **SMALL) for kind in TASKS), partial(PromptPairs, **files)):
+        loaded, fresh = make(), make()
+        task = load(loaded).task
+        assert task is not None
+        assert task.paraphrases is not None
+        for dataset in (loaded, loaded, fresh):
+            found = dataset.paraphrases(BYTES, 256, 512, 12)
+            assert found is not None
+            few = min(len(found), len(task.paraphrases))
+            assert few >= 8
+            assert texts(found)[:few] == texts(task.paraphrases)[:few]
 
 
 def test_pairs_come_from_jsonl_and_csv_alike(tmp_path: Path) -> None:

@@ -49,6 +49,8 @@ class PromptPairs(TaskDataset):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # The latest content of the files, and the notes on it; None: not read.
+        self._latest: tuple[dict[Side, list[Prompt]], tuple[str, ...]] | None = None
         if not isinstance(self.columns, Mapping | None):
             raise UserError(
                 f"dataset.columns={self.columns} must be names, as in 'dataset.columns={{clean: NAME}}'"
@@ -74,14 +76,15 @@ class PromptPairs(TaskDataset):
         seed: int,
     ) -> TokenData:
         """The prompts for one checkpoint, with notes on rows that were left out and on prompts that sides share."""
-        self._found, notes = self._sides()
+        self._latest = self._sides()
         data = super().load(tokenizer, tokenizer_name, vocab_size, max_positions, seed)
-        return replace(data, notes=(*data.notes, *notes))
+        return replace(data, notes=(*data.notes, *self._latest[1]))
 
     def encoded(self, wanted: Wanted) -> list[Encoded]:
         """The prompts of one side. Raises UserError for one that cannot be used, which it shows."""
         tokenizer = self.require_tokenizer(wanted)
-        prompts = self._found[wanted.side]
+        sides, _ = self._latest or self._sides()
+        prompts = list(sides[wanted.side])
         wanted.generator.shuffle(prompts)
         return [self._encoded(prompt, tokenizer, wanted.beginning) for prompt in prompts[: wanted.count]]
 
