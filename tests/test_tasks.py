@@ -6,9 +6,11 @@ import json
 import random
 import re
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from mechint.data.tasks import (
 from mechint.data.tasks.encoding import Encoded, Lexicon, Prompt, PromptError, encode, make_batch
 from mechint.data.tasks.greater_than import CENTURIES
 from mechint.data.tasks.induction import PERIODS
-from mechint.data.tasks.task import TaskDataset
+from mechint.data.tasks.task import Side, TaskDataset, TextTask
 from mechint.data.tasks.words import EVENTS, IDENTIFIERS, MEN, NOUNS, PLACES, THINGS, WOMEN
 from mechint.data.token_data import digest_of_prompts
 from mechint.errors import UserError
@@ -155,6 +157,23 @@ def test_no_task_shows_evaluation_prompts_what_it_was_calibrated_on(
             found[side] = {word for word in vocabulary if re.search(rf"\b{word}{ends}", shown)}
             assert len(found[side]) > 1, side
         assert not found["calibration"] & (found["evaluation"] | found["paraphrase"])
+
+
+class _WholeWords(Lexicon):
+    """A tokenizer for which every word is one token, as large ones have it."""
+
+    def _ids(self, word: str) -> list[int]:
+        return [zlib.crc32(word.encode())]
+
+
+@pytest.mark.parametrize("side", ["calibration", "evaluation", "paraphrase"])
+@pytest.mark.parametrize("kind", [IndirectObject, GenderedPronoun], ids=lambda kind: kind.name)
+def test_men_and_women_are_named_on_every_side(kind: type[TextTask], side: Side) -> None:
+    """Else a mask learned on men's names is measured on women's."""
+    drawn = islice(kind().draw(_WholeWords(BYTES), side, random.Random(0)), 400)
+    words = {word.strip(",.") for prompt in drawn for word in prompt.clean.split()}
+    men, women = len(words & set(MEN)), len(words & set(WOMEN))
+    assert 0.4 < men / (men + women) < 0.6
 
 
 def test_induction_shows_other_tokens_and_lengths_on_every_side() -> None:

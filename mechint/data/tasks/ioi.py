@@ -61,8 +61,8 @@ class IndirectObject(TextTask):
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """Two names and a template at random, each prompt in both orders of the names."""
-        people = [name for pair in zip(MEN, WOMEN, strict=False) for name in pair]
-        names = part_of(words.alike(people, distinct=True), side)
+        # One after the other: of men and women in turn, every other name would be a man's.
+        names = part_of(words.alike([*MEN, *WOMEN], distinct=True), side)
         require_words(names, 5, "names", self.title)
         places = part_of(words.alike(PLACES), side)
         things = part_of(words.alike(THINGS), side)

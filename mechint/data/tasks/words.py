@@ -8,16 +8,34 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 MEN = _words("""
-    John James Michael David Robert Daniel Paul Mark Peter Thomas George Kevin Brian Steven Edward Henry
-    Jack Adam Matthew Andrew Joseph Charles Richard William Eric Simon Alan Martin Patrick Scott Frank
-    Tony Ryan Jason Justin Luke Sean Philip Victor Arthur Roger Walter Harry Dennis Carl Keith Nathan
-    Samuel Oliver Leon Ivan Hugo Oscar Max
+    John James Michael David Robert Daniel Paul Mark Peter Thomas George Kevin Brian Steven Edward Henry Jack
+    Adam Matthew Andrew Joseph Charles Richard William Eric Simon Alan Martin Patrick Scott Frank Tony Ryan
+    Jason Justin Luke Sean Philip Victor Arthur Roger Walter Harry Dennis Carl Keith Nathan Samuel Oliver Leon
+    Ivan Hugo Oscar Max Tom Jim Bob Joe Mike Steve Dave Nick Tim Ben Dan Ken Ron Jeff Greg Doug Matt Josh Kyle
+    Fred Bill Anthony Christopher Nicholas Jonathan Timothy Benjamin Gregory Stephen Kenneth Raymond Douglas
+    Lawrence Albert Ralph Louis Bruce Howard Ernest Leonard Stanley Frederick Theodore Gordon Herbert Harold
+    Eugene Russell Wayne Glenn Craig Derek Travis Marcus Ian Neil Colin Graham Stuart Duncan Malcolm Norman
+    Clifford Edgar Alfred Felix Julian Sebastian Dominic Gabriel Isaac Elijah Noah Jacob Ethan Caleb Aaron Seth
+    Joshua Dylan Evan Connor Blake Ross Clark Wesley Barry Larry Gary Jerry Randy Danny Jimmy Johnny Tommy
+    Freddie Eddie Archie Ray Roy Ted Vincent Antonio Carlos Juan Jose Luis Miguel Pedro Diego Marco Mario
+    Giovanni Hans Klaus Otto Erik Lars Omar Ahmed Mohammed Ibrahim Boris Igor Pierre Lloyd Hector Trevor Rodney
+    Allan Maurice
 """)
 WOMEN = _words("""
     Mary Sarah Emma Anna Laura Julia Jane Kate Alice Rachel Lisa Susan Karen Helen Maria Linda Amy Emily
-    Jennifer Jessica Elizabeth Margaret Nancy Barbara Catherine Victoria Rose Ruth Sophia Grace Claire
-    Diana Martha Carol Judith Sandra Michelle Angela Rebecca Laurie Lucy Amanda Melissa Hannah Ellen
-    Joan Donna Sharon Julie Nicole Monica Olivia Eva Clara
+    Jennifer Jessica Elizabeth Margaret Nancy Barbara Catherine Victoria Rose Ruth Sophia Grace Claire Diana
+    Martha Carol Judith Sandra Michelle Angela Rebecca Laurie Lucy Amanda Melissa Hannah Ellen Joan Donna Sharon
+    Julie Nicole Monica Olivia Eva Clara Patricia Dorothy Betty Deborah Stephanie Carolyn Christine Marie Janet
+    Samantha Debra Virginia Heather Teresa Evelyn Cheryl Mildred Katherine Joyce Kathleen Pamela Megan Andrea
+    Lauren Cynthia Amber Brenda Brittany Danielle Natalie Kimberly Crystal Erica Tiffany Vanessa Allison Heidi
+    Holly Kathy Wendy Tina Tara Beth Meg Peggy Polly Molly Sally Jenny Jill Gail Gwen Fiona Flora Ivy Iris Irene
+    Isabel Isabella Jasmine Katie Lena Leah Lily Lydia Mabel Madeline Maggie Marilyn Miranda Mia Naomi Nina Nora
+    Norma Paula Penelope Penny Phoebe Priscilla Regina Rita Roberta Rosa Rosemary Sabrina Shirley Silvia Sonia
+    Sophie Stella Susie Sylvia Theresa Ursula Valerie Vera Veronica Vivian Yvonne Zoe Ada Adele Agnes Alison
+    Amelia Anita Annie Audrey Ava Beatrice Bella Bonnie Charlotte Chloe Constance Cora Daisy Daphne Doris Edith
+    Edna Eleanor Elena Elise Ella Eliza Esther Ethel Eunice Florence Geneva Georgia Gertrude Gloria Hazel
+    Harriet Hilda Jacqueline Joanna Joy Kathryn Lillian Lois Louise Carmen Fatima Ingrid Aisha Olga Natasha
+    Bianca Francesca
 """)
 
 PLACES = _words("""
