@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from comparable_runs import make_masks, make_result, make_run, write_run
 
+from mechint.errors import UserError
 from mechint.results import Result, RunFiles
 from mechint.results.result import SCHEMA_VERSION, FinishingInfo, ModelMetrics, UnreadableResult
 
@@ -89,6 +90,22 @@ def test_the_table_of_channels_holds_every_channel_once(tmp_path: Path) -> None:
     ]
     assert row["importance"].item() == mask.v_importance[1, 5]
     assert list(table["unit"]) == list(range(len(table)))
+
+
+def test_the_kept_channels_of_a_head_can_be_read() -> None:
+    run = make_run(KEPT)
+    found = run.kept_channels(1, 1)
+    assert found == {"k": [], "v": list(range(8))}
+    for kind in ("k", "v"):
+        mask = getattr(run.masks["model.layers.0.self_attn"], f"{kind}_mask")
+        assert run.kept_channels(0, 0)[kind] == [number for number, kept in enumerate(mask[0]) if kept]  # type: ignore[index]
+    for place, message in (
+        ((2, 0), "no attention layer 2"),
+        ((0, 2), "heads are 0 to 1"),
+        ((0, -1), "no KV head"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run.kept_channels(*place)
 
 
 @pytest.mark.parametrize(

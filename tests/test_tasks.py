@@ -7,6 +7,7 @@ import random
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -174,6 +175,14 @@ def test_men_and_women_are_named_on_every_side(kind: type[TextTask], side: Side)
     words = {word.strip(",.") for prompt in drawn for word in prompt.clean.split()}
     men, women = len(words & set(MEN)), len(words & set(WOMEN))
     assert 0.4 < men / (men + women) < 0.6
+
+
+def test_the_noun_in_between_says_nothing_about_the_verb() -> None:
+    words = {form: number for pair in NOUNS.items() for number, form in enumerate(pair)}
+    drawn = islice(SubjectVerbAgreement().draw(_WholeWords(BYTES), "calibration", random.Random(0)), 400)
+    seen = Counter(tuple(words[word] for word in prompt.clean.split() if word in words) for prompt in drawn)
+    assert {(0, 0), (0, 1), (1, 0), (1, 1)} == set(seen)
+    assert min(seen.values()) > 70
 
 
 def test_induction_shows_other_tokens_and_lengths_on_every_side() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from mechint.results.mask_files import load_basis
 from mechint.results.result import DatasetInfo, Metrics
 from mechint.results.section import Section
 from mechint.runtime.device import pick_device
+
+log = logging.getLogger(__name__)
 
 Part = TypeVar("Part")
 
@@ -144,6 +147,10 @@ class Run(RunFiles):
         try:
             own = known_ablations().get(self.result.mask.ablation)
             if ablation is None and own is not None and (own.carries_input or own.keeps_positions):
+                log.info(
+                    "ablation=%s needs prompts like the run's: on free text removed units are at their mean",
+                    own.name,
+                )
                 ablation = MeanAblation()
             view, kept, ready = self.mask_on(masked, checkpoint, ablation)
             with view.gated(kept.to(masked.device).float(), ready):

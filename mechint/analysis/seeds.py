@@ -132,7 +132,7 @@ class SeedStudy:
         evidence, target, worth = assessment.evidence, first.target_sparsity, importance(scores)
         basis = prepared.masked.basis
         attempt.result.basis = basis_info(basis, units.space, recipe)
-        attempt.result.circuit = first.study_circuit(prepared, keep, scores, cost, attempt.directory)
+        attempt.result.circuit = first.study_circuit(prepared, keep, scores, cost, attempt.directory, "rank")
         if attempt.result.circuit is not None:
             add_seeds(attempt.result.circuit, [run.result.circuit for run in runs])
         attempt.finish(Outcome(units, target, keep, worth, measured, cost, basis, evidence=evidence))

@@ -49,6 +49,7 @@ from mechint.masking.basis import Basis
 from mechint.masking.masks import flat_keep
 from mechint.masking.random_masks import only_mask
 from mechint.masking.sites import in_basis
+from mechint.masking.units import Selection
 from mechint.methods.bases import ChannelBasis
 from mechint.methods.method import LearnedMethod, MaskMethod, ScoringMethod, importance
 from mechint.metrics.evaluation import Evaluator
@@ -285,11 +286,17 @@ class Analysis:
         )
 
     def study_circuit(
-        self, prepared: Prepared, keep: Tensor, ranking: Tensor, cost: Cost, directory: Path
+        self,
+        prepared: Prepared,
+        keep: Tensor,
+        ranking: Tensor,
+        cost: Cost,
+        directory: Path,
+        selection: Selection | None = None,
     ) -> CircuitInfo | None:
         """What a mask keep, bool [U], and a ranking [U] are worth as circuits of the data's task; None without one.
 
-        What single units do is written into the directory.
+        What single units do is written into the directory. selection: what the ranking is; None: the method's own.
         """
         if self.circuit is None or prepared.data.task is None:
             return None
@@ -306,7 +313,7 @@ class Analysis:
                 self.recipe.ablation,
                 calibration,
                 size,
-                method.selection,
+                selection or method.selection,
                 self.seed,
             )
         )
@@ -341,7 +348,7 @@ class Analysis:
             return None
         seen = prepared.seen_in(in_basis(prepared.masked, basis))
         self.fit_ablation(seen, keep)
-        return self.study_circuit(seen, keep, ranking, cost, directory)
+        return self.study_circuit(seen, keep, ranking, cost, directory, "rank")
 
     def fit_ablation(self, prepared: Prepared, keep: Tensor) -> Ablation:
         """The ablation for a mask keep, bool [U], that was not learned together with it; the recipe has it from now."""

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from mechint.masking import MaskedModel, Units
 from mechint.masking.ablation import Ablation, known_ablations
 from mechint.masking.optimal_ablation import OptimalAblation
 from mechint.masking.random_masks import places
+from mechint.masking.units import Selection
 from mechint.metrics.evaluation import Evaluator, resampled
 from mechint.metrics.gradients import gate_gradient
 from mechint.metrics.metric import ACCURACY, KL, LOGIT_DIFF, Metric
@@ -102,7 +103,7 @@ class CircuitStudy:
         ablation: Ablation,
         calibration: Batch,
         at_once: int,
-        selection: Literal["signed", "absolute"],
+        selection: Selection,
         seed: int,
     ) -> CircuitInfo | None:
         """Measure a mask keep, bool [U], and the ranking [U], higher first, of all units; None without a task.

@@ -16,6 +16,8 @@ from mechint.masking.space import ChannelSpace
 
 Unit = Literal["channel", "rope_pair", "head"]
 Scope = Literal["global", "per_layer", "per_head"]
+# What units are ranked by: a score with a sign, those that do harm last, a size, or a rank put together from others.
+Selection = Literal["signed", "absolute", "rank"]
 
 
 class Placed:

@@ -6,14 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from mechint.errors import UserError
 from mechint.masking.masked_model import MaskedModel
-from mechint.masking.units import Pools, Scope, Unit, Units, make_pools, make_units
+from mechint.masking.units import Pools, Scope, Selection, Unit, Units, make_pools, make_units
 from mechint.methods.optimizers import NormalizedSGD
 from mechint.methods.schedules import CubicSchedule, Schedule
 from mechint.metrics.evaluation import Evaluator
@@ -78,8 +78,8 @@ class MaskMethod(ABC):
         self.start(masked.device, generator)
 
     @property
-    def selection(self) -> Literal["signed", "absolute"]:
-        """Whether scores have a sign, so that units that do harm come last, or are sizes."""
+    def selection(self) -> Selection:
+        """What scores are: signed, so that units that do harm come last, sizes, or ranks put together from others."""
         return "signed"
 
     @abstractmethod
@@ -181,7 +181,7 @@ class ScoringMethod(MaskMethod):
     stages: int = 0
 
     @property
-    def selection(self) -> Literal["signed", "absolute"]:
+    def selection(self) -> Selection:
         """Most scores are sizes."""
         return "absolute"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Literal
 
 from pydantic import Field
 
+from mechint.masking.units import Selection
 from mechint.results.section import Section
 
 
@@ -128,7 +128,8 @@ class CircuitInfo(Section):
 
     faithfulness: of the logit difference, 1 as the dense model and 0 as the empty one; above 1 is no success.
     completeness: faithfulness of the complement. ablations: the same mask under all ablations.
-    selection: whether units are ranked by a signed score, those that do harm last, or by a size. within_10_percent: the
+    selection: whether units are ranked by a signed score, those that do harm last, by a size, or by a rank put together
+    from several scores or runs. within_10_percent: the
     fewest units of the curve whose logit difference lies within 10 % of the dense model's, from there on.
     contrast_interval: of the dense model's logit difference minus the empty one's. Where it does not lie above 0 the
     behaviour needs no unit, and faithfulness and everything made of it are None.
@@ -137,7 +138,7 @@ class CircuitInfo(Section):
     metric: str = "logit_diff"
     prompts: int = 0
     ablation: str = "zero"
-    selection: Literal["signed", "absolute"] = "signed"
+    selection: Selection = "signed"
     faithfulness: float | None = None
     faithfulness_interval: list[float] | None = None
     completeness: float | None = None

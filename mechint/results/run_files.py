@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mechint.errors import UserError, one_line
 from mechint.masking.masks import LayerMask, MaskSet
-from mechint.masking.space import KINDS
+from mechint.masking.space import KINDS, Kind
 from mechint.results.diagram import CircuitDrawing
 from mechint.results.evidence import Evidence, load_evidence
 from mechint.results.mask_files import load_energy, load_masks
@@ -120,6 +120,21 @@ class RunFiles:
         """How many channels, K and V together, the layer of this module path keeps."""
         mask = self.masks[layer]
         return int(mask.k_mask.sum()) + int(mask.v_mask.sum())
+
+    def kept_channels(self, layer: int, head: int) -> dict[Kind, list[int]]:
+        """The numbers of the K and of the V channels, or directions, that a layer's KV head keeps.
+
+        layer: its index in the model. Raises UserError where there is no such layer or head.
+        """
+        masks = {info.index: self.masks[info.name] for info in self.layers}
+        if layer not in masks:
+            raise UserError(
+                f"there is no attention layer {layer}; this model has {', '.join(map(str, masks))}"
+            )
+        keep = {kind: getattr(masks[layer], f"{kind}_mask") for kind in KINDS}
+        if not 0 <= head < min(map(len, keep.values())):
+            raise UserError(f"layer {layer} has no KV head {head}; its heads are 0 to {len(keep['k']) - 1}")
+        return {kind: mask[head].nonzero().flatten().tolist() for kind, mask in keep.items()}
 
     def channels_frame(self) -> pd.DataFrame:
         """The table of channels, one row each: layer by layer, K before V, head by head.

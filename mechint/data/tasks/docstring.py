@@ -30,7 +30,8 @@ ARGUMENTS, WORDS = 3, 9
 class Docstring(TextTask):
     """A Python function of three arguments whose docstring has documented two -> the third and not the others.
 
-    The paired prompt has other arguments in its docstring and its last place (Heimersheim and Janiak 2023).
+    The paired prompt has three other arguments, in its signature and in its docstring (after Heimersheim and Janiak
+    2023).
     """
 
     name: ClassVar[str] = "docstring"

@@ -32,8 +32,9 @@ ONE, MANY = (" is", " was", " has"), (" are", " were", " have")
 class SubjectVerbAgreement(TextTask):
     """ "The keys near the lamp" -> " are", " were" or " have" and not " is", " was" or " has".
 
-    The noun in between has the other number. The paired prompt has the subject in the other number (as in Marks et al.
-    2024, arXiv 2403.19647).
+    The noun in between is one or many regardless of the subject: if it always were the other, the verb could as well
+    disagree with the last noun. The paired prompt has the subject in the other number (as in Marks et al. 2024, arXiv
+    2403.19647).
     """
 
     name: ClassVar[str] = "subject_verb_agreement"
@@ -44,10 +45,10 @@ class SubjectVerbAgreement(TextTask):
         require_words(nouns, 2, "nouns with their plurals", self.title)
         while True:
             template = generator.choice(TEMPLATES[side])
-            subject, other = generator.sample(nouns, 2)
+            subject, between = generator.sample(nouns, 2)
+            other = generator.choice(between)
             for number, (right, wrong) in enumerate(((ONE, MANY), (MANY, ONE))):
                 clean, corrupted = (
-                    template.format(subject=subject[own], other=other[1 - number])
-                    for own in (number, 1 - number)
+                    template.format(subject=subject[own], other=other) for own in (number, 1 - number)
                 )
                 yield Prompt(clean, corrupted, right, wrong)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mechint.masking.units import Selection
 from mechint.methods.learned.topk import TopK
 from mechint.methods.scoring.gradient_scores import Fisher
 from mechint.methods.scoring.integrated_gradients import IntegratedGradients
@@ -21,6 +22,11 @@ class Ensemble(TopK):
     Learning is as in `topk`; the estimates are made beforehand, on the first `start_sequences` calibration sequences,
     and meet the learned scores at the end. Averages of ranks won the benchmark of arXiv 2510.06811.
     """
+
+    @property
+    def selection(self) -> Selection:
+        """Two of the three estimates have no sign."""
+        return "rank"
 
     def look(self, calibration: Evaluator) -> int:
         """The two estimates, and what `topk` starts from."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from mechint.errors import UserError
 from mechint.masking.attention import hooks
 from mechint.masking.masked_model import MaskedModel
 from mechint.masking.sites import reach_before_rotation
+from mechint.masking.units import Selection
 from mechint.masking.weights import attention_modules
 from mechint.methods.method import ScoringMethod
 from mechint.metrics.evaluation import Evaluator
@@ -43,7 +43,7 @@ class Conductance(ScoringMethod):
         self.passes_per_row = self.path_steps + 1
 
     @property
-    def selection(self) -> Literal["signed", "absolute"]:
+    def selection(self) -> Selection:
         """As asked for."""
         return "signed" if self.signed else "absolute"
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mechint.errors import UserError
+from mechint.masking.units import Selection
 from mechint.methods.method import ScoringMethod
 from mechint.metrics.evaluation import Evaluator
 from mechint.metrics.gradients import sequence_gradients, unit_gradients
@@ -50,7 +51,7 @@ class IntegratedGradients(ScoringMethod):
         self.passes_per_row = self.path_steps
 
     @property
-    def selection(self) -> Literal["signed", "absolute"]:
+    def selection(self) -> Selection:
         """As asked for."""
         return "signed" if self.signed else "absolute"
 
