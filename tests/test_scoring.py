@@ -435,11 +435,14 @@ def test_integrated_gradients_formula(objective: Any) -> None:
     masked = masked_model("llama")
     ones = torch.ones(masked.space.num_channels)
     metric = KL if objective == "kl" else NLL
-    expected = sum(_gradients_one_by_one(masked, ones * s / 3, metric).mean(0) for s in (1, 2, 3)) / 3
+    paths = sum(_gradients_one_by_one(masked, ones * s / 3, metric) for s in (1, 2, 3)) / 3
+    expected = paths.mean(0)
     got, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective, signed=True), masked)
     torch.testing.assert_close(got.float(), -expected, rtol=1e-3, atol=1e-5)
     absolute, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective), masked)
     torch.testing.assert_close(absolute, got.abs())
+    spread, _ = scored(IntegratedGradients(path_steps=3, path_objective=objective, across="rms"), masked)
+    torch.testing.assert_close(spread.float(), paths.square().mean(0).sqrt(), rtol=1e-3, atol=1e-5)
 
 
 def test_integrated_gradients_add_up_to_what_the_attention_is_worth() -> None:
@@ -529,6 +532,8 @@ def test_random_follows_the_seed() -> None:
         lambda: Think(window=0),
         lambda: IntegratedGradients(path_steps=1),
         lambda: IntegratedGradients(path_objective="loss"),
+        lambda: IntegratedGradients(across="median"),
+        lambda: IntegratedGradients(across="rms", signed=True),
         lambda: IterativeFisher(stages=0),
         lambda: Fisher(key_sparsity=2.0),
     ],

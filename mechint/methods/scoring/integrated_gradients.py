@@ -17,6 +17,7 @@ from mechint.metrics.gradients import sequence_gradients, unit_gradients
 from mechint.metrics.metric import KL, NLL
 
 IntegratedObjective = Literal["kl", "nll"]
+Across = Literal["mean", "rms"]
 
 
 @dataclass(kw_only=True)
@@ -26,8 +27,9 @@ class IntegratedGradients(ScoringMethod):
     Where only some units may be kept (nested targets, a search), the path ends with these open and the others closed.
 
     A unit's attribution is (1 / S) sum_{s = 1..S} dL/dm at m = s / S for all units, its part of L(dense) - L(empty).
-    The score is its absolute value; with `signed` it is minus the attribution, how much the unit lowers the loss, and
-    units that raise it go first.
+    The score is the absolute value of its mean over sequences (`across=mean`), in which sequences that disagree about a
+    unit cancel, or its root mean square (`rms`), in which they do not. With `signed` it is minus the mean attribution,
+    how much the unit lowers the loss, and units that raise it go first.
     path_steps: S. path_objective: L, `nll` or `kl` from the dense model, whose last step, m = 1, is zero and left out.
 
     Raises UserError for settings without meaning.
@@ -38,6 +40,7 @@ class IntegratedGradients(ScoringMethod):
     path_steps: int = 5
     path_objective: IntegratedObjective = "kl"
     signed: bool = False
+    across: Across = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,6 +50,10 @@ class IntegratedGradients(ScoringMethod):
             )
         if self.path_objective not in get_args(IntegratedObjective):
             raise UserError(f"mask.path_objective={self.path_objective} is not known; use kl or nll")
+        if self.across not in get_args(Across):
+            raise UserError(f"mask.across={self.across} is not known; use mean or rms")
+        if self.signed and self.across == "rms":
+            raise UserError("mask.signed=true needs mask.across=mean: a root mean square has no sign")
 
         self.passes_per_row = self.path_steps
 
@@ -66,12 +73,14 @@ class IntegratedGradients(ScoringMethod):
             batch = calibration.batch[part].to(masked.device)
             wished = calibration.dense(part) if metric.needs_dense else None
             dense = None if wished is None else partial(_same, wished)
+            path = torch.zeros(len(batch), self.units.count, dtype=torch.double, device=masked.device)
             for step in range(1, steps + 1):
                 gates = step / self.path_steps * end
                 gradients = sequence_gradients(masked, batch, gates, metric, calibration.ablation, dense)
-                total += unit_gradients(self.units, gradients).double().sum(0)
-        attribution = total / (self.path_steps * len(calibration.batch))
-        self._scores = -attribution if self.signed else attribution.abs()
+                path += unit_gradients(self.units, gradients).double() / self.path_steps
+            total += (path if self.across == "mean" else path.square()).sum(0)
+        mean = total / len(calibration.batch)
+        self._scores = -mean if self.signed else mean.sqrt() if self.across == "rms" else mean.abs()
         return self.path_steps * len(calibration.batch) * calibration.batch.length
 
 
