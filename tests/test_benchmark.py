@@ -180,6 +180,19 @@ def test_the_benchmarks_file_composes_and_every_method_in_it_exists() -> None:
             composed("analyze", [f"mask={method.option}", *method.overrides])
 
 
+@pytest.mark.usefixtures("composing")
+@pytest.mark.parametrize("ablation", ["zero", "mean"])
+def test_an_ablation_can_be_chosen(ablation: str) -> None:
+    chosen = [] if ablation == "zero" else [f"ablation={ablation}"]
+    [plan] = (
+        small(models=["bundled:llama"], methods=["fisher"], reference="fisher", overrides=chosen)
+        ._plans()
+        .values()
+    )
+    analysis, _ = configuration.compose_analysis(plan)
+    assert analysis.recipe.ablation.name == ablation
+
+
 def test_entries_are_options_with_overrides_and_labels() -> None:
     assert Entry.of("topk mask.unit=head", "methods") == Entry(
         "topk mask.unit=head", "topk", ("mask.unit=head",)

@@ -110,7 +110,7 @@ class QualityBenchmark:
         """What every model and method adds to the overrides; a model or method that is not there is found here."""
         plans = {}
         for model, method in product(self._models, self._methods):
-            common = [*self.overrides, *model.overrides, "ablation=zero"]
+            common = [*self.overrides, *model.overrides]
             if self.finishing_trials is not None:
                 common.append(f"mask.finishing_trials={self.finishing_trials}")
             common += method.overrides
@@ -176,6 +176,7 @@ def _numbers(cell: Cell, kind: str, result: Record) -> Record:
         "sparsity": cell.sparsity,
         "seed": cell.seed,
         "directory": str(cell.directory),
+        "ablation": result["mask"]["ablation"],
         "kl": metrics["masked"]["kl"],
         "loss": metrics["masked"]["loss"],
         "dense_loss": metrics["dense"]["loss"],

@@ -67,11 +67,12 @@ def _row(point: Record) -> list[Any]:
 def as_markdown(record: Record) -> str:
     """What was run, the ratios, a table per model, and how to read them."""
     summary = record["summary"]
+    ablations = dict.fromkeys(cell.get("ablation", "zero") for cell in record["cells"])
     lines = [
         "# Mask methods at equal passes",
         "",
-        f"{record['started'][:10]}, {record['machine']}; at most {record['passes']} passes a run, zero ablation, "
-        f"seeds {', '.join(str(seed) for seed in record['seeds'])}.",
+        f"{record['started'][:10]}, {record['machine']}; at most {record['passes']} passes a run, "
+        f"ablation {' and '.join(ablations)}, seeds {', '.join(str(seed) for seed in record['seeds'])}.",
         "",
         *(f"> left out: {_failure(failed)}\n" for failed in record["failed"]),
         f"![KL against sparsity]({FIGURE})",
