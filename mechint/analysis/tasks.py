@@ -81,9 +81,10 @@ def halved_note(sides: Mapping[str, Batch], left: Mapping[str, Batch]) -> tuple[
     """That many families of prompts have lost a part of themselves, so that answers may be out of balance."""
     found = []
     for side, batch in sides.items():
-        if batch.families is None or left[side].families is None:
+        families, kept = batch.families, left[side].families
+        if families is None or kept is None:
             continue
-        before, after = (Counter(one.families.tolist()) for one in (batch, left[side]))
+        before, after = Counter(families.tolist()), Counter(kept.tolist())
         several = [family for family, size in before.items() if size > 1]
         halved = sum(0 < after[family] < before[family] for family in several)
         if several and halved / len(several) > MOST_HALVED:

@@ -238,6 +238,11 @@ def over_positions(values: Tensor, positions: Tensor) -> Tensor:
     return (values * positions).sum(-1) / positions.sum()
 
 
+def families_among(documents: Tensor | None, positions: Tensor) -> Tensor | None:
+    """Documents [M] where they are families of prompts, each of which asks for one answer; None for running text."""
+    return documents if bool((positions == 1).all()) else None
+
+
 def family_means(values: Tensor, families: Tensor | None) -> Tensor:
     """Means over the prompts of every family, [..., F], from values [..., M] and families [M]; None: all are their own.
 
@@ -266,8 +271,8 @@ def resampled(
     drawn = torch.arange(len(positions))
     if documents is not None:
         own = torch.unique(documents, return_inverse=True)[1]
-        prompts = bool((positions == 1).all())  # a prompt asks for one answer
-        drawn = own if int(own.max()) + 1 >= (FEWEST_FAMILIES if prompts else FEWEST_DOCUMENTS) else drawn
+        fewest = FEWEST_DOCUMENTS if families_among(documents, positions) is None else FEWEST_FAMILIES
+        drawn = own if int(own.max()) + 1 >= fewest else drawn
     count = int(drawn.max()) + 1
     generator = torch.Generator().manual_seed(count)
     chosen = torch.randint(count, (draws, count), generator=generator)

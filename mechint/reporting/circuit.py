@@ -101,20 +101,15 @@ def draw_faithfulness(axes: Axes, circuit: CircuitInfo) -> None:
 
 def draw_kl(axes: Axes, circuit: CircuitInfo) -> None:
     """KL at the answer of the kept units alone."""
-    points = [point for point in circuit.curve if point.kl and point.kept]
-    shares = [100 * point.share for point in points]
-    axes.plot(
-        shares,
-        [point.kl for point in points],
-        marker="o",
-        markersize=3,
-        linewidth=1.2,
-        color=ACCENT["K"],
-    )
-    low, high = (
-        zip(*(point.kl_interval or [point.kl] * 2 for point in points), strict=True) if points else ((), ())
-    )
-    axes.fill_between(shares, low, high, color=ACCENT["K"], alpha=0.15, linewidth=0)
+    points = [
+        (100 * point.share, point.kl, *(point.kl_interval or (point.kl, point.kl)))
+        for point in circuit.curve
+        if point.kl and point.kept
+    ]
+    shares, values, low, high = zip(*points, strict=True) if points else ((), (), (), ())
+    axes.plot(shares, values, marker="o", markersize=3, linewidth=1.2, color=ACCENT["K"])
+    if points:
+        axes.fill_between(shares, low, high, color=ACCENT["K"], alpha=0.15, linewidth=0)
     if circuit.empty.kl:
         axes.axhline(circuit.empty.kl, color=LINE, linewidth=0.8, linestyle=":")
         axes.annotate(
