@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from architectures import tiny_model
 from mechint import analyze, compare_circuits
 from mechint.analysis.between import one_directory_each
 from mechint.analysis.chance import Controls, activation_norms
+from mechint.analysis.stability import Stability
 from mechint.circuits import CircuitStudy, scores
 from mechint.circuits.gates import Gate, judge_gates, parse_gates
-from mechint.circuits.study import fewest_within, learn_constants
+from mechint.circuits.study import _Bench, fewest_within, learn_constants
 from mechint.comparison.circuits import circuits_lines
 from mechint.data.batch import NO_TOKEN, Batch
 from mechint.data.byte_tokenizer import byte_tokenizer
 from mechint.data.tasks import GenderedPronoun, InductionTask
+from mechint.data.token_data import Task, TokenData
 from mechint.errors import UserError
 from mechint.learning import MaskTrainer
 from mechint.masking import (
@@ -41,8 +44,10 @@ from mechint.metrics import ACCURACY, KL, LOGIT_DIFF, NLL, AccuracySurrogate, Ev
 from mechint.metrics.gradients import gate_gradient
 from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
 from mechint.reporting.closing import summary_lines
-from mechint.results.circuit import CircuitInfo, TaskScores
+from mechint.reporting.redrawing import redraw_run
+from mechint.results.circuit import CircuitInfo, OverSeeds, TaskScores
 from mechint.results.result import Result, Verdict
+from mechint.results.section import Section
 
 # --- scores
 
@@ -269,6 +274,94 @@ def test_impossible_settings_of_a_study_are_refused(settings: dict[str, Any]) ->
         CircuitStudy(**settings)
 
 
+def contrasted(count: int = 5) -> TokenData:
+    """Prompts of a tiny model that does better at each of them than without its attention, paraphrases included."""
+    masked, batch = MaskedModel(tiny_model("llama")), pairs(count)
+    dense, empty = Evaluator(masked, batch)([None, torch.zeros(masked.space.num_channels)], [LOGIT_DIFF])[
+        :, 0
+    ]
+    worse = (dense < empty)[:, None]
+    assert batch.answers is not None
+    assert batch.foils is not None
+    answers, foils = (batch.answers, batch.foils), (batch.foils, batch.answers)
+    right, wrong = (torch.where(worse, other, own) for own, other in zip(answers, foils, strict=True))
+    prompts = replace(batch, answers=right, foils=wrong)
+    task = Task("some", prompts, 0.0, {})
+    return TokenData("some", "none", prompts, prompts, None, "", task=task)
+
+
+def study_of(data: TokenData, study: CircuitStudy) -> CircuitInfo:
+    """What half of a tiny model's channels are worth as a circuit."""
+    masked = MaskedModel(tiny_model("llama"))
+    units = make_units(masked)
+    ranking = torch.rand(units.count, generator=torch.Generator().manual_seed(0))
+    found = study.measure(
+        masked, data, units, ranking > 0.5, ranking, ZERO, data.calibration, 8, "absolute", seed=0
+    )
+    assert found is not None
+    return found
+
+
+def intervals(circuit: Any) -> dict[str, Any]:
+    """All intervals of a section, and what is counted by tests."""
+    found: dict[str, Any] = {}
+    for name, value in circuit:
+        if name.endswith("interval") or name in ("needed", "harmful"):
+            found[name] = value
+        for number, part in enumerate(value if isinstance(value, list) else [value]):
+            if isinstance(part, Section):
+                found |= {f"{name} {number} {key}": one for key, one in intervals(part).items()}
+    return found
+
+
+def test_twins_of_all_prompts_leave_every_interval_as_it_is() -> None:
+    study = CircuitStudy(
+        shares=[0.2, 0.8], ablations=["mean"], knockouts=2, minimality_parts=3, explained_units=0
+    )
+    single = contrasted()
+    both = torch.arange(5).repeat_interleave(2)
+    twins = replace(single.evaluation[both], families=both)
+    assert single.task is not None
+    twice = replace(single, evaluation=twins, task=replace(single.task, paraphrases=twins))
+    found, expected = (intervals(study_of(data, study)) for data in (twice, single))
+    assert len(expected) > 20
+    assert None not in expected.values()
+    for name, ends in expected.items():
+        assert found[name] == pytest.approx(ends, rel=1e-4, abs=1e-5), name
+    apart = replace(twice, evaluation=replace(twins, families=torch.arange(10)))
+    low, high = intervals(study_of(apart, study))["masked 0 kl_interval"]
+    assert high - low < 0.9 * (expected["masked 0 kl_interval"][1] - expected["masked 0 kl_interval"][0])
+
+
+@dataclass(frozen=True)
+class Noise(_Bench):
+    """Masks among which there is no difference."""
+
+    def __call__(self, gates: Any) -> torch.Tensor:
+        return torch.randn(len(gates), 3, len(self.prompts), dtype=torch.double)
+
+
+def test_of_parts_that_change_nothing_hardly_ever_one_is_called_needed() -> None:
+    masked, study = MaskedModel(tiny_model("llama")), CircuitStudy()
+    units = make_units(masked)
+    bench = Noise(masked, pairs(16), units, ZERO, 8)
+    torch.manual_seed(0)
+    keep, generator = torch.ones(units.count, dtype=torch.bool), torch.Generator().manual_seed(0)
+    found = [study._minimality(bench, keep, generator) for _ in range(100)]
+    assert found[0].tested >= 8
+    assert sum(one.needed + one.harmful > 0 for one in found) <= 10
+    assert found[0].correction == "holm"
+
+
+def test_means_over_seeds_have_the_interval_of_students_t() -> None:
+    found = OverSeeds.of([0.8, None, 1.0, 0.9])
+    assert (found.mean, found.seeds) == (pytest.approx(0.9), 3)
+    half = 4.302653 * 0.1 / 3**0.5
+    assert found.interval == pytest.approx([0.9 - half, 0.9 + half], rel=1e-5)
+    assert OverSeeds.of([0.8]).interval is None
+    assert OverSeeds.of([None]).mean is None
+
+
 # --- a whole run
 
 
@@ -380,6 +473,11 @@ def test_a_run_on_a_task_measures_its_circuit(run: Any) -> None:
         assert scores_.kl_p95 >= scores_.kl_median > 0
     low, high = circuit.faithfulness_interval or (1, 0)
     assert low <= (circuit.faithfulness or 0) <= high
+    for row in (*circuit.curve, circuit.empty, circuit.masked, circuit.complement, circuit.paraphrase):
+        assert row is not None
+        low, high = row.kl_interval or (1, 0)
+        assert low <= (row.kl or 0) <= high
+    assert circuit.completeness_interval is not None
     assert circuit.incompleteness is not None
     assert circuit.incompleteness.draws == 2
     assert circuit.minimality is not None
@@ -399,6 +497,87 @@ def test_the_verdict_and_the_circuit_are_in_the_report(run: Any) -> None:
     assert "`counterfactual` (learned with)" in report
     assert "(circuit.png)" in report
     assert (run.directory / "circuit.png").stat().st_size > 5000
+
+
+def test_random_masks_of_a_task_are_told_by_the_logit_difference(run: Any) -> None:
+    random = run.result.random_masks
+    assert len(random.logit_diff_faithfulness) == 3
+    assert random.logit_diff_faithfulness_mean == pytest.approx(sum(random.logit_diff_faithfulness) / 3)
+    low, high = random.logit_diff_faithfulness_interval
+    assert low < random.logit_diff_faithfulness_mean < high
+    report = (run.directory / "circuit_analysis_report.md").read_text()
+    mean, own = (
+        f"{value:.2f} ({ends[0]:.2f} to {ends[1]:.2f})"
+        for value, ends in (
+            (random.logit_diff_faithfulness_mean, random.logit_diff_faithfulness_interval),
+            (random.logit_diff_faithfulness_of_mask, random.logit_diff_faithfulness_of_mask_interval),
+        )
+    )
+    assert f"on average (faithfulness of the logit difference {mean}); this mask has" in report
+    assert f"({own}) on the same {random.tokens} prompts, p = " in report
+    prompts = run.result.task.prompts["evaluation"]
+    assert f"on {prompts} evaluation prompts: " in report
+    assert f"On 12 evaluation prompts, the first of the {prompts} that" in report
+
+
+def test_a_circuit_of_an_earlier_version_is_drawn_again(run: Any, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(run.directory, old)
+
+    def without(content: Any) -> Any:
+        if isinstance(content, list):
+            return [without(one) for one in content]
+        if not isinstance(content, dict):
+            return content
+        new = (
+            "kl_interval",
+            "logit_diff_interval",
+            "completeness_interval",
+            "interval",
+            "correction",
+            "same",
+        )
+        left = {key: without(value) for key, value in content.items() if key not in new}
+        return {key: value for key, value in left.items() if not key.startswith("logit_diff_faithfulness_of")}
+
+    told = json.loads((old / "result.json").read_text())
+    (old / "result.json").write_text(json.dumps(without(told)))
+    redraw_run(old, Visualizer([CircuitFigure()], dpi=40))
+    report = (old / "circuit_analysis_report.md").read_text()
+    assert "(faithfulness of the loss " in report
+    assert "each with its 95 % interval over" in report
+
+
+def test_seeds_of_a_task_have_means_with_intervals_over_seeds(
+    byte_model_directory: Path, tmp_path: Path
+) -> None:
+    settings = SMALL_RUN | {
+        "dataset": InductionTask(
+            calibration_prompts=48, evaluation_prompts=40, paraphrase_prompts=0, needed_accuracy=0.2
+        ),
+        "circuit": CircuitStudy(prompts=12, ablations=[], knockouts=0, minimality_parts=0, explained_units=0),
+    }
+    run = analyze(
+        str(byte_model_directory),
+        tmp_path / "run",
+        seeds=2,
+        target_sparsity=0.5,
+        method=TopK(finishing_trials=0),
+        stability=Stability(necessity=False, subset_draws=0, null_control=False),
+        **settings,
+    )
+    seeds = run.result.circuit.seeds  # type: ignore[union-attr]
+    for name in ("faithfulness", "kl", "cmd"):
+        values, found = getattr(seeds, name), getattr(seeds, f"{name}_over_seeds")
+        assert len(values) == found.seeds == 2
+        assert found.mean == pytest.approx(sum(values) / 2)
+        half = 12.7062 * abs(values[0] - values[1]) / 2  # of Student's t with one degree of freedom
+        assert found.interval == pytest.approx([found.mean - half, found.mean + half], rel=1e-3)
+    low, high = seeds.kl_over_seeds.interval
+    for name in ("circuit_analysis_report.md", "report.html"):
+        report = (tmp_path / "run" / name).read_text()
+        assert f"KL {seeds.kl_over_seeds.mean:.3f} ({low:.3f} to {high:.3f})" in report
+        assert "the consensus: how far masks of other seeds differ is not in them" in report
 
 
 def test_the_last_lines_tell_of_task_and_gates(run: Any) -> None:

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 
 from mechint.comparison.compare import compare, read_comparison, read_variant
 from mechint.comparison.comparison import Comparison
+from mechint.comparison.difference import by_sequence
 from mechint.comparison.findings import findings_text
 from mechint.comparison.job import Output, leave_comparison
 from mechint.errors import UserError
@@ -25,6 +27,7 @@ from mechint.masking.masks import LayerMask
 from mechint.metrics.overlap import Pairs
 from mechint.metrics.spread import Spread
 from mechint.results import RunFiles
+from mechint.results.sequences import FILENAME
 
 EVEN = [(8, 8)] * 6  # half of the channels of six layers
 
@@ -507,6 +510,19 @@ def test_single_runs_have_the_error_of_their_evaluation_data() -> None:
     assert claim.error == pytest.approx(0.03 * 2**0.5)
     text = findings_text(comparison)
     assert "difference +0.500 ± 0.042 (standard error of the evaluation data alone), too few runs" in text
+
+
+def test_twins_among_prompts_are_no_evaluation_data_of_their_own(tmp_path: Path) -> None:
+    values = torch.rand(4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.double) + 1
+    both, found = torch.arange(6).repeat_interleave(2), []
+    for name, chosen in (("single", torch.arange(6)), ("twins", both)):
+        numbers = {key: values[:, chosen] + n for n, key in enumerate(("loss", "kl", "top1_agreement"))}
+        numbers |= {"positions": torch.ones(len(chosen)).double(), "documents": chosen}
+        (tmp_path / name).mkdir()
+        save_file(numbers, tmp_path / name / FILENAME)
+        variant: Any = SimpleNamespace(runs=[SimpleNamespace(directory=tmp_path / name)])
+        found.append(by_sequence(variant, "faithfulness"))
+    np.testing.assert_allclose(*found)
 
 
 def test_importance_is_compared_by_ranks() -> None:

@@ -139,6 +139,24 @@ def test_a_mask_of_means_by_position_reads_free_text(settings: dict[str, Any], t
         assert masked.loss("12 bottles") > 0
 
 
+@pytest.mark.parametrize("same", [1, 3])
+def test_random_masks_that_are_the_mask_itself_are_told(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: int
+) -> None:
+    monkeypatch.setattr(
+        "mechint.analysis.chance.matched_random_masks",
+        lambda units, keep, count, generator, norms: [keep] * same + [~keep] * (count - same),
+    )
+    controls = Controls(random_masks=3, match="norms")
+    result = analyze(output_dir=tmp_path / "run", **{**settings, "controls": controls}).result
+    assert (result.random_masks is None) == (same == 3)
+    told = "1 of 3 random masks are" if same == 1 else "there are no random masks to compare with"
+    (note,) = [note for note in result.notes if told in note]
+    assert note.endswith("of every quarter of them by norm")
+    norms = "quarter of these units by the norm of their activations"
+    assert (norms in (tmp_path / "run" / "circuit_analysis_report.md").read_text()) == (same == 1)
+
+
 def test_gates_compare_like_with_like() -> None:
     """On a task both numbers are of the logit difference, on running text of the loss."""
     result = Result.model_validate(

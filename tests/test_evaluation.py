@@ -60,6 +60,7 @@ def full_batch() -> Batch:
         attention_mask=numbers % 5 > 0,
         foils=numbers + 200,
         paired=numbers + 300,
+        families=numbers[:, 0] + 400,
     )
 
 
@@ -490,3 +491,12 @@ def test_the_bootstrap_draws_documents_whole_where_there_are_enough() -> None:
         evaluation.resampled(values, positions, torch.arange(60)), evaluation.resampled(values, positions)
     )
     assert evaluation.resampled(values[:1], positions[:1]).isnan().all()
+
+
+@pytest.mark.parametrize("count", [2, 5, 12])
+def test_prompts_that_are_twins_have_the_interval_of_single_ones(count: int) -> None:
+    values = torch.randn(3, count, generator=torch.Generator().manual_seed(0)).double()
+    twins, families = values.repeat_interleave(2, 1), torch.arange(count).repeat_interleave(2)
+    single = evaluation.resampled(values, torch.ones(count).double())
+    torch.testing.assert_close(evaluation.resampled(twins, torch.ones(2 * count).double(), families), single)
+    assert evaluation.resampled(twins, torch.ones(2 * count).double()).std() < 0.9 * single.std()

@@ -1,6 +1,7 @@
 """Several seeds: what they agree on, and tests of it whose answers are known."""
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -127,6 +128,16 @@ def test_a_trial_measures_what_a_measurement_does(planted: Planted) -> None:
         variants = {"masked": planted.units.to_channels(keep)}
         measured = measure(Evaluator(planted.masked, planted.evaluation, at_once=8), variants, None)
         assert value == pytest.approx(measured.metrics["masked"]["kl"], abs=1e-6)
+
+
+def test_twins_are_no_samples_of_their_own(planted: Planted) -> None:
+    trials = trials_of(planted, planted.truth)
+    rows = torch.arange(len(planted.evaluation)).repeat_interleave(2)
+    twins = replace(planted.evaluation[rows], families=rows)
+    twice = replace(trials, evaluator=Evaluator(planted.masked, twins, planted.ablation, at_once=5))
+    flips = [torch.tensor([3])]
+    torch.testing.assert_close(twice.kl(flips), trials.kl(flips))
+    assert len(twice.positions) == len(planted.evaluation)
 
 
 def test_planted_units_are_needed_and_idle_ones_are_not(planted: Planted) -> None:

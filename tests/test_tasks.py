@@ -22,7 +22,7 @@ from parts import ABLATIONS, TASKS, named
 from torch import Tensor
 
 from mechint.analysis.describing import leakage_info
-from mechint.analysis.tasks import solved
+from mechint.analysis.tasks import halved_note, solved
 from mechint.data import TokenData
 from mechint.data.batch import NO_TOKEN, Batch
 from mechint.data.byte_tokenizer import byte_tokenizer
@@ -85,6 +85,12 @@ def texts(batch: Batch) -> list[str]:
         else batch.attention_mask
     )
     return [bytes(row[mask].tolist()).decode() for row, mask in zip(batch.tokens, there, strict=True)]
+
+
+def families_of(batch: Batch) -> list[int]:
+    """The family of every prompt."""
+    assert batch.families is not None
+    return list(map(int, batch.families))
 
 
 @pytest.mark.parametrize("kind", TASKS, ids=named)
@@ -643,6 +649,51 @@ def test_prompts_that_the_dense_model_gets_wrong_are_left_out(monkeypatch: pytes
     assert "16 on the evaluation side" in found.notes[-1]
     again = Evaluator(masked, found.evaluation)([None], [ACCURACY])
     assert again.min() == 1
+
+
+@pytest.mark.parametrize("kind", [GenderedPronoun, IndirectObject])
+@pytest.mark.parametrize("wanted", [8, 12, 16])
+def test_both_answers_of_every_pair_are_among_some_of_the_prompts(kind: type[TextTask], wanted: int) -> None:
+    """An even stride takes one half of every pair: only men, or only the first of two names."""
+    batch = load(kind(calibration_prompts=24, evaluation_prompts=32, paraphrase_prompts=0)).evaluation
+    chosen = batch[batch.some(wanted)]
+    assert len(chosen) == wanted - wanted % 2
+    assert set(Counter(families_of(chosen)).values()) == {2}
+    if kind is GenderedPronoun:
+        right, _ = asked(chosen)
+        assert set(Counter(right.flatten().tolist()).values()) == {wanted // 2}
+
+
+def test_families_are_prompts_that_are_drawn_together_or_share_a_text(tmp_path: Path) -> None:
+    both = load(IndirectObject(**SMALL)).evaluation
+    assert families_of(both) == [number // 2 for number in range(len(both))]
+    for task in (InductionTask(**SMALL), GreaterThan(**SMALL)):
+        alone = families_of(load(task).evaluation)
+        assert len(set(alone)) == len(alone)
+    rows = [
+        {
+            "clean": f"{one}{number:02d}",
+            "corrupted": f"{other}{number:02d}",
+            "correct": " x",
+            "incorrect": " y",
+        }
+        for number in range(40)
+        for one, other in ("ab", "ba")
+    ]
+    found = load(PromptPairs(path=pairs_file(tmp_path / "pairs.jsonl", rows))).evaluation
+    numbers = [text[1:] for text in texts(found)]
+    both_names = set(zip(numbers, families_of(found), strict=True))
+    assert len(both_names) == len(set(numbers)) == len(set(families_of(found))) == len(numbers) // 2
+
+
+def test_families_of_which_a_part_is_left_are_told() -> None:
+    def of(*families: int) -> Batch:
+        return Batch(torch.zeros(len(families), 1, dtype=torch.long), families=torch.tensor(families))
+
+    whole = of(*(number // 2 for number in range(20)), 99)
+    assert not halved_note({"evaluation": whole}, {"evaluation": whole[1:]})  # one of ten
+    (note,) = halved_note({"evaluation": whole}, {"evaluation": whole[torch.tensor([1, 2, *range(6, 20)])]})
+    assert "only some right: 20% of 10 on the evaluation side" in note
 
 
 def test_a_model_that_cannot_do_the_task_is_told_so() -> None:

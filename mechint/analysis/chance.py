@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from mechint.analysis.preparation import Prepared
-from mechint.circuits.scores import differ, faithfulness_of
+from mechint.circuits.scores import differ, faithfulness_of, interval_of
 from mechint.data.batch import Batch
-from mechint.data.packing import even_rows
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, Units
 from mechint.masking.ablation import Ablation
@@ -82,7 +81,7 @@ class Controls:
         data = prepared.data.evaluation
         affordable = int(self.budget * seen / (self.random_masks + 3) / data.length)
         count = min(max(FEWEST_ROWS, affordable), max(1, self.tokens // data.length))
-        rows = torch.from_numpy(even_rows(len(data), count))
+        rows = data.some(count)
         chosen, documents = data[rows], prepared.data.evaluation_documents
         generator = torch.Generator().manual_seed(seed)
         norms = activation_norms(prepared.masked, units, chosen, at_once) if self.match == "norms" else None
@@ -99,13 +98,10 @@ class Controls:
         known = Spread.of(faithful)
         documents = None if documents is None else documents[rows]
         samples = resampled(values, chosen.positions, documents)  # [draws, 3 + masks, metrics]
-        on_task = None
-        if prepared.data.task is not None and differ(samples[:, 0, 2], samples[:, 1, 2]):
-            on_task = float(faithfulness_of(means[0, 2], means[1, 2], means[3:, 2]).mean())
         losses, sampled_kl = samples[..., 0], samples[:, 2:, 1]
         sampled = (losses[:, 1:2] - losses[:, 2:]) / (losses[:, 1:2] - losses[:, :1])  # [draws, 1 + masks]
         of_random = Spread(tuple(kl[1:]))
-        return RandomMasks(
+        found = RandomMasks(
             count=self.random_masks,
             match=self.match,
             tokens=chosen.size,
@@ -123,9 +119,18 @@ class Controls:
             faithfulness_mean_se=standard_error(sampled[:, 1:].mean(1)),
             faithfulness_of_mask=faithfulness(dense, empty, own),
             faithfulness_of_mask_se=standard_error(sampled[:, 0]),
-            logit_diff_faithfulness_mean=on_task,
+            same=sum(torch.equal(mask, keep.cpu()) for mask in masks),
             p=(1 + sum(value <= kl[0] for value in kl[1:])) / (1 + self.random_masks),
         )
+        if prepared.data.task is not None and differ(samples[:, 0, 2], samples[:, 1, 2]):
+            on_task = faithfulness_of(means[0, 2], means[1, 2], means[2:, 2])  # [1 + masks]
+            drawn = faithfulness_of(samples[:, :1, 2], samples[:, 1:2, 2], samples[:, 2:, 2])
+            found.logit_diff_faithfulness = on_task[1:].tolist()
+            found.logit_diff_faithfulness_mean = float(on_task[1:].mean())
+            found.logit_diff_faithfulness_interval = interval_of(drawn[:, 1:].mean(1))
+            found.logit_diff_faithfulness_of_mask = float(on_task[0])
+            found.logit_diff_faithfulness_of_mask_interval = interval_of(drawn[:, 0])
+        return found
 
 
 @torch.no_grad()

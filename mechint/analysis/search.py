@@ -129,7 +129,7 @@ class TargetSearch:
         ablation = trainer.fit(lambda size: self.analysis.recipe.ablation.fit(masked, learned_on, size))
         gates = [None, torch.zeros(masked.space.num_channels, dtype=torch.bool)]
         values = trainer.fit(lambda size: Evaluator(masked, selection, ablation, size)(gates, [goal.metric]))
-        draws = resampled(values[:, 0], selection.positions)  # [draws, models]
+        draws = resampled(values[:, 0], selection.positions, selection.families)  # [draws, models]
         low, high = interval_of(draws[:, 0] - draws[:, 1]) or (0.0, 0.0)
         if low <= 0 <= high:
             raise UserError(
@@ -233,7 +233,7 @@ class TargetSearch:
             study = self.analysis.circuit
             prompts = prepared.data.evaluation[: None if study is None else study.prompts]
             values = self._values(prepared, chosen.run, prompts, goal.metric, held_out)
-            positions, documents = prompts.positions, None
+            positions, documents = prompts.positions, prompts.families
         samples = goal.quality(resampled(values, positions, documents))
         found = {
             "achieved": goal.reached(over_positions(values, positions)),

@@ -368,11 +368,12 @@ class Analysis:
         """Measure matched random masks beside the mask, keep bool [U], unless none are asked for."""
         if not self.controls.random_masks:
             return
+        alone = (
+            "there are no random masks to compare with: no other mask keeps as many units in the same places"
+        )
         if only_mask(self.method.units, keep):
             if isinstance(result, Result):
-                result.add_notes(
-                    "there are no random masks to compare with: no other mask keeps as many units in the same places"
-                )
+                result.add_notes(alone)
             return
         started, units, ablation = time.perf_counter(), self.method.units, self.recipe.ablation
         found = self.trainer.fit(
@@ -380,6 +381,14 @@ class Analysis:
         )
         if found is not None:
             add_part(cost, "random masks", started, (found.count + 2) * found.tokens)
+        if found is not None and found.same and isinstance(result, Result):
+            by_norm = ", and of every quarter of them by norm" if found.match == "norms" else ""
+            every = found.same == found.count
+            told = (
+                f"{found.same} of {found.count} random masks are the run's own mask, which few others match"
+            )
+            result.add_notes(f"{alone if every else told}{by_norm}")
+            found = None if every else found
         result.random_masks = found
 
     def second_text(self, prepared: Prepared) -> TokenData | None:

@@ -19,7 +19,6 @@ from mechint.analysis.trials import (
     measure_necessity,
     subset_counts,
 )
-from mechint.data.packing import even_rows
 from mechint.errors import UserError
 from mechint.loggers import Progress
 from mechint.masking import MaskSet, Pools, Units
@@ -185,7 +184,7 @@ class Assessment:
         sequences = self.settings.budget * seen / length
         masks = subsets + (int(self.keep.sum()) if self.settings.necessity else 0)
         count = max(FEWEST_ROWS, min(int(sequences / max(masks, 1)), self.settings.tokens // length))
-        chosen = data[torch.from_numpy(even_rows(len(data), count))]
+        chosen = data[data.some(count)]
         affordable = int(sequences / len(chosen))
         most = max(1, affordable - subsets, affordable // 2)
         evaluator = Evaluator(
@@ -205,7 +204,7 @@ class Assessment:
         found, seconds = self._necessity, time.perf_counter() - started
         tokens = (1 + len(found.units)) * trials.tokens
         self.parts.append(CostPart(name="necessity", seconds=seconds, tokens=tokens))
-        return found.info(trials.tokens, kept, seconds, trials.evaluator.batch.positions)
+        return found.info(trials.tokens, kept, seconds, trials.positions)
 
     def _test_inertness(
         self, trials: Trials, counts: Sequence[int], generator: torch.Generator

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 from mechint.data import TokenData
@@ -18,6 +20,9 @@ from mechint.results.circuit import TaskInfo
 log = logging.getLogger(__name__)
 
 AT_ONCE = 16
+
+# Where more families than these lose a part of their prompts, a reader is told.
+MOST_HALVED = 0.1
 
 
 def solved(data: TokenData, masked: MaskedModel) -> TokenData:
@@ -62,8 +67,33 @@ def solved(data: TokenData, masked: MaskedModel) -> TokenData:
         calibration=left["calibration"],
         evaluation=left["evaluation"],
         evaluation_digest=digest_of_prompts(left["evaluation"]),
-        notes=(*data.notes, f"prompts that the dense model gets wrong are left out: {told}"),
+        evaluation_documents=left["evaluation"].families,
+        notes=(
+            *data.notes,
+            *halved_note(sides, left),
+            f"prompts that the dense model gets wrong are left out: {told}",
+        ),
         task=replace(task, paraphrases=paraphrases, accuracy=accuracy, left_out=lost),
+    )
+
+
+def halved_note(sides: Mapping[str, Batch], left: Mapping[str, Batch]) -> tuple[str, ...]:
+    """That many families of prompts have lost a part of themselves, so that answers may be out of balance."""
+    found = []
+    for side, batch in sides.items():
+        families, kept = batch.families, left[side].families
+        if families is None or kept is None:
+            continue
+        before, after = Counter(families.tolist()), Counter(kept.tolist())
+        several = [family for family, size in before.items() if size > 1]
+        halved = sum(0 < after[family] < before[family] for family in several)
+        if several and halved / len(several) > MOST_HALVED:
+            found.append(f"{halved / len(several):.0%} of {len(several)} on the {side} side")
+    if not found:
+        return ()
+    return (
+        "families of prompts that are versions of each other, such as both orders of two names, of which the dense "
+        f"model gets only some right: {', '.join(found)}; the answers of those that are left may be out of balance",
     )
 
 

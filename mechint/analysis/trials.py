@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mechint.masking import Units
 from mechint.masking.units import round_half_up
-from mechint.metrics.evaluation import Evaluator, resampled, standard_error
+from mechint.metrics.evaluation import Evaluator, family_means, resampled, standard_error
 from mechint.metrics.metric import KL
 from mechint.metrics.spread import Spread
 from mechint.metrics.statistics import (
@@ -62,11 +62,19 @@ class Trials:
         return (~self.keep).nonzero().flatten().cpu()
 
     def kl(self, flips: Sequence[Tensor]) -> Tensor:
-        """KL(dense || masked), double [flips, M], mean over the positions of every sequence, in nats.
+        """KL(dense || masked), double [flips, M], mean over the positions of every sequence, in nats; on a task over
+        every family of prompts, which are versions of each other and no samples of their own.
 
         flips: for each variation the numbers of the units that it switches over.
         """
-        return self.evaluator([self._gates(flipped) for flipped in flips], [KL])[:, 0]
+        kl = self.evaluator([self._gates(flipped) for flipped in flips], [KL])[:, 0]
+        return family_means(kl, self.evaluator.batch.families)
+
+    @property
+    def positions(self) -> Tensor:
+        """How many positions count in each of the M samples of `kl`, double [M]; of families as many."""
+        batch = self.evaluator.batch
+        return family_means(batch.positions, batch.families)
 
     def _gates(self, flipped: Tensor) -> Tensor:
         keep = self.keep.cpu().clone()
@@ -204,9 +212,9 @@ def measure_inertness(
     return InertnessInfo(
         draws=draws,
         tokens=trials.tokens,
-        sequences=len(trials.evaluator.batch),
+        sequences=len(trials.positions),
         masked_kl=float(kl[0].mean()),
-        masked_kl_se=standard_error(resampled(kl[0], trials.evaluator.batch.positions)),
+        masked_kl_se=standard_error(resampled(kl[0], trials.positions)),
         dropped=len(trials.removed),
         kept=len(trials.kept),
         share=NEGLIGIBLE,

@@ -22,9 +22,10 @@ from mechint.masking.ablation import Ablation, known_ablations
 from mechint.masking.optimal_ablation import OptimalAblation
 from mechint.masking.random_masks import places
 from mechint.masking.units import Selection
-from mechint.metrics.evaluation import Evaluator, resampled
+from mechint.metrics.evaluation import Evaluator, family_means, resampled
 from mechint.metrics.gradients import gate_gradient
 from mechint.metrics.metric import ACCURACY, KL, LOGIT_DIFF, Metric
+from mechint.metrics.statistics import ALPHA, adjusted, sample_mean
 from mechint.results.circuit import (
     AblationScores,
     Area,
@@ -58,9 +59,10 @@ class CircuitStudy:
     is scored under each. prompts: at most so many evaluation prompts. optimal_steps: of learning constants for a mask
     under the optimal ablation; each sees `optimal_prompts` calibration prompts. knockouts:
     random parts of the circuit that are removed from circuit and model. minimality_parts: at most so many of the
-    circuit's parts (kept keys, or values, of a KV head) are removed alone, on `minimality_prompts` prompts.
-    explained_units: how many of the kept units that rank highest units.json tells of. paraphrase_iou: whether a second
-    mask is learned, on paraphrases, to tell how much of the two is shared.
+    circuit's parts (kept keys, or values, of a KV head) are removed alone, on `minimality_prompts` prompts, where
+    Wang et al. (2022) look for a set of others to remove with each. explained_units: how many of the kept units that
+    rank highest units.json tells of. paraphrase_iou: whether a second mask is learned, on paraphrases, to tell how much
+    of the two is shared.
 
     Raises UserError for values out of range.
     """
@@ -160,8 +162,8 @@ class CircuitStudy:
         """The four models, and circuits of every size with their complements."""
         nothing = torch.zeros_like(keep)
         values = bench([None, nothing, keep, ~keep, *circuits, *(~one for one in circuits)])
-        info.dense, info.empty, info.masked, info.complement = (task_scores(one) for one in values[:4])
-        draws = resampled(values[:, 0], bench.prompts.positions)  # [draws, models]
+        info.dense, info.empty, info.masked, info.complement = (bench.scores(one) for one in values[:4])
+        draws = bench.resampled(values[:, 0])  # [draws, models]
         means = values.mean(-1)  # [models, metrics]
         dense, empty = means[0, 0], means[1, 0]
         faithful = faithfulness_of(dense, empty, means[:, 0])  # [models]
@@ -169,6 +171,7 @@ class CircuitStudy:
         info.contrast_interval = interval_of(draws[:, 0] - draws[:, 1])
         count, shares = len(circuits), list(self.shares)
         first, last = slice(4, 4 + count), slice(4 + count, None)
+        drawn_kl = bench.resampled(values[first, METRICS.index(KL)])  # [draws, circuits]
         info.curve = [
             CircuitPoint(
                 share=share,
@@ -176,13 +179,14 @@ class CircuitStudy:
                 logit_diff=float(means[first][place, 0]),
                 accuracy=float(means[first][place, 1]),
                 kl=float(means[first][place, 2]),
+                kl_interval=interval_of(drawn_kl[:, place]),
             )
             for place, share in enumerate(shares)
         ]
         if not info.tells:
             return
         info.faithfulness, info.completeness = float(faithful[2]), float(faithful[3])
-        info.faithfulness_interval = interval_of(drawn[:, 2])
+        info.faithfulness_interval, info.completeness_interval = map(interval_of, drawn[:, 2:4].unbind(1))
         for place, point in enumerate(info.curve):
             point.faithfulness = float(faithful[first][place])
             point.faithfulness_interval = interval_of(drawn[:, first][:, place])
@@ -216,6 +220,7 @@ class CircuitStudy:
                 faithfulness=info.faithfulness,
                 faithfulness_interval=info.faithfulness_interval,
                 completeness=info.completeness,
+                completeness_interval=info.completeness_interval,
             )
         nothing, masked = torch.zeros_like(keep), bench.masked
         fitted = known_ablations()[name]().fit(masked, calibration, at_once)
@@ -231,18 +236,19 @@ class CircuitStudy:
             values = torch.stack([bench([None])[0], *rows])
         else:
             values = bench.under(fitted)([None, nothing, keep, ~keep])
-        draws = resampled(values[:, 0], bench.prompts.positions)
+        draws = bench.resampled(values[:, 0])
         means = values[:, 0].mean(-1)
         faithful = faithfulness_of(means[0], means[1], means)
         told = AblationScores(
             ablation=name,
-            empty=task_scores(values[1]),
-            masked=task_scores(values[2]),
-            complement=task_scores(values[3]),
+            empty=bench.scores(values[1]),
+            masked=bench.scores(values[2]),
+            complement=bench.scores(values[3]),
         )
         if scores.differ(draws[:, 0], draws[:, 1]):
             told.faithfulness, told.completeness = float(faithful[2]), float(faithful[3])
-            told.faithfulness_interval = interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2]))
+            drawn = faithfulness_of(draws[:, :1], draws[:, 1:2], draws[:, 2:])
+            told.faithfulness_interval, told.completeness_interval = map(interval_of, drawn.unbind(1))
         return told
 
     def _knock_out(self, bench: _Bench, keep: Tensor, generator: torch.Generator) -> Incompleteness:
@@ -250,23 +256,32 @@ class CircuitStudy:
         halves = [keep & (torch.rand(len(keep), generator=generator) < 0.5) for _ in range(self.knockouts)]
         nothing = torch.zeros_like(keep)
         gates = [None, nothing, *(keep & ~half for half in halves), *(~half for half in halves)]
-        means = bench(gates)[:, 0].mean(-1)
-        faithful = faithfulness_of(means[0], means[1], means[2:]).view(2, -1)
-        differences = (faithful[0] - faithful[1]).abs()
+        values = bench(gates)[:, 0]  # [masks, M]
+        # Of the prompts themselves, and then of every draw of them.
+        means = torch.cat([values.mean(-1)[None], bench.resampled(values)])
+        faithful = faithfulness_of(means[:, :1], means[:, 1:2], means[:, 2:]).unflatten(1, (2, -1))
+        differences = (faithful[:, 0] - faithful[:, 1]).abs()  # [1 + draws, knockouts]
         return Incompleteness(
-            draws=self.knockouts, mean=float(differences.mean()), max=float(differences.max())
+            draws=self.knockouts,
+            mean=float(differences[0].mean()),
+            interval=interval_of(differences[1:].mean(1)),
+            max=float(differences[0].max()),
         )
 
     def _minimality(self, bench: _Bench, keep: Tensor, generator: torch.Generator) -> Minimality:
-        """Remove parts of the circuit one at a time."""
+        """Remove parts of the circuit one at a time, with a test for each that holds for all of them together."""
         place = places(bench.units)
         parts = place[keep].unique()
         tested = parts[torch.randperm(len(parts), generator=generator)[: self.minimality_parts]]
         few = replace(bench, prompts=bench.prompts[: self.minimality_prompts])
         kl = few([keep, *(keep & (place != part) for part in tested)])[:, METRICS.index(KL)]  # [masks, M]
-        changes = resampled(kl[1:] - kl[0], few.prompts.positions)  # [draws, parts]
-        low, high = torch.quantile(changes, torch.tensor([0.025, 0.975], dtype=changes.dtype), dim=0)
-        needed, harmful = int((low > 0).sum()), int((high < 0).sum())
+        changes = [sample_mean(one) for one in family_means(kl[1:] - kl[0], few.prompts.families).numpy()]
+        told = [
+            change.mean
+            for change, p in zip(changes, adjusted(change.p_value() for change in changes), strict=True)
+            if p is not None and p <= ALPHA
+        ]
+        needed, harmful = sum(change > 0 for change in told), sum(change < 0 for change in told)
         return Minimality(
             parts=len(parts),
             tested=len(tested),
@@ -274,6 +289,7 @@ class CircuitStudy:
             needed=needed,
             harmful=harmful,
             share_needed=needed / len(tested),
+            correction="holm",
         )
 
 
@@ -302,21 +318,27 @@ class _Bench:
         numbers = {key: place for place, key in enumerate(different)}
         return found[[numbers[key] for key in keys]]
 
+    def resampled(self, values: Tensor) -> Tensor:
+        """Means over prompts, double [draws, ...], of bootstrap samples of families, from values [..., M]."""
+        return resampled(values, self.prompts.positions, self.prompts.families)
+
+    def scores(self, values: Tensor) -> TaskScores:
+        """Means and quantiles over prompts of METRICS, [metrics, M]."""
+        logit_diff, accuracy, kl = values
+        drawn = self.resampled(values)  # [draws, metrics]
+        return TaskScores(
+            logit_diff=float(logit_diff.mean()),
+            logit_diff_interval=interval_of(drawn[:, 0]),
+            accuracy=float(accuracy.mean()),
+            kl=float(kl.mean()),
+            kl_interval=interval_of(drawn[:, METRICS.index(KL)]),
+            kl_median=float(kl.quantile(0.5)),
+            kl_p95=float(kl.quantile(0.95)),
+        )
+
     def under(self, ablation: Ablation) -> _Bench:
         """The same under another ablation."""
         return replace(self, ablation=ablation)
-
-
-def task_scores(values: Tensor) -> TaskScores:
-    """Means and quantiles over prompts of METRICS, [metrics, M]."""
-    logit_diff, accuracy, kl = values
-    return TaskScores(
-        logit_diff=float(logit_diff.mean()),
-        accuracy=float(accuracy.mean()),
-        kl=float(kl.mean()),
-        kl_median=float(kl.quantile(0.5)),
-        kl_p95=float(kl.quantile(0.95)),
-    )
 
 
 def fewest_within(kept: Sequence[int], values: Sequence[float], dense: float) -> int | None:
@@ -353,9 +375,14 @@ def learn_constants(
 def _paraphrase(bench: _Bench, keep: Tensor) -> ParaphraseScores:
     """The mask on paraphrases."""
     values = bench([None, torch.zeros_like(keep), keep])
-    draws = resampled(values[:, 0], bench.prompts.positions)
+    draws = bench.resampled(values[:, 0])
     means = values.mean(-1)
-    told = ParaphraseScores(prompts=len(bench.prompts), kl=float(means[2, 2]), accuracy=float(means[2, 1]))
+    told = ParaphraseScores(
+        prompts=len(bench.prompts),
+        kl=float(means[2, 2]),
+        kl_interval=interval_of(bench.resampled(values[2, 2])),
+        accuracy=float(means[2, 1]),
+    )
     if scores.differ(draws[:, 0], draws[:, 1]):
         told.faithfulness = float(faithfulness_of(means[0, 0], means[1, 0], means[2, 0]))
         told.faithfulness_interval = interval_of(faithfulness_of(draws[:, 0], draws[:, 1], draws[:, 2]))

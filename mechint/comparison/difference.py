@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from mechint.comparison.comparison import KINDS, METRICS, Claim, Difference, Kind, Metric, Place, Variant
+from mechint.metrics.evaluation import families_among, family_means
 from mechint.metrics.overlap import Overlap, overlap
 from mechint.metrics.spread import Spread
 from mechint.metrics.statistics import adjusted, compare_means
@@ -96,8 +98,8 @@ def _metric_claim(metric: Metric, baseline: Variant, variant: Variant) -> Claim 
 
 
 def by_sequence(variant: Variant, name: str) -> np.ndarray | None:
-    """What every run gives on every evaluation sequence, [runs, M], so that its mean over sequences is about the
-    number; None where a run did not keep it.
+    """What every run gives on every evaluation sequence, or every family of prompts, [runs, M], so that its mean over
+    sequences is about the number; None where a run did not keep it.
     """
     rows = []
     for run in variant.runs:
@@ -115,7 +117,8 @@ def by_sequence(variant: Variant, name: str) -> np.ndarray | None:
         }
         if name not in values:
             return None
-        rows.append(values[name])
+        families = families_among(kept.get("documents"), kept["positions"])
+        rows.append(family_means(torch.from_numpy(values[name]), families).numpy())
     if len({len(row) for row in rows}) > 1:
         return None
     stacked = np.stack(rows)

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from mechint.data.packing import even_rows, whole_families
+
 # The positions of a batch that count, or all that are not padding.
 Positions = Literal["counted", "all"]
 
@@ -24,7 +26,8 @@ class Batch:
     position, or [B, T, A] where any of several is right, the rest NO_TOKEN; None where nobody asks. counted: bool
     [B, T], the positions that count; None: all. attention_mask: bool [B, T], False at padding; None: there is none.
     foils: like answers, wrong ones to hold against the right ones. paired: LongTensor [B, T], the prompt that each
-    sequence is a clean version of.
+    sequence is a clean version of. families: LongTensor [B], a number for each prompt, which it shares with those that
+    are another version of it and tell no more than it alone.
     """
 
     tokens: Tensor
@@ -33,6 +36,7 @@ class Batch:
     attention_mask: Tensor | None = None
     foils: Tensor | None = None
     paired: Tensor | None = None
+    families: Tensor | None = None
 
     @classmethod
     def of_rows(cls, rows: Tensor) -> Batch:
@@ -81,6 +85,12 @@ class Batch:
         chosen = chosen.to(values.device)
         return torch.where(chosen, values, 0).sum(1) / chosen.sum(1)
 
+    def some(self, wanted: int) -> Tensor:
+        """The numbers of so many sequences at most, spread evenly over all there are, or of prompts whole families."""
+        if self.families is None:
+            return torch.from_numpy(even_rows(len(self), wanted))
+        return torch.from_numpy(whole_families(self.families.cpu().numpy(), wanted))
+
     def rows(self) -> Tensor:
         """Running text again as rows [B, T + 1]."""
         assert self.answers is not None
@@ -91,6 +101,13 @@ class Batch:
             change(self.tokens),
             *(
                 None if part is None else change(part)
-                for part in (self.answers, self.counted, self.attention_mask, self.foils, self.paired)
+                for part in (
+                    self.answers,
+                    self.counted,
+                    self.attention_mask,
+                    self.foils,
+                    self.paired,
+                    self.families,
+                )
             ),
         )

@@ -39,6 +39,23 @@ def even_rows(available: int, wanted: int) -> np.ndarray:
     return np.arange(wanted) * available // wanted
 
 
+def whole_families(families: np.ndarray, wanted: int) -> np.ndarray:
+    """Row numbers [<= wanted], in order, of families [N] that are chosen at random, always the same ones, and rows that
+    are alone last: they may have lost the others. Of a family that is larger than `wanted` a part.
+    """
+    # At an even stride it would be the same half of every pair: all men, all singulars.
+    numbers, sizes = np.unique(families, return_counts=True)
+    chosen, left = [], min(len(families), wanted)
+    order = np.random.default_rng(0).permutation(len(numbers))
+    for place in order[np.argsort(sizes[order] == 1, kind="stable")]:
+        if sizes[place] <= left:
+            chosen.append(numbers[place])
+            left -= sizes[place]
+    if not chosen:
+        return even_rows(len(families), wanted)
+    return np.flatnonzero(np.isin(families, chosen))
+
+
 def seeded_rows(available: int, wanted: int, seed: int) -> np.ndarray:
     """Row numbers [<= wanted] chosen without replacement, in random order."""
     return np.random.default_rng(seed).choice(available, min(available, wanted), replace=False)

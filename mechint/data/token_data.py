@@ -49,7 +49,8 @@ class TokenData:
     """sha256 of the evaluation rows, of prompts with their answers: two runs with the same digest were measured on the
     same tokens."""
     evaluation_documents: Tensor | None = None
-    """The number of the document in which each evaluation sequence begins, LongTensor [M]; None where unknown."""
+    """The number of the document in which each evaluation sequence begins, of a prompt that of its family, LongTensor
+    [M]; None where unknown."""
     bos: tuple[int, ...] = ()
     """Tokens that every row begins with, which are never answers that count."""
     leakage: Leakage | None = None

@@ -25,8 +25,8 @@ MASKS_AT_ONCE = 4
 # Bootstrap samples of evaluation sequences.
 DRAWS = 1000
 
-# With fewer documents, sequences are drawn instead.
-FEWEST_DOCUMENTS = 10
+# With fewer documents, sequences are drawn instead; with fewer families, prompts.
+FEWEST_DOCUMENTS, FEWEST_FAMILIES = 10, 2
 
 # Perplexities beyond it are no floating-point numbers.
 LARGEST_LOSS = 700.0
@@ -151,7 +151,8 @@ class Measured:
     metrics: model -> loss, perplexity, bits_per_byte, kl, top1_agreement, and the standard error of each, with _se
     behind its name, where there are two sequences or more; loss and kl in nats per predicted token. sequences: the mean
     loss, kl and top1_agreement of every sequence, double [models, M], models in the same order. positions: how many
-    positions of each sequence count, [M]. documents: the document of each sequence, LongTensor [M]; None where unknown.
+    positions of each sequence count, [M]. documents: the document of each sequence, or the family of each prompt,
+    LongTensor [M]; None where unknown.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -237,21 +238,41 @@ def over_positions(values: Tensor, positions: Tensor) -> Tensor:
     return (values * positions).sum(-1) / positions.sum()
 
 
+def families_among(documents: Tensor | None, positions: Tensor) -> Tensor | None:
+    """Documents [M] where they are families of prompts, each of which asks for one answer; None for running text."""
+    return documents if bool((positions == 1).all()) else None
+
+
+def family_means(values: Tensor, families: Tensor | None) -> Tensor:
+    """Means over the prompts of every family, [..., F], from values [..., M] and families [M]; None: all are their own.
+
+    Prompts of a family are versions of each other, and no samples of their own.
+    """
+    if families is None:
+        return values
+    own, sizes = torch.unique(families.cpu(), return_inverse=True, return_counts=True)[1:]
+    found = torch.zeros(*values.shape[:-1], len(sizes), dtype=values.dtype)
+    return found.index_add_(-1, own, values) / sizes
+
+
 def resampled(
     values: Tensor, positions: Tensor, documents: Tensor | None = None, draws: int = DRAWS
 ) -> Tensor:
     """Means over all positions, double [draws, ...], of bootstrap samples of M sequences, from their means [..., M].
 
-    documents: the document of each sequence, [M]. Documents are drawn whole, with replacement, since sequences of one
-    are alike; sequences where documents are not known, or fewer than FEWEST_DOCUMENTS. It is always the same ones for
-    the same number, so that samples of two models match. A single sequence says nothing of the error: NaN.
+    documents: the document of each sequence, or the family of each prompt, [M]. Documents are drawn whole, with
+    replacement, since sequences of one are alike; sequences where documents are not known, or fewer than
+    FEWEST_DOCUMENTS. Prompts of one family are versions of each other, and are drawn by family even where these are
+    few. It is always the same ones for the same number, so that samples of two models match. A single sequence says
+    nothing of the error: NaN.
     """
     if len(positions) < 2:
         return torch.full((draws, *values.shape[:-1]), math.nan, dtype=torch.double)
     drawn = torch.arange(len(positions))
     if documents is not None:
         own = torch.unique(documents, return_inverse=True)[1]
-        drawn = own if int(own.max()) + 1 >= FEWEST_DOCUMENTS else drawn
+        fewest = FEWEST_DOCUMENTS if families_among(documents, positions) is None else FEWEST_FAMILIES
+        drawn = own if int(own.max()) + 1 >= fewest else drawn
     count = int(drawn.max()) + 1
     generator = torch.Generator().manual_seed(count)
     chosen = torch.randint(count, (draws, count), generator=generator)

@@ -11,7 +11,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from mechint.reporting.context import Context
 from mechint.reporting.style import ACCENT, LINE, QUIET, titled_figure
-from mechint.reporting.wording import number
 from mechint.results.circuit import CircuitInfo, CircuitPoint
 
 EXAMPLE_NAMES = {
@@ -102,9 +101,15 @@ def draw_faithfulness(axes: Axes, circuit: CircuitInfo) -> None:
 
 def draw_kl(axes: Axes, circuit: CircuitInfo) -> None:
     """KL at the answer of the kept units alone."""
-    points = [(100 * point.share, point.kl) for point in circuit.curve if point.kl and point.kept]
-    shares, values = zip(*points, strict=True) if points else ((), ())
+    points = [
+        (100 * point.share, point.kl, *(point.kl_interval or (point.kl, point.kl)))
+        for point in circuit.curve
+        if point.kl and point.kept
+    ]
+    shares, values, low, high = zip(*points, strict=True) if points else ((), (), (), ())
     axes.plot(shares, values, marker="o", markersize=3, linewidth=1.2, color=ACCENT["K"])
+    if points:
+        axes.fill_between(shares, low, high, color=ACCENT["K"], alpha=0.15, linewidth=0)
     if circuit.empty.kl:
         axes.axhline(circuit.empty.kl, color=LINE, linewidth=0.8, linestyle=":")
         axes.annotate(
@@ -142,8 +147,3 @@ def circuit_facts(context: Context) -> dict[str, Any]:
         "example_names": EXAMPLE_NAMES,
         "meanings": [] if context.run.meanings is None else context.run.meanings.units[:SHOWN],
     }
-
-
-def interval(ends: list[float] | None) -> str:
-    """' (0.81 to 0.93)', or nothing."""
-    return "" if ends is None else f" ({number(ends[0], 2)} to {number(ends[1], 2)})"

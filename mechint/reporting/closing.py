@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mechint.reporting.circuit import interval
-from mechint.reporting.wording import measured, number
+from mechint.reporting.wording import interval, measured, number
 from mechint.results.result import MODELS, DatasetInfo, Metrics, Result
 
 # To read and to look at, in this order.

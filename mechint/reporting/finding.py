@@ -9,6 +9,7 @@ from mechint.reporting.context import Context
 from mechint.reporting.style import Caution
 from mechint.reporting.wording import (
     counted,
+    interval,
     layers_named,
     measured,
     measured_percent,
@@ -16,7 +17,7 @@ from mechint.reporting.wording import (
     percent,
     plural,
 )
-from mechint.results.result import Grade, ModelName
+from mechint.results.result import Grade, ModelName, Result
 from mechint.results.verdict import FEW_TOKENS
 
 SUFFICIENT: dict[Grade, str] = {
@@ -69,7 +70,11 @@ def sufficiency(context: Context) -> str:
     dense, empty, masked = (result.metrics[name] for name in ("dense", "empty", "masked"))
     if verdict.kept is None:
         return ""
-    text = f"Alone they give {numbers(context, 'masked')}: {verdict.kept} of what the dense model does, "
+    prompts = None if result.task is None else result.task.prompts.get("evaluation")
+    where = f" on {plural(prompts, 'evaluation prompt')}" if prompts else ""
+    text = (
+        f"Alone they give {numbers(context, 'masked')}{where}: {verdict.kept} of what the dense model does, "
+    )
     text += f"judged by the worst of four measures ({', '.join(verdict.kept_by)})"
     if masked.loss is not None and dense.loss is not None and masked.loss < dense.loss:
         text += f"; the loss is {percent((dense.loss - masked.loss) / dense.loss)} below the dense model's"
@@ -96,14 +101,32 @@ def chance(context: Context) -> str:
     random = result.random_masks
     if random is None or random.p is None:
         return ""
+    faithful, of_mask = chance_faithfulness(result)
+    norms = ", and per quarter of these units by the norm of their activations," * (random.match == "norms")
     return (
-        f"{random.count:,} random masks with the same counts per {places_of(result.mask.unit)} have KL "
-        f"{measured(random.kl_mean, random.kl_mean_se)} on average (faithfulness "
-        f"{measured(random.faithfulness_mean, random.faithfulness_mean_se, 2)}); this mask has "
-        f"{measured(random.kl_of_mask, random.kl_of_mask_se)} "
-        f"({measured(random.faithfulness_of_mask, random.faithfulness_of_mask_se, 2)}) on the same "
-        f"{random.tokens:,} tokens, p = {random.p:.2g}."
+        f"{random.count:,} random masks with the same counts per {places_of(result.mask.unit)}{norms} have KL "
+        f"{measured(random.kl_mean, random.kl_mean_se)} on average ({faithful}); this mask has "
+        f"{measured(random.kl_of_mask, random.kl_of_mask_se)} ({of_mask}) on the same "
+        f"{random.tokens:,} {'tokens' if result.task is None else 'prompts'}, p = {random.p:.2g}."
     )
+
+
+def chance_faithfulness(result: Result) -> tuple[str, str]:
+    """Faithfulness of random masks and of the run's own on the same data: on a task that of the logit difference."""
+    random = result.random_masks
+    assert random is not None
+    if result.task is not None and random.logit_diff_faithfulness_of_mask is not None:
+        mean, own = (
+            f"{number(value, 2)}{interval(ends)}"
+            for value, ends in (
+                (random.logit_diff_faithfulness_mean, random.logit_diff_faithfulness_interval),
+                (random.logit_diff_faithfulness_of_mask, random.logit_diff_faithfulness_of_mask_interval),
+            )
+        )
+        return f"faithfulness of the logit difference {mean}", own
+    mean = measured(random.faithfulness_mean, random.faithfulness_mean_se, 2)
+    own = measured(random.faithfulness_of_mask, random.faithfulness_of_mask_se, 2)
+    return f"faithfulness{' of the loss' * (result.task is not None)} {mean}", own
 
 
 def places_of(unit: str | None) -> str:

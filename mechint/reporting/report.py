@@ -15,7 +15,7 @@ from mechint.masking.masks import LayerMask
 from mechint.metrics.statistics import digits_for
 from mechint.reporting import finding, wording
 from mechint.reporting.certainty import certainty, proofs_in_words, seeds_in_words, signed
-from mechint.reporting.circuit import CircuitFigure, circuit_facts, interval
+from mechint.reporting.circuit import CircuitFigure, circuit_facts
 from mechint.reporting.circuit_pictures import CircuitDiagram, CircuitHeads, CircuitPatterns
 from mechint.reporting.context import KINDS, Context
 from mechint.reporting.layer_importance import LayerImportance, layer_stems
@@ -80,7 +80,7 @@ LINKED = (
 def _environment() -> Environment:
     """What renders the template, which is compiled once in a process."""
     made = environment("mechint", "reporting")
-    made.filters |= {"signed": signed, "interval": interval}
+    made.filters["signed"] = signed
     return made
 
 

@@ -8,7 +8,7 @@ from mechint.reporting import wording
 
 # Functions of `wording` that templates use as filters.
 FILTERS = (
-    *("text", "code", "number", "measured", "measured_percent", "percent", "counted"),
+    *("text", "code", "number", "measured", "measured_percent", "percent", "counted", "interval"),
     *("seconds", "byte_size", "enumeration", "plural"),
 )
 

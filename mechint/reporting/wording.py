@@ -46,6 +46,11 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return ABSENT if fraction is None else f"{number(100 * fraction, digits)} %"
 
 
+def interval(ends: list[float] | None, digits: int = 2) -> str:
+    """' (0.81 to 0.93)', or nothing."""
+    return "" if ends is None else f" ({number(ends[0], digits)} to {number(ends[1], digits)})"
+
+
 def measured(value: float | None, error: float | None = None, digits: int = 3) -> str:
     """A measured number with its standard error, which decides the digits: '1.364 ± 0.031'; `digits` without one.
 

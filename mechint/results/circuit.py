@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
+import numpy as np
 from pydantic import Field
 
 from mechint.masking.units import Selection
+from mechint.metrics.statistics import sample_mean
 from mechint.results.section import Section
 
 
@@ -26,13 +28,15 @@ class TaskInfo(Section):
 
 
 class TaskScores(Section):
-    """What a model does on the task: means over prompts. kl_median, kl_p95: over prompts, of the KL from the dense
-    model at the answer, in nats.
+    """What a model does on the task: means over prompts, with 95 % intervals. kl_median, kl_p95: over prompts, of the
+    KL from the dense model at the answer, in nats.
     """
 
     logit_diff: float | None = None
+    logit_diff_interval: list[float] | None = None
     accuracy: float | None = None
     kl: float | None = None
+    kl_interval: list[float] | None = None
     kl_median: float | None = None
     kl_p95: float | None = None
 
@@ -50,6 +54,7 @@ class AblationScores(Section):
     faithfulness: float | None = None
     faithfulness_interval: list[float] | None = None
     completeness: float | None = None
+    completeness_interval: list[float] | None = None
 
 
 class CircuitPoint(Section):
@@ -64,6 +69,7 @@ class CircuitPoint(Section):
     logit_diff: float | None = None
     accuracy: float | None = None
     kl: float | None = None
+    kl_interval: list[float] | None = None
 
 
 class Area(Section):
@@ -75,18 +81,24 @@ class Area(Section):
 
 class Incompleteness(Section):
     """|faithfulness of the circuit without K - of the model without K| over random parts K of the circuit (Wang et al.
-    2022).
+    2022). interval: of the mean over the same parts, 95 % over prompts.
     """
 
     draws: int = 0
     mean: float | None = None
+    interval: list[float] | None = None
     max: float | None = None
 
 
 class Minimality(Section):
-    """Kept units of one KV head's keys, or values, removed together, one such part at a time.
+    """Kept units of one KV head's keys, or values, removed together, one such part at a time from the whole circuit.
 
-    needed: the KL rises, and the 95 % interval of its change over prompts lies above 0. harmful: it falls likewise.
+    needed: the KL rises, by a t test over families of prompts at a level of 5 % for all parts together (`correction`:
+    "holm"; in files of earlier versions None, where each part has a 95 % interval of its own). harmful: it falls
+    likewise.
+
+    It is less than minimality as Wang et al. (2022) define it, which looks for every node for a set of others without
+    which it makes a difference: of parts that stand in for each other none is needed here, and all may be there.
     """
 
     parts: int = 0
@@ -95,6 +107,7 @@ class Minimality(Section):
     needed: int = 0
     harmful: int = 0
     share_needed: float | None = None
+    correction: str | None = None
 
 
 class ParaphraseScores(Section):
@@ -109,25 +122,50 @@ class ParaphraseScores(Section):
     faithfulness: float | None = None
     faithfulness_interval: list[float] | None = None
     kl: float | None = None
+    kl_interval: list[float] | None = None
     accuracy: float | None = None
     iou: float | None = None
     chance: float | None = None
     learned_prompts: int | None = None
 
 
+class OverSeeds(Section):
+    """The mean of a number over the masks of `seeds` seeds, and its 95 % interval by Student's t: what another seed's
+    mask may be expected to give on the same prompts. None with a single seed that has the number.
+    """
+
+    mean: float | None = None
+    interval: list[float] | None = None
+    seeds: int = 0
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> OverSeeds:
+        """From the numbers of all seeds, some of which may have none."""
+        known = [value for value in values if value is not None]
+        if not known:
+            return cls()
+        found = sample_mean(np.array(known))
+        ends = found.interval()
+        return cls(mean=found.mean, interval=None if ends is None else list(ends), seeds=len(known))
+
+
 class SeedScores(Section):
-    """The numbers of each seed's own mask, in the order of the seeds."""
+    """The numbers of each seed's own mask, in the order of the seeds, and what they are over seeds."""
 
     faithfulness: list[float | None] = Field(default_factory=list)
     kl: list[float | None] = Field(default_factory=list)
     cmd: list[float | None] = Field(default_factory=list)
+    faithfulness_over_seeds: OverSeeds = Field(default_factory=OverSeeds)
+    kl_over_seeds: OverSeeds = Field(default_factory=OverSeeds)
+    cmd_over_seeds: OverSeeds = Field(default_factory=OverSeeds)
 
 
 class CircuitInfo(Section):
     """What a mask is worth as a circuit of a task, under the ablation that it was learned with.
 
     faithfulness: of the logit difference, 1 as the dense model and 0 as the empty one; above 1 is no success.
-    completeness: faithfulness of the complement. ablations: the same mask under all ablations.
+    completeness: faithfulness of the complement. Intervals are 95 %, by the bootstrap over families of prompts that are
+    versions of each other, for this one mask. ablations: the same mask under all ablations.
     selection: whether units are ranked by a signed score, those that do harm last, by a size, or by a rank put together
     from several scores or runs. within_10_percent: the
     fewest units of the curve whose logit difference lies within 10 % of the dense model's, from there on.
@@ -142,6 +180,7 @@ class CircuitInfo(Section):
     faithfulness: float | None = None
     faithfulness_interval: list[float] | None = None
     completeness: float | None = None
+    completeness_interval: list[float] | None = None
     dense: TaskScores = Field(default_factory=TaskScores)
     empty: TaskScores = Field(default_factory=TaskScores)
     masked: TaskScores = Field(default_factory=TaskScores)
@@ -170,10 +209,15 @@ class CircuitInfo(Section):
 def add_seeds(whole: CircuitInfo, circuits: Sequence[CircuitInfo | None]) -> None:
     """Add to the circuit of several seeds' consensus the numbers of each seed's own mask."""
     known = [circuit for circuit in circuits if circuit is not None]
+    faithfulness = [circuit.faithfulness for circuit in known]
+    kl, cmd = [circuit.masked.kl for circuit in known], [circuit.cmd.value for circuit in known]
     whole.seeds = SeedScores(
-        faithfulness=[circuit.faithfulness for circuit in known],
-        kl=[circuit.masked.kl for circuit in known],
-        cmd=[circuit.cmd.value for circuit in known],
+        faithfulness=faithfulness,
+        kl=kl,
+        cmd=cmd,
+        faithfulness_over_seeds=OverSeeds.of(faithfulness),
+        kl_over_seeds=OverSeeds.of(kl),
+        cmd_over_seeds=OverSeeds.of(cmd),
     )
     compared = [
         one.paraphrase for one in known if one.paraphrase is not None and one.paraphrase.iou is not None

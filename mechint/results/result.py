@@ -141,7 +141,8 @@ class ModelMetrics(Section):
     loss and kl are nats per predicted token; kl is from the dense model. objective is the mean of the run's own
     objective (`mask.objective`) where that is neither of the two. Names that end in _se are standard errors,
     here and everywhere else in this file, by the bootstrap over documents of the evaluation data, or over
-    sequences where documents are not known or fewer than ten; None for a single sequence.
+    sequences where documents are not known or fewer than ten, and on tasks over families of prompts that are versions
+    of each other; None for a single sequence.
     """
 
     loss: float | None = None
@@ -202,7 +203,9 @@ class RandomMasks(Section):
     match: `norms` where they are matched by the norms of activations as well. kl: of each of them; kl_of_mask: of the
     run's mask on the same tokens. faithfulness: likewise. kl_sd: over the masks. kl_gain: kl_mean - kl_of_mask, with
     its standard error over sequences. p: share of all masks, the run's included, whose KL is at most that of the
-    run's. sequences: how many the tokens are. logit_diff_faithfulness_mean: on a task, of the logit difference.
+    run's. sequences: how many the tokens are. same: how many of the masks are the run's own, since what they have to
+    match leaves no other; None in files of earlier versions. logit_diff_faithfulness: on a task that of the logit
+    difference, of each mask; of their mean and of the run's mask on the same prompts with 95 % intervals over prompts.
     """
 
     count: int = 0
@@ -222,7 +225,12 @@ class RandomMasks(Section):
     faithfulness_mean_se: float | None = None
     faithfulness_of_mask: float | None = None
     faithfulness_of_mask_se: float | None = None
+    logit_diff_faithfulness: list[float] = Field(default_factory=list)
     logit_diff_faithfulness_mean: float | None = None
+    logit_diff_faithfulness_interval: list[float] | None = None
+    logit_diff_faithfulness_of_mask: float | None = None
+    logit_diff_faithfulness_of_mask_interval: list[float] | None = None
+    same: int | None = None
     p: float | None = None
 
 

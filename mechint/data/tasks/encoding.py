@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Literal
@@ -31,12 +31,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The same in tokens; right and wrong have none in common."""
+    """The same in tokens; right and wrong have none in common. family: of prompts that are versions of each other, such
+    as both orders of two names; None: the prompt is one of its own.
+    """
 
     clean: tuple[int, ...]
     corrupted: tuple[int, ...]
     right: tuple[int, ...]
     wrong: tuple[int, ...]
+    family: Hashable | None = None
 
 
 class PromptError(ValueError):
@@ -114,8 +117,19 @@ def make_batch(prompts: Sequence[Encoded], side: Literal["left", "right"] = "rig
         answers[row, last, : len(prompt.right)] = torch.tensor(prompt.right)
         foils[row, last, : len(prompt.wrong)] = torch.tensor(prompt.wrong)
     padded = bool((~there).any())
+    numbers: dict[Hashable, int] = {}
+    families = [
+        numbers.setdefault(("alone", row) if prompt.family is None else prompt.family, len(numbers))
+        for row, prompt in enumerate(prompts)
+    ]
     return Batch(
-        tokens, _narrow(answers), counted, there if padded else None, foils=_narrow(foils), paired=paired
+        tokens,
+        _narrow(answers),
+        counted,
+        there if padded else None,
+        foils=_narrow(foils),
+        paired=paired,
+        families=torch.tensor(families),
     )
 
 

@@ -36,6 +36,7 @@ class GreaterThan(TextTask):
     """
 
     name: ClassVar[str] = "greater_than"
+    drawn_together: ClassVar[int] = 1
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """An event, a century and a year at random."""

@@ -86,7 +86,11 @@ class PromptPairs(TaskDataset):
         sides, _ = self._latest or self._sides()
         prompts = list(sides[wanted.side])
         wanted.generator.shuffle(prompts)
-        return [self._encoded(prompt, tokenizer, wanted.beginning) for prompt in prompts[: wanted.count]]
+        prompts = prompts[: wanted.count]
+        return [
+            replace(self._encoded(prompt, tokenizer, wanted.beginning), family=family)
+            for prompt, family in zip(prompts, _families(prompts), strict=True)
+        ]
 
     def _sides(self) -> tuple[dict[Side, list[Prompt]], tuple[str, ...]]:
         """All prompts of every side, and what a reader must know of them. Raises UserError."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeVar
 
 from mechint.data.batch import Batch
@@ -117,6 +117,7 @@ class TaskDataset(Dataset):
             evaluation=evaluation,
             evaluation_bytes=None,
             evaluation_digest=digest_of_prompts(evaluation),
+            evaluation_documents=evaluation.families,
             bos=begin.tokens,
             notes=begin.notes(tokenizer),
             task=Task(
@@ -187,25 +188,30 @@ class TaskDataset(Dataset):
 
 @dataclass(kw_only=True)
 class TextTask(TaskDataset):
-    """A task whose prompts are drawn as text, of words that the model's tokenizer cuts into equally many tokens."""
+    """A task whose prompts are drawn as text, of words that the model's tokenizer cuts into equally many tokens.
+
+    drawn_together: so many prompts in turn are versions of one, such as both orders of two names.
+    """
+
+    drawn_together: ClassVar[int] = 2
 
     @abstractmethod
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
-        """An endless stream of prompts of one side."""
+        """An endless stream of prompts of one side, `drawn_together` of each."""
 
     def encoded(self, wanted: Wanted) -> list[Encoded]:
         """As many different prompts as are wanted, or as can be drawn; unusable ones are drawn again."""
         tokenizer = self.require_tokenizer(wanted)
         found: dict[tuple[int, ...], Encoded] = {}
         stream = self.draw(Lexicon(tokenizer), wanted.side, wanted.generator)
-        for _ in range(ATTEMPTS * wanted.count):
+        for number in range(ATTEMPTS * wanted.count):
             if len(found) == wanted.count:
                 break
             try:
                 prompt = encode(next(stream), tokenizer, wanted.beginning)
             except PromptError:
                 continue
-            found[prompt.clean] = prompt
+            found[prompt.clean] = replace(prompt, family=number // self.drawn_together)
         return list(found.values())
 
 

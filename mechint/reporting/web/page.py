@@ -20,7 +20,6 @@ from jinja2 import Environment
 from markupsafe import Markup, escape
 
 from mechint.errors import one_line
-from mechint.reporting.circuit import interval
 from mechint.reporting.templates import environment
 from mechint.runtime.files import plain
 
@@ -74,7 +73,7 @@ def page(
 def _environment() -> Environment:
     """What renders the templates, which are compiled once in a process."""
     made = environment("mechint.reporting.web")
-    made.filters |= {"sentence": sentence, "line": one_line, "interval": interval}
+    made.filters |= {"sentence": sentence, "line": one_line}
     made.globals["is_number"] = is_number
     return made
 
