@@ -42,6 +42,7 @@ from mechint.metrics.gradients import gate_gradient
 from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, CircuitPatterns, Visualizer
 from mechint.reporting.closing import summary_lines
 from mechint.results.circuit import CircuitInfo, TaskScores
+from mechint.results.diagram import CircuitDrawing
 from mechint.results.result import Result, Verdict
 
 # --- scores
@@ -399,6 +400,15 @@ def test_the_verdict_and_the_circuit_are_in_the_report(run: Any) -> None:
     assert "`counterfactual` (learned with)" in report
     assert "(circuit.png)" in report
     assert (run.directory / "circuit.png").stat().st_size > 5000
+
+
+def test_a_run_on_a_task_draws_its_heads_and_what_they_read(run: Any) -> None:
+    drawing = CircuitDrawing.read(run.directory)
+    assert drawing is not None
+    assert drawing.edges
+    assert drawing.examples[0].patterns
+    assert "<path" in (run.directory / "circuit_diagram.svg").read_text()
+    assert (run.directory / "circuit_patterns.png").stat().st_size > 5000
 
 
 def test_the_last_lines_tell_of_task_and_gates(run: Any) -> None:
