@@ -23,17 +23,16 @@ from mechint.circuits.patterns import (
 from mechint.data.batch import Batch
 from mechint.data.byte_tokenizer import byte_tokenizer
 from mechint.masking import MaskedModel, MeanAblation, make_units
-from mechint.masking.basis import Basis, Maps
+from mechint.masking.basis import Basis
 from mechint.masking.sites import in_basis
 from mechint.masking.weights import input_rows, output_projections
 from mechint.methods.bases import PrincipalBasis
 from mechint.metrics.evaluation import Evaluator
-from mechint.metrics.metric import KL
 from mechint.results.units import UnitMeanings
 
 ROWS = torch.randint(65, 91, (4, 12), generator=torch.Generator().manual_seed(0))
 
-# Attention that is not the softmax of queries and keys on prompts of 12 tokens: windows of 8, caps, biases of positions.
+# Attention that is no softmax of queries and keys alone on 12 tokens: windows of 8, caps, biases of positions.
 OTHERWISE = {"mistral", "gemma2", "gemma3_text", "phi3", "gpt_oss", "bloom", "mpt", "gpt_neo"}
 
 
@@ -46,7 +45,8 @@ def all_heads(masked: MaskedModel) -> list[tuple[int, int]]:
 
 
 def principal(masked: MaskedModel) -> MaskedModel:
-    return PrincipalBasis().fit(Evaluator(masked, Batch(ROWS), [KL], 4), seed=0)
+    ablation = MeanAblation().fit(masked, Batch(ROWS), 4)
+    return PrincipalBasis().fit(Evaluator(masked, Batch(ROWS), ablation, 4), seed=0)
 
 
 class Recorder:

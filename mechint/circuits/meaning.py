@@ -158,7 +158,8 @@ def _projected_keys(masked: MaskedModel, batch: Batch, rows: Sequence[LayerRows]
         chosen = (own.linear == number).cpu()
 
         def after(module: nn.Module, arguments: Any, output: Tensor) -> None:
-            found[position][..., chosen] = output.detach().float().cpu()[..., own.row.cpu()[chosen]]
+            outputs = output.detach().float().cpu().reshape(*batch.tokens.shape, -1)
+            found[position][..., chosen] = outputs[..., own.row.cpu()[chosen]]
 
         return after
 
