@@ -46,6 +46,7 @@ from mechint.reporting import CircuitDiagram, CircuitFigure, CircuitHeads, Circu
 from mechint.reporting.closing import summary_lines
 from mechint.reporting.redrawing import redraw_run
 from mechint.results.circuit import CircuitInfo, OverSeeds, TaskScores
+from mechint.results.diagram import CircuitDrawing
 from mechint.results.result import Result, Verdict
 from mechint.results.section import Section
 
@@ -578,6 +579,15 @@ def test_seeds_of_a_task_have_means_with_intervals_over_seeds(
         report = (tmp_path / "run" / name).read_text()
         assert f"KL {seeds.kl_over_seeds.mean:.3f} ({low:.3f} to {high:.3f})" in report
         assert "the consensus: how far masks of other seeds differ is not in them" in report
+
+
+def test_a_run_on_a_task_draws_its_heads_and_what_they_read(run: Any) -> None:
+    drawing = CircuitDrawing.read(run.directory)
+    assert drawing is not None
+    assert drawing.edges
+    assert drawing.examples[0].patterns
+    assert "<path" in (run.directory / "circuit_diagram.svg").read_text()
+    assert (run.directory / "circuit_patterns.png").stat().st_size > 5000
 
 
 def test_the_last_lines_tell_of_task_and_gates(run: Any) -> None:

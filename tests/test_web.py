@@ -20,6 +20,8 @@ import torch
 from web_runs import circuit_drawing, nested_run, scored_masks, scored_run, seeds_run, task_run
 
 from mechint.circuits.drawing import EXAMPLES, PATTERNS, TOKENS
+from mechint.reporting.context import Context
+from mechint.reporting.report import write_report
 from mechint.reporting.templates import environment
 from mechint.reporting.web import run_page
 from mechint.reporting.web.channels import threshold_of
@@ -250,6 +252,14 @@ def test_the_page_of_a_task_has_its_circuit(tmp_path: Path) -> None:
     bare = replace(run, drawing=None)
     bare.result.circuit = None
     assert "Which head reads" not in run_page(bare)
+
+
+def test_what_could_not_be_shown_of_a_circuit_is_on_the_page_and_in_the_report(tmp_path: Path) -> None:
+    run = replace(task_run(tmp_path), meanings=UnitMeanings(notes=["a note on the units"]))
+    report = write_report(Context(run), []).read_text()
+    for text in (Read(run_page(run)).text, report):
+        assert "Note: a note on the drawing." in text
+        assert "Note: a note on the units." in text
 
 
 def test_what_is_not_known_is_a_dash(tmp_path: Path) -> None:

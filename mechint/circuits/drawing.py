@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mechint.circuits.meaning import States, attention, readable, scaling_of, states_on
+from mechint.circuits.meaning import readable
+from mechint.circuits.norms import LinearPart, norms_before
+from mechint.circuits.patterns import Head, attention_of
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, Units
 from mechint.masking.ablation import Ablation
-from mechint.masking.weights import input_rows, output_projections
+from mechint.masking.weights import InputRows, LayerRows, input_rows, output_projections
 from mechint.results.diagram import CircuitDrawing, Example, HeadNode, Pattern, ReadEdge
 
 if TYPE_CHECKING:
@@ -61,33 +64,34 @@ def draw(
     if edges:
         found.chance = float(torch.tensor([edge.score for edge in edges]).median())
         found.edges = sorted(edges, key=lambda edge: -edge.score)[:EDGES]
-    if masked.basis is not None and masked.basis.keys == "before_rope":
-        found.notes = [*found.notes, "attention patterns are not drawn for directions before the rotation"]
-        return found
     gates = kept.float().to(masked.device)
-    heads = _query_heads(masked, batch[:1], _most_important(units, keep, ranking))
-    found.examples = [
-        _example(masked, batch[number : number + 1], heads, gates, ablation, tokenizer)
-        for number in range(min(EXAMPLES, len(batch)))
-    ]
+    prompts = batch[:EXAMPLES]
+    try:
+        heads = _most_important(units, keep, ranking)
+        found.examples = _examples(masked, prompts, heads, gates, ablation, tokenizer)
+    except UserError as error:
+        found.notes = [*found.notes, f"attention patterns are not drawn: {error}"]
     return found
 
 
 def read_edges(masked: MaskedModel, kept: Tensor) -> list[ReadEdge]:
-    """All edges between heads with kept channels, bool [N]. Raises UserError where the weights cannot be read."""
+    """All edges between heads with kept channels, bool [N]. The norm before a reader is folded into its weights.
+
+    Raises UserError where the weights cannot be read.
+    """
     space = masked.space
     written = [one.weight.float().cpu() for one in output_projections(masked)]  # [D, H, C]
     rows = input_rows(masked)
+    norms = norms_before(
+        masked, list({one for layer in rows for part in _parts(layer) for one in part.linears})
+    )
     writers: dict[tuple[int, int], Tensor] = {}
     readers: dict[tuple[int, int, Reader], Tensor] = {}
     for position, layer in enumerate(space.layers):
         keys, values = (space.view(kept, position, kind) for kind in ("k", "v"))
         groups = layer.num_kv_heads
-        read = {
-            "k": rows[position].key.weight().cpu(),
-            "v": rows[position].value.weight().cpu(),
-            "q": rows[position].query.weight().cpu().unflatten(0, (groups, -1)),  # [G, R, C, D]
-        }
+        query, key, value = (_weight(part, norms) for part in _parts(rows[position]))
+        read = {"k": key, "v": value, "q": query.unflatten(0, (groups, -1))}  # q: [G, R, C, D]
         if masked.basis is not None:
             of_keys, of_values = (masked.basis.of(space, position, kind) for kind in ("k", "v"))
             read["k"] = of_keys.read.cpu().mT @ read["k"]
@@ -114,44 +118,58 @@ def read_edges(masked: MaskedModel, kept: Tensor) -> list[ReadEdge]:
     ]
 
 
-def _example(
+def _parts(rows: LayerRows) -> tuple[InputRows, InputRows, InputRows]:
+    return rows.query, rows.key, rows.value
+
+
+def _weight(rows: InputRows, norms: Mapping[nn.Module, LinearPart]) -> Tensor:
+    """The rows [heads, C, D] as they read the residual stream, through the norms before their linear layers."""
+    weight = rows.weight().cpu()
+    for number, module in enumerate(rows.linears):
+        if module in norms and bool((chosen := (rows.linear == number).cpu()).any()):
+            weight[chosen] = norms[module].read_before(weight[chosen])
+    return weight
+
+
+def _examples(
     masked: MaskedModel,
-    prompt: Batch,
-    heads: list[tuple[int, int]],
+    prompts: Batch,
+    kv_heads: list[Head],
     gates: Tensor,
     ablation: Ablation,
     tokenizer: PreTrainedTokenizerBase | None,
-) -> Example:
-    """How query heads, given by layer position and number, attend on a batch of one prompt."""
-    there = _there(prompt)
-    ids = prompt.tokens[there].tolist()
-    dense, under = states_on(masked, prompt), states_on(masked, prompt, gates, ablation)
-    return Example(
-        tokens=[
-            str(number) if tokenizer is None else readable([number], tokenizer) for number in ids[-TOKENS:]
-        ],
-        patterns=[
-            Pattern(
-                layer=masked.space.layers[position].index,
-                query_head=head,
-                dense=_rounded(_patterns(masked, dense, position, there)[head]),
-                masked=_rounded(_patterns(masked, under, position, there)[head]),
+) -> list[Example]:
+    """How of each KV head the query head attends that is surest of where the first prompt's last token looks."""
+    there = _there(prompts).cpu()
+    layers = masked.space.layers
+    groups = []
+    for position, head in kv_heads:
+        repeats = layers[position].num_query_heads // layers[position].num_kv_heads
+        groups.append([(position, one) for one in range(head * repeats, (head + 1) * repeats)])
+    dense = attention_of(masked, prompts, [one for group in groups for one in group])
+    last = int(there[0].nonzero()[-1])
+    heads = [max(group, key=lambda one: float(dense[one][0, last].max())) for group in groups]
+    under = attention_of(masked, prompts, heads, gates, ablation)
+    found = []
+    for number, own in enumerate(there):
+        ids = prompts.tokens[number].cpu()[own].tolist()
+        found.append(
+            Example(
+                tokens=[
+                    str(one) if tokenizer is None else readable([one], tokenizer) for one in ids[-TOKENS:]
+                ],
+                patterns=[
+                    Pattern(
+                        layer=layers[head[0]].index,
+                        query_head=head[1],
+                        dense=_rounded(dense[head][number][own][:, own]),
+                        masked=_rounded(under[head][number][own][:, own]),
+                    )
+                    for head in heads
+                ],
+                left_out=max(0, len(ids) - TOKENS),
             )
-            for position, head in heads
-        ],
-        left_out=max(0, len(ids) - TOKENS),
-    )
-
-
-def _query_heads(masked: MaskedModel, prompt: Batch, heads: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Of each KV head the query head that is surest of where to look from the last token of a prompt."""
-    there, dense, found = _there(prompt), states_on(masked, prompt), []
-    for position, head in heads:
-        layer = masked.space.layers[position]
-        repeats = layer.num_query_heads // layer.num_kv_heads
-        own = slice(head * repeats, (head + 1) * repeats)
-        surest = _patterns(masked, dense, position, there)[own, -1].max(-1).values.argmax()
-        found.append((position, head * repeats + int(surest)))
+        )
     return found
 
 
@@ -166,17 +184,9 @@ def _rounded(pattern: Tensor) -> list[list[float]]:
     return [[round(weight, DIGITS) for weight in row] for row in pattern[-TOKENS:, -TOKENS:].tolist()]
 
 
-def _patterns(masked: MaskedModel, states: States, position: int, there: Tensor) -> Tensor:
-    """Attention [H, T, T] of the first prompt, without padding."""
-    query, key = states.query[position], states.key[position]
-    seen = attention(query, key, scaling_of(masked, position), there.to(query.device))[0].cpu()
-    mask = there[0].cpu()
-    return seen[:, mask][:, :, mask]
-
-
-def _most_important(units: Units, keep: Tensor, ranking: Tensor) -> list[tuple[int, int]]:
-    """Layer positions and KV heads whose kept K units rank highest, by the best of them."""
+def _most_important(units: Units, keep: Tensor, ranking: Tensor) -> list[Head]:
+    """Layer positions and KV heads whose kept units, K or V, rank highest, by the best of them."""
     order = torch.argsort(ranking.cpu(), descending=True, stable=True)
-    chosen = [number for number in order.tolist() if keep[number] and units.has_key[number]]
+    chosen = [number for number in order.tolist() if keep[number]]
     heads = dict.fromkeys((int(units.layer[number]), int(units.head[number])) for number in chosen)
     return list(heads)[:PATTERNS]

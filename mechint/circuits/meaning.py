@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from mechint.circuits.norms import final_norm, linear_part
+from mechint.circuits.patterns import attention_of, scaling_that_explains, turned_directions
 from mechint.data.batch import Batch
 from mechint.errors import UserError
 from mechint.masking import MaskedModel, Units
 from mechint.masking.ablation import ZERO, Ablation
-from mechint.masking.weights import attention_modules, input_rows, output_projections
+from mechint.masking.weights import LayerRows, input_rows, output_projections
 from mechint.results.units import Context, Match, TokenWeight, UnitMeaning, UnitMeanings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What a decoder's last norm is called in transformers.
-NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "norm_f")
-
 TOKENS, CONTEXTS, BEFORE = 8, 4, 6
+
+UNTOLD_TERMS = (
+    "pairs of tokens with the largest terms are not told where a head's attention is not the softmax of queries and "
+    "keys alone, but of capped scores, within a window, by position or the like"
+)
+UNTOLD_BIASES = (
+    "shares of key biases are not told where keys are normed or clipped after the bias, and for directions of keys "
+    "after the rotation"
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,8 @@ def states_on(
     batch = batch.to(masked.device)
 
     def record(position: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        if position < len(found.key):
+            return  # a later layer that reads this one's keys and values
         for kept, states in ((found.query, query), (found.key, key), (found.value, value)):
             kept.append(states.float())
 
@@ -54,30 +65,14 @@ def states_on(
     return found
 
 
-def scaling_of(masked: MaskedModel, position: int) -> float:
-    """What a layer's scores q k are multiplied with before softmax."""
-    module = attention_modules(masked)[position]
-    found = getattr(module, "scaling", None)
-    return float(found) if isinstance(found, float) else masked.space.layers[position].key_width ** -0.5
+def score_terms(query: Tensor, coordinate: Tensor, scaling: float, turned: Tensor | None = None) -> Tensor:
+    """One key channel's or direction's terms [B, T, T] of a head's scores; those of all add up to the scores.
 
-
-def score_terms(query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Every channel's term of the scores, [B, H, T, T, C], of queries [B, H, T, C] and keys [B, G, T, C].
-
-    They add up to the score that softmax takes: a head attends because of these channels.
+    query: [B, T], queries for it, or with `turned` [B, T, C], those that attention gets. coordinate: [B, T], of keys.
+    turned: [B, T, C], a direction of keys before the rotation as it is after it at each token.
     """
-    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    return query.unsqueeze(3) * keys.unsqueeze(2) * scaling
-
-
-def attention(query: Tensor, key: Tensor, scaling: float, there: Tensor | None = None) -> Tensor:
-    """Attention [B, H, T, T] of queries and keys, to earlier tokens alone that are no padding (there: bool [B, T])."""
-    keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
-    scores = query @ keys.mT * scaling
-    seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if there is not None:
-        seen = seen & there[:, None, None, :]
-    return scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
+    asked = query.unsqueeze(2) if turned is None else query @ turned.mT
+    return asked * coordinate.unsqueeze(1) * scaling
 
 
 def explain(
@@ -87,52 +82,163 @@ def explain(
     chosen: Sequence[int],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> UnitMeanings:
-    """What the units with these numbers do on a batch of prompts, the dense model being run once.
+    """What the units with these numbers do on a batch of prompts in the dense model.
 
-    Units of several channels are told by their first one.
+    Units of several channels are told by their first one, those of keys and values by the first one of each.
     """
     labels = units.space.labels()
-    states = states_on(masked, batch)
-    told = _Teller(masked, batch, states, tokenizer)
-    found = UnitMeanings(prompts=len(batch), notes=told.notes)
+    places: list[tuple[int, int, int, int]] = []  # kind, layer position, head, channel
     for number in chosen:
-        channel = int((units.of_channel == number).nonzero()[0])
-        place = {name: int(values[channel]) for name, values in labels.items()}
-        about = (place["layer"], place["head"], place["channel"])
-        found.units = [*found.units, told.value(*about) if place["kind"] else told.key(*about)]
+        own = (units.of_channel == number).nonzero()[:, 0]
+        for kind in labels["kind"][own].unique().tolist():
+            channel = own[labels["kind"][own] == kind][0]
+            layer, head, first = (int(labels[name][channel]) for name in ("layer", "head", "channel"))
+            places.append((kind, layer, head, first))
+    told = _Teller(masked, batch, [place for kind, *place in places if kind == 0], tokenizer)
+    found = UnitMeanings(
+        prompts=len(batch),
+        units=[told.value(*place) if kind else told.key(*place) for kind, *place in places],
+    )
+    found.notes = told.notes()
     return found
 
 
+@dataclass(frozen=True)
+class _KeyBiases:
+    """Key biases [G, C] and the keys [B, G, T, C] that the projections give, before norms and rotation, by layer.
+
+    turned: whether a rotation alone comes after them, or nothing; None where keys are normed, clipped or the like.
+    """
+
+    biases: list[Tensor]
+    keys: list[Tensor]
+    turned: list[bool | None]
+    masked: MaskedModel
+
+    @classmethod
+    def of(cls, masked: MaskedModel, batch: Batch, plain: States) -> _KeyBiases | None:
+        """Those of the dense model on a batch whose states in channels are known; None where keys are not linear."""
+        try:
+            rows = input_rows(masked)
+        except UserError:
+            return None
+        keys = _projected_keys(masked, batch, rows)
+        there = batch.attention_mask
+        there = torch.ones_like(batch.tokens, dtype=torch.bool) if there is None else there
+        turned = [
+            _turned(before, after.cpu(), there.cpu(), torch.finfo(masked.model.dtype).eps)
+            for before, after in zip(keys, plain.key, strict=True)
+        ]
+        return cls([one.key.bias().cpu() for one in rows], keys, turned, masked)
+
+    def share(self, layer: int, head: int, channel: int, there: Tensor) -> float | None:
+        """What `UnitMeaning.bias_share` is; None where the bias is not a part of the key that stays the same."""
+        bias, keys, basis = self.biases[layer][head], self.keys[layer][:, head], self.masked.basis
+        if not bias.any():
+            return 0.0
+        turned = self.turned[layer]
+        if turned is None or (turned and basis is not None and basis.keys == "after_rope"):
+            return None
+        direction = torch.eye(len(bias))[channel]
+        if basis is not None:
+            direction = basis.of(self.masked.space, layer, "k").read[head, :, channel].detach().cpu()
+        own = float(bias @ direction) ** 2
+        others = float(((keys - bias) @ direction)[there].square().mean())
+        return own / (own + others) if own + others > 0 else 0.0
+
+
+@torch.no_grad()
+def _projected_keys(masked: MaskedModel, batch: Batch, rows: Sequence[LayerRows]) -> list[Tensor]:
+    """The outputs of linear layers, bias included, that every layer's keys are made of, [B, G, T, C] on the CPU."""
+    heads, width = zip(*(one.key.row.shape for one in rows), strict=True)
+    found = [torch.zeros(*batch.tokens.shape, g, c) for g, c in zip(heads, width, strict=True)]
+
+    def keep(position: int, number: int) -> Callable[..., None]:
+        own = rows[position].key
+        chosen = (own.linear == number).cpu()
+
+        def after(module: nn.Module, arguments: Any, output: Tensor) -> None:
+            outputs = output.detach().float().cpu().reshape(*batch.tokens.shape, -1)
+            found[position][..., chosen] = outputs[..., own.row.cpu()[chosen]]
+
+        return after
+
+    with ExitStack() as stack:
+        for position, one in enumerate(rows):
+            for number in one.key.linear.unique().tolist():
+                module = one.key.linears[number]
+                stack.enter_context(module.register_forward_hook(keep(position, number)))
+        masked.hidden(batch.to(masked.device))
+    return [keys.transpose(1, 2) for keys in found]
+
+
+def _turned(before: Tensor, after: Tensor, there: Tensor, rounding: float) -> bool | None:
+    """Whether keys [B, G, T, C] are rotated after their projection, which keeps norms up to one factor; False where
+    they stay as they are, None where something else happens to them.
+    """
+    close = max(1e-4, 8 * rounding)
+    first, last = (states.transpose(1, 2)[there] for states in (before, after))  # [tokens, G, C]
+    if torch.allclose(first, last, rtol=close, atol=close * float(last.abs().amax())):
+        return False
+    factor = last.norm(dim=-1) / first.norm(dim=-1).clamp_min(1e-30)
+    return True if float(factor.amax() - factor.amin()) <= close * float(factor.amax()) else None
+
+
 class _Teller:
-    """Puts states into words."""
+    """Puts states into words. keys: layer positions, heads and channels of the K units that it will be asked for."""
 
     def __init__(
-        self, masked: MaskedModel, batch: Batch, states: States, tokenizer: PreTrainedTokenizerBase | None
+        self,
+        masked: MaskedModel,
+        batch: Batch,
+        keys: Sequence[Sequence[int]],
+        tokenizer: PreTrainedTokenizerBase | None,
     ) -> None:
-        self._masked, self._batch, self._states, self._tokenizer = masked, batch, states, tokenizer
+        self._masked, self._batch, self._tokenizer = masked, batch, tokenizer
         there = batch.attention_mask
-        self._there = torch.ones_like(batch.tokens, dtype=torch.bool) if there is None else there
-        self.notes: list[str] = []
-        self._norm = final_norm(masked.model)
-        embedding: Any = masked.model.get_output_embeddings()
-        self._unembedding = None if embedding is None else embedding.weight.detach().float()
-        if self._norm is None or self._unembedding is None:
-            self.notes.append("what values promote is not told: final norm or unembedding were not found")
-        self._outputs = self._biases = None
+        self._there = (torch.ones_like(batch.tokens, dtype=torch.bool) if there is None else there).cpu()
+        self._notes: list[str] = []
+        self._layers_without: dict[str, set[int]] = {}
+        self._norm = self._unembedding = None
+        norm, embedding = final_norm(masked.model), masked.model.get_output_embeddings()
+        if norm is None or embedding is None:
+            self._notes.append("what values promote is not told: final norm or unembedding were not found")
+        else:
+            self._unembedding = embedding.weight.detach().float()
+            self._norm = linear_part(norm, self._unembedding.shape[1], masked.device)
+        self._outputs = None
         try:
             self._outputs = [one.weight for one in output_projections(masked)]
         except UserError as error:
-            self.notes.append(f"what values promote is not told: {error}")
-        if masked.basis is None:
-            try:
-                self._biases = [rows.key.bias() for rows in input_rows(masked)]
-            except UserError:
-                self.notes.append("shares of key biases are not told: keys are not those of linear layers")
-        self._turned = masked.basis is not None and masked.basis.keys == "before_rope"
-        if self._turned:
-            self.notes.append(
-                "terms of scores are not told: directions are those of keys before the rotation"
-            )
+            self._notes.append(f"what values promote is not told: {error}")
+        self._states = states_on(masked, batch)
+        self._plain = self._states if masked.basis is None else states_on(masked.in_channels(), batch)
+        self._biases = _KeyBiases.of(masked, batch, self._plain)
+        if self._biases is None and keys:
+            self._notes.append("shares of key biases are not told: keys are not those of linear layers")
+        self._turned: dict[tuple[int, ...], Tensor] = {}
+        if masked.basis is not None and masked.basis.keys == "before_rope" and keys:
+            about = [(layer, head, channel) for layer, head, channel in keys]
+            self._turned = dict(zip(about, turned_directions(masked, batch, about), strict=True))
+        self._query_heads = {
+            (layer, head, channel): self._asking(layer, head, channel) for layer, head, channel in keys
+        }
+        asked = {(layer, head) for (layer, _, _), head in self._query_heads.items()}
+        self._attention: dict[tuple[int, int], Tensor] = {}
+        try:
+            self._attention = attention_of(masked, batch, sorted(asked))
+        except UserError as error:
+            self._notes.append(f"pairs of tokens with the largest terms are not told: {error}")
+
+    def notes(self) -> list[str]:
+        """What could not be told."""
+        return [
+            *self._notes,
+            *(
+                f"{what} (layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, sorted(layers)))})"
+                for what, layers in self._layers_without.items()
+            ),
+        ]
 
     def value(self, layer: int, head: int, channel: int) -> UnitMeaning:
         """A V unit."""
@@ -145,7 +251,7 @@ class _Teller:
         directions = written[:, head, :, channel]  # [D, R]
         strongest = int(directions.norm(dim=0).argmax())
         meaning.query_head = head * directions.shape[1] + strongest
-        logits = self._unembedding @ normed(self._norm, directions[:, strongest]) * (meaning.sd or 1.0)
+        logits = self._unembedding @ self._norm.after(directions[:, strongest]) * (meaning.sd or 1.0)
         top, bottom = logits.topk(TOKENS), (-logits).topk(TOKENS)
         meaning.promotes = self._weights(top.indices, top.values)
         meaning.suppresses = self._weights(bottom.indices, -bottom.values)
@@ -154,21 +260,29 @@ class _Teller:
     def key(self, layer: int, head: int, channel: int) -> UnitMeaning:
         """A K unit."""
         keys = self._states.key[layer][:, head, :, channel].cpu()  # [B, T]
-        groups = self._states.query[layer].unflatten(1, (self._masked.space.layers[layer].num_kv_heads, -1))
-        queries = groups[:, head, :, :, channel].cpu()  # [B, R, T]
         meaning = self._described(layer, "k", head, channel, keys)
-        strongest = int(queries.square().mean((0, 2)).argmax())
-        meaning.query_head = head * queries.shape[1] + strongest
+        meaning.query_head = self._query_heads[layer, head, channel]
         square = float(keys[self._there].square().mean())
         if square > 0:
             meaning.mean_share = float(keys[self._there].mean()) ** 2 / square
-            if self._biases is not None:
-                meaning.bias_share = float(self._biases[layer][head, channel]) ** 2 / square
+        if self._biases is not None:
+            meaning.bias_share = self._biases.share(layer, head, channel, self._there)
+            if meaning.bias_share is None:
+                self._without(layer, UNTOLD_BIASES)
+        queries = self._states.query[layer][:, meaning.query_head, :, channel].cpu()
         meaning.keys = self._contexts(keys)
-        meaning.queries = self._contexts(queries[:, strongest])
-        if not self._turned:
-            meaning.matches = self._matches(layer, head, meaning.query_head, keys, queries[:, strongest])
+        meaning.queries = self._contexts(queries)
+        meaning.matches = self._matches(layer, head, channel)
         return meaning
+
+    def _asking(self, layer: int, head: int, channel: int) -> int:
+        """The query head of a group whose queries are the largest there."""
+        groups = self._states.query[layer].unflatten(1, (self._masked.space.layers[layer].num_kv_heads, -1))
+        squares = groups[:, head, :, :, channel].cpu().square()  # [B, R, T]
+        return head * groups.shape[2] + int(squares.mean((0, 2)).argmax())
+
+    def _without(self, layer: int, what: str) -> None:
+        self._layers_without.setdefault(what, set()).add(self._masked.space.layers[layer].index)
 
     def _described(self, layer: int, kind: Any, head: int, channel: int, values: Tensor) -> UnitMeaning:
         own = values[self._there]
@@ -181,24 +295,30 @@ class _Teller:
             sd=float(own.std(correction=0)),
         )
 
-    def _matches(self, layer: int, head: int, query_head: int, keys: Tensor, queries: Tensor) -> list[Match]:
-        """Where, at the positions that count, the unit adds most to the score of one token for another."""
-        scaling = scaling_of(self._masked, layer)
-        counted = self._there if self._batch.counted is None else self._batch.counted
-        terms = score_terms(queries[:, None, :, None], keys[:, None, :, None], scaling)[
-            :, 0, ..., 0
-        ]  # [B, T, T]
+    def _matches(self, layer: int, head: int, channel: int) -> list[Match]:
+        """Where, at the positions that count, the unit adds most to the score of one token for another; none where the
+        head's attention is not made of such terms.
+        """
+        query_head = self._query_heads[layer, head, channel]
+        seen = self._attention.get((layer, query_head))
+        if seen is None:
+            return []
+        query, key = self._plain.query[layer][:, query_head].cpu(), self._plain.key[layer][:, head].cpu()
+        scaling = scaling_that_explains(self._masked, layer, seen, query, key, self._there)
+        if scaling is None:
+            self._without(layer, UNTOLD_TERMS)
+            return []
+        coordinate = self._states.key[layer][:, head, :, channel].cpu()
+        turned = self._turned.get((layer, head, channel))
+        if turned is None:
+            query = self._states.query[layer][:, query_head, :, channel].cpu()
+        terms = score_terms(query, coordinate, scaling, turned)
+        counted = self._there if self._batch.counted is None else self._batch.counted.cpu()
         earlier = torch.ones(terms.shape[1:], dtype=torch.bool).tril()
         allowed = earlier & self._there.unsqueeze(1) & counted.unsqueeze(2)
         flat = terms.masked_fill(~allowed, -torch.inf).flatten()
-        seen = attention(
-            self._states.query[layer][:, [query_head]],
-            self._states.key[layer][:, [head]],
-            scaling,
-            self._there.to(self._masked.device),
-        )[:, 0].cpu()
         found = []
-        length = keys.shape[1]
+        length = terms.shape[1]
         for place in flat.topk(min(CONTEXTS, int(allowed.sum()))).indices.tolist():
             row, rest = divmod(place, length * length)
             asking, asked = divmod(rest, length)
@@ -250,25 +370,3 @@ def readable(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:
     known = [number for number in ids if number < len(tokenizer)]
     text = str(tokenizer.decode(known))
     return " ".join(map(str, tokenizer.convert_ids_to_tokens(known))) if "\ufffd" in text else text
-
-
-def final_norm(model: nn.Module) -> nn.Module | None:
-    """The norm after a decoder's last layer; None where it has no known name."""
-    base: Any = getattr(model, "base_model", model)
-    for place in (base, getattr(base, "decoder", None)):
-        for name in NORMS:
-            found = getattr(place, name, None)
-            if isinstance(found, nn.Module) and isinstance(getattr(found, "weight", None), Tensor):
-                return found
-    return None
-
-
-def normed(norm: nn.Module, direction: Tensor) -> Tensor:
-    """A direction [D] of the residual stream after a final norm that is taken as linear: centred if the norm does so,
-    times its weights; the scale, which depends on the text, is left out.
-    """
-    if isinstance(norm, nn.LayerNorm):
-        direction = direction - direction.mean()
-    weight = norm.weight
-    assert isinstance(weight, Tensor)
-    return direction * weight.detach().float()

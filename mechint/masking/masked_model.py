@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,20 @@ from mechint.masking.space import KINDS
 
 # Called with a layer's position, query [B, H, T, C], key [B, G, T, C] and value [B, G, T, C].
 Recorder = Callable[[int, Tensor, Tensor, Tensor], None]
+
+
+class LayerHook(Protocol):
+    """What sees, and may change, one layer's states: queries and keys before the rotation, where they are reached
+    there, and all of them where attention gets them.
+    """
+
+    def before_rotation(self, states: str, values: Tensor) -> Tensor:
+        """Queries or keys [B, heads, T, C] before the rotation; states: `query` or `key`."""
+        ...
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value [B, G, T, C] to attend to."""
+        ...
 
 
 class MaskedModel:
@@ -118,11 +132,26 @@ class MaskedModel:
         watching = [
             _Recording(i, recorder, before, maps[2 * i], maps[2 * i + 1]) for i in range(len(self._modules))
         ]
-        found: Sequence[Hook] = watching
+        with self.after_gates(watching, gates, ablation, batch):
+            yield
+
+    @contextmanager
+    def after_gates(
+        self,
+        then: Sequence[LayerHook],
+        gates: Tensor | None = None,
+        ablation: Ablation = ZERO,
+        batch: Batch | None = None,
+    ) -> Iterator[None]:
+        """Call one hook for every layer with its states in channels, as gates leave them, inside the block.
+
+        What a hook returns is attended to. gates, ablation, batch: as for `gated`.
+        """
+        found: Sequence[Hook] = then
         if gates is not None:
             found = [
-                _InTurn(gate, watch)
-                for gate, watch in zip(self._gates(gates, ablation, batch), watching, strict=True)
+                _InTurn(gate, one)
+                for gate, one in zip(self._gates(gates, ablation, batch), then, strict=True)
             ]
         with hooks(list(zip(self._modules, found, strict=True))):
             yield
@@ -170,7 +199,7 @@ class MaskedModel:
 class _InTurn:
     """Gates one layer's states and then hands them on."""
 
-    def __init__(self, gate: LayerGate, then: _Recording) -> None:
+    def __init__(self, gate: LayerGate, then: LayerHook) -> None:
         self._gate, self._then = gate, then
 
     def before_rotation(self, states: str, values: Tensor) -> Tensor:

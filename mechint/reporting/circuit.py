@@ -145,5 +145,12 @@ def circuit_facts(context: Context) -> dict[str, Any]:
     return {
         "distance": None if faithful is None else abs(1 - faithful),
         "example_names": EXAMPLE_NAMES,
+        "untold": untold(context),
         "meanings": [] if context.run.meanings is None else context.run.meanings.units[:SHOWN],
     }
+
+
+def untold(context: Context) -> list[str]:
+    """What pictures of a circuit and texts on its units could not show, and why."""
+    files = (context.run.drawing, context.run.meanings)
+    return list(dict.fromkeys(note for one in files if one is not None for note in one.notes))

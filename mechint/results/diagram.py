@@ -21,8 +21,9 @@ class HeadNode(Section):
 class ReadEdge(Section):
     """What kept values of one head write is read by kept keys, by queries for them, or by kept values of a later one.
 
-    score: |R W| / (|R| |W|) with Frobenius norms, R the rows of the reading weights, W the columns of the writing ones
-    (composition score, Elhage et al. 2021).
+    score: |R W| / (|R| |W|) with Frobenius norms, R the rows of the reading weights times the weights of the norm
+    before them (centred where it takes out the mean), W the columns of the writing ones (composition score, Elhage et
+    al. 2021).
     """
 
     source: tuple[int, int]
@@ -32,7 +33,9 @@ class ReadEdge(Section):
 
 
 class Pattern(Section):
-    """Attention of one query head on one prompt, [T][T], in the dense and in the masked model."""
+    """The model's own attention of one query head on one prompt, [T][T], dense and masked. With sinks rows add up to
+    less than 1.
+    """
 
     layer: int
     query_head: int

@@ -39,8 +39,9 @@ class UnitMeaning(Section):
     layer: its index. query_head: the one of its group that reads or writes it most. mean, sd: of its activation over
     the prompts. V: promotes, suppresses: tokens, through the final norm, taken as linear, and the unembedding. K: keys,
     queries: contexts with the largest activations of either sign; matches: pairs at the answer with the largest terms;
-    mean_share: part of the mean square of its key that is that of the head's mean key; bias_share: the same of the bias
-    of the key projection, None where there is none to be read.
+    mean_share: part of the mean square of its key that is that of the head's mean key. bias_share: b^2 / (b^2 + mean of
+    (k - b)^2), b the bias of the key projection and k its output, before any rotation: of the two parts that a key is
+    the sum of, the bias's share of their squares, in [0, 1] even where they cancel; None where it cannot be read.
     """
 
     layer: int
