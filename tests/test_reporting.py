@@ -904,11 +904,12 @@ def test_the_losses_that_a_checkpoint_states_stand_beside_the_dense_one(tmp_path
 def test_the_held_out_objective_is_told_where_it_is_neither_loss_nor_kl(tmp_path: Path) -> None:
     run = make_run(tmp_path)
     assert "The objective" not in report_of(run)
-    run.result.mask.objective = "logit_diff_gap"
+    run.result.mask.objective, run.result.mask.surrogate_of = "logit_diff_gap", "logit_diff"
     for place, model in enumerate(run.result.metrics.values()):
         model.objective, model.objective_se = 0.5 * place, 0.01
     line = "`logit_diff_gap`, mean over positions: dense 0.000 ± 0.010, empty 0.500 ± 0.010, masked 1.000 ± 0.010"
     assert line in report_of(run)
+    assert "objective `logit_diff_gap` (a surrogate of `logit_diff`)" in report_of(run)
 
 
 def in_basis(run: RunFiles, where: str = "before_rope") -> RunFiles:

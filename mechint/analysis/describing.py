@@ -180,6 +180,7 @@ def mask_info(recipe: Recipe) -> MaskInfo:
         ablation=recipe.ablation.name,
         tie_kv=method.tie_kv,
         objective=recipe.objective.name,
+        surrogate_of=recipe.objective.stands_for,
         schedule=type(recipe.schedule).__name__,
     )
 

@@ -88,7 +88,10 @@ class DatasetInfo(Section):
 
 
 class MaskInfo(Section):
-    """What was learned and how, in the names of the classes. importance: what the method's scores say of a unit."""
+    """What was learned and how, in the names of the classes. importance: what the method's scores say of a unit.
+
+    surrogate_of: the metric that the objective stands for, where it is only a surrogate.
+    """
 
     method: str | None = None
     importance: str | None = None
@@ -97,6 +100,7 @@ class MaskInfo(Section):
     ablation: str = "zero"
     tie_kv: bool = False
     objective: str | None = None
+    surrogate_of: str | None = None
     schedule: str | None = None
 
 
