@@ -105,7 +105,8 @@ def explain(
 
 @dataclass(frozen=True)
 class _KeyBiases:
-    """Key biases [G, C] and the keys [B, G, T, C] that the projections give, before norms and rotation, by layer.
+    """Key biases [G, C] and the keys [B, G, T, C] that the projections give, before norms and rotation, by layer; keys
+    are left out where there are no biases at all.
 
     turned: whether a rotation alone comes after them, or nothing; None where keys are normed, clipped or the like.
     """
@@ -122,6 +123,9 @@ class _KeyBiases:
             rows = input_rows(masked)
         except UserError:
             return None
+        biases = [one.key.bias().cpu() for one in rows]
+        if not any(bias.any() for bias in biases):
+            return cls(biases, [], [], masked)
         keys = _projected_keys(masked, batch, rows)
         there = batch.attention_mask
         there = torch.ones_like(batch.tokens, dtype=torch.bool) if there is None else there
@@ -129,14 +133,14 @@ class _KeyBiases:
             _turned(before, after.cpu(), there.cpu(), torch.finfo(masked.model.dtype).eps)
             for before, after in zip(keys, plain.key, strict=True)
         ]
-        return cls([one.key.bias().cpu() for one in rows], keys, turned, masked)
+        return cls(biases, keys, turned, masked)
 
     def share(self, layer: int, head: int, channel: int, there: Tensor) -> float | None:
         """What `UnitMeaning.bias_share` is; None where the bias is not a part of the key that stays the same."""
-        bias, keys, basis = self.biases[layer][head], self.keys[layer][:, head], self.masked.basis
+        bias, basis = self.biases[layer][head], self.masked.basis
         if not bias.any():
             return 0.0
-        turned = self.turned[layer]
+        keys, turned = self.keys[layer][:, head], self.turned[layer]
         if turned is None or (turned and basis is not None and basis.keys == "after_rope"):
             return None
         direction = torch.eye(len(bias))[channel]
