@@ -35,6 +35,7 @@ class Docstring(TextTask):
     """
 
     name: ClassVar[str] = "docstring"
+    drawn_together: ClassVar[int] = 1
 
     def draw(self, words: Lexicon, side: Side, generator: random.Random) -> Iterator[Prompt]:
         """Words for arguments and text at random, none of them twice."""
