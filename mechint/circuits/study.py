@@ -224,9 +224,7 @@ class CircuitStudy:
             )
         nothing, masked = torch.zeros_like(keep), bench.masked
         own = name == bench.ablation.name  # with the run's settings, but constants for each circuit
-        fitted = (replace(bench.ablation) if own else known_ablations()[name]()).fit(
-            masked, calibration, at_once
-        )
+        fitted = (bench.ablation if own else known_ablations()[name]()).fit(masked, calibration, at_once)
         if isinstance(fitted, OptimalAblation):
             learned = calibration[: self.optimal_prompts]
             bench.spent.append(3 * self.optimal_steps * learned.tokens.numel())
