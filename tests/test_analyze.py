@@ -204,6 +204,7 @@ def test_other_choices_work_together_and_a_terminal_shows_a_bar(
         "ablation": "mean",
         "tie_kv": False,
         "objective": "nll",
+        "surrogate_of": None,
         "schedule": "CosineSchedule",
         "importance": "learned logit of the gate",
     }
